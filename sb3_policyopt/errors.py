@@ -1,0 +1,9 @@
+"""The errors of this package that are not a plain ``ValueError`` or ``TypeError``."""
+
+
+class NonFiniteError(ValueError):
+    """
+    A NaN or an infinity reached the algorithm.
+
+    It is a ``ValueError``, so that Optuna (through rl-zoo3) prunes the trial instead of ending the study.
+    """
