@@ -1,0 +1,52 @@
+"""``sb3-policyopt plot``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sb3_policyopt.plots.extra import require
+
+_DESCRIPTION = """\
+Draw training runs on one page: the learning curve with its evaluations, and the health of the updates
+(TRPO: true and predicted KL against the bound, line search, conjugate gradient;
+PPO: KL, clipped samples, entropy, explained variance)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the command.
+
+    :param argv: arguments after ``plot``; None takes those of the process
+    :return: 0, or 2 when a run cannot be read or drawn (argparse exits with 2 too)
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        require("pandas", "matplotlib", "scipy", "yaml")
+        from sb3_policyopt.plots.page import draw_page
+        from sb3_policyopt.plots.runs import find_runs, read_run
+
+        paths = [run for path in arguments.runs for run in find_runs(path)]
+        out = arguments.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path()) / "training.png"
+        print(draw_page([read_run(path) for path in paths], out, arguments.group == "seeds"))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"sb3-policyopt plot: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sb3-policyopt plot", description=_DESCRIPTION)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, csv log, or a folder of run folders")
+    parser.add_argument("--out", type=Path, help="picture to write (.png, .pdf, .svg); default: training.png")
+    parser.add_argument(
+        "--group",
+        choices=("seeds", "none"),
+        default="seeds",
+        help="seeds: repetitions of one experiment are one curve, with its bootstrap interval; none: every run alone",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

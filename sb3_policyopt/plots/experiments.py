@@ -1,0 +1,94 @@
+"""Which runs are repetitions of one experiment, and what to call each on the page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sb3_policyopt.plots.runs import Run
+
+_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours that people with any common colour blindness can tell apart (Okabe and Ito 2008), without the pale yellow."""
+_MAX_NAMED_DIFFERENCES = 3
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    One curve of the page.
+
+    :param label: name in the legend
+    :param color: of every line that belongs to it
+    :param runs: repetitions, at least one
+    """
+
+    label: str
+    color: Any
+    runs: tuple[Run, ...]
+
+    @property
+    def algo(self) -> str:
+        """Algorithm of its runs."""
+        return self.runs[0].algo
+
+
+def group(runs: Sequence[Run], pool_seeds: bool = True) -> list[Experiment]:
+    """
+    Sort runs into experiments.
+
+    :param runs: in the order of the legend
+    :param pool_seeds: join runs with the same algorithm, environment, log folder and hyperparameters (the seed apart)
+    :return: one experiment per curve
+    """
+    members: dict[Any, list[Run]] = {}
+    for run in runs:
+        members.setdefault(_identity(run) if pool_seeds and run.env else run.path.resolve(), []).append(run)
+    groups = list(members.values())
+    colors = _colors(len(groups))
+    return [Experiment(label, color, tuple(g)) for label, color, g in zip(_labels(groups), colors, groups, strict=True)]
+
+
+def _identity(run: Run) -> tuple[Any, ...]:
+    hyperparameters = {key: value for key, value in run.hyperparameters.items() if key != "seed"}
+    return run.algo, run.env, run.path.resolve().parent, repr(sorted(hyperparameters.items()))
+
+
+def _colors(count: int) -> list[Any]:
+    if count <= len(_OKABE_ITO):
+        return list(_OKABE_ITO[:count])
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](i / (count - 1) * 0.92) for i in range(count)]
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """As short as tells them apart: algorithm, then environment, hyperparameters, log folder, run folder."""
+    firsts = [g[0] for g in groups]
+    ways = [
+        [run.algo.upper() or run.path.name for run in firsts],
+        [run.env for run in firsts],
+        _differences(firsts),
+        [_log_folder(run) for run in firsts],
+        [run.path.name for run in firsts],
+    ]
+    labels = ways[0]
+    for way in ways[1:]:
+        if len(set(labels)) == len(labels):
+            break
+        if len(set(way)) > 1:
+            labels = [f"{label}, {part}" if part and part != label else label for label, part in zip(labels, way, strict=True)]
+    return labels
+
+
+def _differences(runs: Sequence[Run]) -> list[str]:
+    """The hyperparameters in which the runs differ, if they are few."""
+    keys = sorted({key for run in runs for key in run.hyperparameters} - {"seed"})
+    differing = [key for key in keys if len({repr(run.hyperparameters.get(key)) for run in runs}) > 1]
+    if len(differing) > _MAX_NAMED_DIFFERENCES:
+        return [""] * len(runs)
+    return [", ".join(f"{key}={run.hyperparameters[key]}" for key in differing if key in run.hyperparameters) for run in runs]
+
+
+def _log_folder(run: Run) -> str:
+    """The part of ``{logs}/{algo}/{env}_{n}`` that names the collection of runs."""
+    parent = run.path.resolve().parent
+    return parent.parent.name if parent.name == run.algo else parent.name

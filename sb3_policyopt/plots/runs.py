@@ -1,0 +1,219 @@
+"""Reads what a training run leaves behind: the csv log, evaluations, Monitor files and the configuration."""
+
+import csv
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sb3_policyopt.plots.config import read_config
+
+STEPS = "time/total_timesteps"
+RETURN = "rollout/ep_rew_mean"
+NONFINITE = "nonfinite"
+"""Column naming, row by row, the metrics that were written as nan or inf (an empty cell was not written at all)."""
+
+_MONITOR_WINDOW = 100  # episodes, as in SB3's ``stats_window_size``
+_MAX_ROLLOUT_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One training run.
+
+    :param path: what the user named: a folder or a csv file
+    :param algo: "ppo", "trpo", another folder name of the zoo, or "" when unknown
+    :param env: environment id, or "" when unknown
+    :param metrics: one row per line of the log, sorted by ``time/total_timesteps``; a cell that was not written is NaN
+    :param evaluations: columns ``timesteps`` and ``mean`` (mean return of the evaluation's episodes)
+    :param hyperparameters: the arguments of the training, as far as they were written down
+    :param facts: what else is known of this run: ``seed``, ``finished``, ...
+    """
+
+    path: Path
+    algo: str
+    env: str
+    metrics: pd.DataFrame
+    evaluations: pd.DataFrame
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """
+        One metric over time.
+
+        :param column: name in the log
+        :return: environment steps and values, both of shape [rows where the metric is finite]
+        """
+        if column not in self.metrics or not pd.api.types.is_numeric_dtype(self.metrics[column]):
+            return np.empty(0), np.empty(0)
+        values = self.metrics[column].to_numpy(dtype=float)
+        steps = self.metrics[STEPS].to_numpy(dtype=float)
+        finite = np.isfinite(values) & np.isfinite(steps)
+        return steps[finite], values[finite]
+
+
+def find_runs(path: str | Path) -> list[Path]:
+    """
+    The runs that a path stands for: itself, or the run folders directly inside it.
+
+    :param path: run folder, csv file, or a folder of run folders such as ``logs/ppo``
+    :return: at least one path, in the order of their numbers (``_2`` before ``_10``)
+    :raises ValueError: when there is none
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"There is no run folder {path}.")
+    if path.is_file() or _is_run(path):
+        return [path]
+    inner = sorted((p for p in path.iterdir() if p.is_dir() and _is_run(p)), key=_natural_order)
+    if not inner:
+        raise ValueError(f"{path} is not a run folder: it holds neither progress.csv nor evaluations.npz nor *.monitor.csv.")
+    return inner
+
+
+def read_run(path: str | Path) -> Run:
+    """
+    Read one run.
+
+    :param path: a folder with ``progress.csv``, ``evaluations.npz`` or ``*.monitor.csv``, or one such csv file
+    :return: the run
+    :raises ValueError: when the path is no run, or holds not a single readable number
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"There is no run folder {path}.")
+    folder = path if path.is_dir() else path.parent
+    if path.is_file():
+        metrics = _read_csv(path)
+    elif not _is_run(path):
+        raise ValueError(f"{path} is not a run folder: it holds neither progress.csv nor evaluations.npz nor *.monitor.csv.")
+    else:
+        metrics = _read_progress(folder / "progress.csv") if (folder / "progress.csv").exists() else _empty_log()
+        if RETURN not in metrics or metrics[RETURN].isna().all():
+            rollouts = _read_monitor(sorted(folder.glob("*.monitor.csv")))
+            metrics = pd.concat([metrics.drop(columns=[RETURN], errors="ignore"), rollouts], ignore_index=True)
+            metrics = metrics.sort_values(STEPS, kind="stable", ignore_index=True)
+    evaluations = _read_evaluations(folder / "evaluations.npz") if path.is_dir() else _no_evaluations()
+    if metrics.empty and evaluations.empty:
+        raise ValueError(f"{path} holds no data yet: not a single line was logged.")
+    hyperparameters, facts = read_config(folder)
+    algo, env = _algorithm(folder, metrics, facts), _environment(folder, facts)
+    return Run(path, algo, env, metrics, evaluations, hyperparameters, facts)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("progress.csv", "evaluations.npz")) or any(folder.glob("*.monitor.csv"))
+
+
+def _natural_order(path: Path) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _empty_log() -> pd.DataFrame:
+    return pd.DataFrame({STEPS: pd.Series(dtype=float)})
+
+
+def _no_evaluations() -> pd.DataFrame:
+    return pd.DataFrame({"timesteps": pd.Series(dtype=float), "mean": pd.Series(dtype=float)})
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if file.read(1) == "#":
+            return _read_monitor([path])
+    return _read_progress(path)
+
+
+def _read_progress(path: Path) -> pd.DataFrame:
+    """
+    Read a log of SB3's csv writer.
+
+    A killed process leaves a torn last line, a resumed one may start over with another header in the same file: each line is
+    read by the header above it, so that neither shifts a column.
+    """
+    header: list[str] = []
+    rows: list[dict[str, str]] = []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        for cells in csv.reader(line.replace("\0", "") for line in file):
+            if STEPS in cells or not header:
+                header = cells
+            elif any(cells):
+                rows.append(dict(zip(header, cells, strict=False)))
+    if header and STEPS not in header:
+        raise ValueError(f"{path} is not a log of Stable-Baselines3: it has no column {STEPS}.")
+    return _to_table(rows)
+
+
+def _to_table(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
+    texts = pd.DataFrame(list(rows), dtype=object).replace({"True": "1", "False": "0"})
+    table = {name: _to_numbers(texts[name]) for name in texts}
+    nonfinite = texts.isin(["nan", "inf", "-inf"])
+    frame = pd.DataFrame(table, index=texts.index)
+    if STEPS not in frame:
+        return _empty_log()
+    frame[NONFINITE] = [",".join(texts.columns[flags]) for flags in nonfinite.to_numpy(dtype=bool)]
+    return frame.dropna(subset=[STEPS]).sort_values(STEPS, kind="stable", ignore_index=True)
+
+
+def _to_numbers(texts: pd.Series) -> pd.Series:
+    """Numbers where the column holds any, else the words as they are."""
+    numbers = pd.to_numeric(texts, errors="coerce").astype(float)
+    written = texts.fillna("").astype(str) != ""
+    words = written & numbers.isna() & ~texts.isin(["nan"])
+    return texts.where(written) if words.sum() > written.sum() / 2 else numbers
+
+
+def _read_monitor(paths: Sequence[Path]) -> pd.DataFrame:
+    """Mean return and length of the last 100 episodes, against the steps of all environments together."""
+    episodes = []
+    for path in paths:
+        try:
+            started = json.loads(path.read_text(encoding="utf-8").partition("\n")[0].lstrip("#"))["t_start"]
+            table = pd.read_csv(path, comment="#", usecols=["r", "l", "t"], on_bad_lines="skip")
+        except (ValueError, KeyError, TypeError, pd.errors.EmptyDataError):  # the worker was killed before its first line
+            continue
+        table = table.apply(pd.to_numeric, errors="coerce").dropna()
+        episodes.append(table.assign(t=table["t"] + started))
+    if not episodes:
+        return _empty_log()
+    table = pd.concat(episodes).sort_values("t", kind="stable", ignore_index=True)
+    window = table.rolling(_MONITOR_WINDOW, min_periods=1).mean()
+    rollouts = pd.DataFrame({STEPS: table["l"].cumsum(), RETURN: window["r"], "rollout/ep_len_mean": window["l"]})
+    return rollouts.iloc[:: max(1, len(rollouts) // _MAX_ROLLOUT_ROWS)].astype(float).reset_index(drop=True)
+
+
+def _read_evaluations(path: Path) -> pd.DataFrame:
+    """Read what ``EvalCallback(log_path=...)`` writes: ``timesteps`` [K] and ``results`` [K, episodes]."""
+    if not path.exists():
+        return _no_evaluations()
+    try:
+        with np.load(path) as data:
+            steps, results = np.asarray(data["timesteps"], dtype=float), np.asarray(data["results"], dtype=float)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return _no_evaluations()
+    mean = results.reshape(len(steps), -1).mean(axis=1)
+    return pd.DataFrame({"timesteps": steps, "mean": mean}).dropna()
+
+
+def _algorithm(folder: Path, metrics: pd.DataFrame, facts: dict[str, Any]) -> str:
+    if "train/clip_fraction" in metrics:
+        return "ppo"
+    if "train/is_line_search_success" in metrics:
+        return "trpo"
+    known = {"ppo", "trpo"} & {str(facts.get("algo", "")).lower(), folder.resolve().parent.name.lower()}
+    return known.pop() if len(known) == 1 else ""
+
+
+def _environment(folder: Path, facts: dict[str, Any]) -> str:
+    if facts.get("env"):
+        return str(facts["env"])
+    zoo_folder = re.fullmatch(r"(.+-v\d+)_\d+", folder.resolve().name)
+    return zoo_folder.group(1) if zoo_folder else ""
