@@ -7,3 +7,7 @@ class NonFiniteError(ValueError):
 
     It is a ``ValueError``, so that Optuna (through rl-zoo3) prunes the trial instead of ending the study.
     """
+
+
+class UserError(Exception):
+    """Something a user of the command line got wrong: it is shown as one sentence, without a traceback."""

@@ -1,0 +1,161 @@
+"""
+The command line: ``sb3-policyopt`` or ``python -m sb3_policyopt``.
+
+Exit codes: 0 success, 1 a training or a program failed, 2 the command was not understood or asks for what is not there,
+130 interrupted.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Command(NamedTuple):
+    """One subcommand: where its ``main(argv) -> exit code`` lives, which extra it needs, and a line of help."""
+
+    target: str
+    extra: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("sb3_policyopt.zoo.commands:train", "zoo", "train an agent, or search hyperparameters with -optimize"),
+    "enjoy": Command("sb3_policyopt.zoo.commands:enjoy", "zoo", "watch or evaluate a trained agent"),
+    "record_video": Command("sb3_policyopt.zoo.commands:record_video", "zoo", "film a trained agent"),
+    "record_training": Command("sb3_policyopt.zoo.commands:record_training", "zoo", "film the checkpoints of a training"),
+    "benchmark": Command("sb3_policyopt.zoo.commands:benchmark", "zoo", "evaluate every agent of a folder into a table"),
+    "plot": Command("sb3_policyopt.plots.cli:main", "plots", "draw the learning curve and the health of the updates"),
+    "plot_train": Command("sb3_policyopt.zoo.commands:plot_train", "zoo", "draw training returns, success or lengths"),
+    "all_plots": Command("sb3_policyopt.zoo.commands:all_plots", "zoo", "compare the evaluations of algorithms and folders"),
+    "plot_from_file": Command("sb3_policyopt.zoo.commands:plot_from_file", "zoo", "draw what all_plots has saved"),
+    "push_to_hub": Command("sb3_policyopt.hub.cli:push_main", "hub", "publish an agent on the Hugging Face Hub"),
+    "load_from_hub": Command("sb3_policyopt.hub.cli:load_main", "hub", "fetch an agent from the Hugging Face Hub"),
+    "doctor": Command("sb3_policyopt.doctor.cli:main", "plots", "find out from its logs what ails a run"),
+}
+
+
+def usage() -> str:
+    """
+    List the commands.
+
+    :return: the text of ``--help``
+    """
+    lines = [f"  {name:<16} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sb3-policyopt [--help] [--version] COMMAND ...",
+            "",
+            "TRPO and PPO for Stable-Baselines3, with the commands of rl-zoo3.",
+            "",
+            *lines,
+            "",
+            "sb3-policyopt COMMAND --help lists the options of a command; those of rl-zoo3's commands are its own.",
+        ]
+    )
+
+
+def resolve(command: Command) -> Callable[[list[str]], int]:
+    """
+    Import the function that carries out a command.
+
+    :param command: the command
+    :return: the function
+    """
+    module, _, function = command.target.partition(":")
+    handler: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return handler
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    :param argv: its name and options, those of the process by default
+    :return: exit code
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return SUCCESS if arguments else USAGE
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"sb3-policyopt {version('sb3-policyopt')}")
+        return SUCCESS
+    name, *options = arguments
+    if name not in COMMANDS:
+        return fail(f"there is no command {name}{did_you_mean(name, COMMANDS)} (sb3-policyopt --help lists them)")
+    return run(name, options)
+
+
+def run(name: str, options: list[str]) -> int:
+    """
+    Run a known command, and put what a user can get wrong into one sentence.
+
+    :param name: name of the command
+    :param options: its options
+    :return: exit code
+    """
+    from sb3_policyopt.errors import NonFiniteError, UserError
+
+    command = COMMANDS[name]
+    try:
+        return resolve(command)(options)
+    except UserError as error:
+        return fail(str(error))
+    except NonFiniteError as error:
+        return fail(str(error), FAILURE)
+    except ImportError as error:
+        return fail(missing(name, command, error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def missing(name: str, command: Command, error: ImportError) -> str:
+    """
+    Say what to install.
+
+    :param name: name of the command
+    :param command: the command
+    :param error: what could not be imported
+    :return: a sentence
+    """
+    module = (error.name or "").split(".")[0]
+    if module == "sb3_policyopt":
+        return f"this installation has no {name}: {error}"
+    if not module:  # not a missing module but somebody's explanation, such as gymnasium's
+        return f"{error} (pip install 'sb3-policyopt[{command.extra}]' brings what {name} needs)"
+    return f"{name} needs {module}, which is not installed: pip install 'sb3-policyopt[{command.extra}]'"
+
+
+def did_you_mean(word: str, known: Sequence[str] | dict[str, Command]) -> str:
+    """
+    Suggest the nearest of some names.
+
+    :param word: what was written
+    :param known: the names that exist
+    :return: a clause to append to a sentence, empty if nothing is near
+    """
+    import difflib
+
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {nearest[0]}?" if nearest else ""
+
+
+def fail(sentence: str, code: int = USAGE) -> int:
+    """
+    Report an error.
+
+    :param sentence: what is wrong
+    :param code: exit code
+    :return: the exit code
+    """
+    print(f"sb3-policyopt: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Looks at a command line before rl-zoo3 does, for what it would answer with a traceback."""
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import io
+from pathlib import Path
+
+import gymnasium as gym
+import rl_zoo3
+import rl_zoo3.import_envs
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import get_model_path
+
+from sb3_policyopt.errors import UserError
+
+#: What to install for environments that are not registered, by a part of their id.
+PACKAGES = {
+    "NoFrameskip": "'sb3-policyopt[envs]'",
+    "ALE/": "'sb3-policyopt[envs]'",
+    "BulletEnv": "pybullet-envs-gymnasium",
+    "MiniGrid": "minigrid",
+}
+
+
+def parse(argv: list[str], *options: tuple[str, ...], **defaults: str) -> argparse.Namespace:
+    """
+    Read some options of a command line and ignore the rest.
+
+    :param argv: the command line
+    :param options: the spellings of each option that takes one value
+    :param defaults: default by option name
+    :return: the values, None where neither given nor defaulted
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    for names in options:
+        parser.add_argument(*names)
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.set_defaults(**defaults)
+    return parser.parse_known_args(argv)[0]
+
+
+def wants_help(argv: list[str]) -> bool:
+    """
+    Tell whether a command line only asks for help, which needs no checks.
+
+    :param argv: the command line
+    :return: whether it does
+    """
+    return "-h" in argv or "--help" in argv
+
+
+def check_algorithm(algo: str) -> None:
+    """
+    Refuse an algorithm that the zoo does not know.
+
+    :param algo: its key
+    """
+    if algo not in rl_zoo3.ALGOS:
+        nearest = difflib.get_close_matches(algo.lower(), rl_zoo3.ALGOS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(sorted(rl_zoo3.ALGOS))}"
+        raise UserError(f"there is no algorithm {algo}: {hint}")
+
+
+def check_environment(env_id: str, packages: list[str]) -> None:
+    """
+    Refuse an environment that is not registered.
+
+    :param env_id: its id
+    :param packages: modules that register environments
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--gym-packages {package}: {error}") from error
+    if env_id in gym.envs.registry:
+        return
+    for part, distribution in PACKAGES.items():
+        if part in env_id and not any(part in known for known in gym.envs.registry):
+            raise UserError(f"{env_id} is not registered: pip install {distribution}")
+    nearest = difflib.get_close_matches(env_id, gym.envs.registry, n=1)
+    hint = f", did you mean {nearest[0]}?" if nearest else " (--gym-packages MODULE imports what registers it)"
+    raise UserError(f"there is no environment {env_id}{hint}")
+
+
+def check_configuration(config: str | None) -> None:
+    """
+    Refuse a configuration that is neither a file nor a module.
+
+    :param config: what ``-conf`` was given
+    """
+    if config is None:
+        return
+    if config.endswith((".yml", ".yaml", ".py")):
+        if not Path(config).is_file():
+            raise UserError(f"-conf {config}: there is no such file")
+        return
+    try:
+        module = importlib.import_module(config)
+    except ImportError as error:
+        raise UserError(f"-conf {config}: neither a .yml, .yaml or .py file nor a module ({error})") from error
+    if not hasattr(module, "hyperparams"):
+        raise UserError(f"-conf {config}: the module has no dictionary called hyperparams")
+
+
+def check_training(argv: list[str]) -> None:
+    """
+    Check the options of ``train``.
+
+    :param argv: the command line
+    """
+    options = parse(
+        argv, ("--algo",), ("--env",), ("-conf", "--conf-file"), ("-i", "--trained-agent"), algo="ppo", env="CartPole-v1"
+    )
+    check_algorithm(options.algo)
+    check_environment(options.env, options.gym_packages)
+    check_configuration(options.conf_file)
+    if options.trained_agent and not (options.trained_agent.endswith(".zip") and Path(options.trained_agent).is_file()):
+        raise UserError(f"-i {options.trained_agent}: there is no such .zip file")
+
+
+def check_agent(argv: list[str]) -> None:
+    """
+    Check that the agent exists that ``enjoy``, ``record_video`` or ``record_training`` shall load.
+
+    :param argv: the command line
+    """
+    options = parse(
+        argv,
+        ("--algo",),
+        ("--env",),
+        ("-f", "--folder"),
+        ("--exp-id",),
+        ("--load-checkpoint",),
+        algo="ppo",
+        env="CartPole-v1",
+        folder="rl-trained-agents",
+        exp_id="0",
+    )
+    check_algorithm(options.algo)
+    check_environment(options.env, options.gym_packages)
+    if "rl-trained-agents" in options.folder or not options.exp_id.lstrip("-").isdigit():
+        return  # fetched from the Hub by the zoo; or refused by its own parser
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            get_model_path(
+                int(options.exp_id),
+                options.folder,
+                options.algo,
+                EnvironmentName(options.env),
+                "--load-best" in argv,
+                options.load_checkpoint,
+                "--load-last-checkpoint" in argv,
+            )
+    except (AssertionError, ValueError) as error:
+        runs = sorted(path.name for path in Path(options.folder, options.algo).glob(f"{EnvironmentName(options.env)}_*"))
+        raise UserError(f"{error} (runs there: {', '.join(runs) or 'none'})") from error
+
+
+def check_runs(argv: list[str]) -> None:
+    """
+    Check that ``plot_train`` or ``all_plots`` has something to draw.
+
+    :param argv: the command line
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=[])
+    parser.add_argument("-e", "--env", nargs="+", default=[])
+    parser.add_argument("-f", "--exp-folder", "--exp-folders", nargs="+", default=[])
+    options = parser.parse_known_args(argv)[0]
+    if not (options.algo and options.env and options.exp_folder):
+        raise UserError("say what to draw with -a ALGORITHM, -e ENVIRONMENT and -f FOLDER")
+    for env in options.env:
+        name = env.replace("/", "-")
+        if not any(list(Path(folder, algo.lower()).glob(f"*{name}*")) for folder in options.exp_folder for algo in options.algo):
+            raise UserError(f"there is no run of {' or '.join(options.algo)} on {env} in {' or '.join(options.exp_folder)}")
+
+
+def check_input(argv: list[str]) -> None:
+    """
+    Check that ``plot_from_file`` has something to read.
+
+    :param argv: the command line
+    """
+    given = parse(argv, ("-i", "--input")).input
+    if given is None:
+        raise UserError("say what to draw with -i FILE, the output of all_plots -o FILE")
+    if not Path(given if given.endswith(".pkl") else f"{given}.pkl").is_file():
+        raise UserError(f"-i {given}: there is no such .pkl file")
+
+
+def check_benchmark(argv: list[str]) -> None:
+    """
+    Check that there are agents to evaluate.
+
+    :param argv: the command line
+    """
+    folder = Path(parse(argv, ("--log-dir",), log_dir="rl-trained-agents/").log_dir)
+    if not any(folder.glob("*/*/*/args.yml")):
+        raise UserError(f"--log-dir {folder}: there is no run of the zoo in this folder")

@@ -1,0 +1,41 @@
+"""Search space of TRPO for ``-optimize``."""
+
+from typing import Any
+
+import optuna
+from rl_zoo3.hyperparams_opt import convert_onpolicy_params
+
+
+def sample_trpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sample TRPO's hyperparameters.
+
+    The zoo searches ``target_kl`` per action dimension. Ours bounds the KL divergence of the whole action, whose Fisher matrix
+    grows with the number of dimensions too, so that the ranges of ``target_kl`` and ``cg_damping`` grow with it.
+
+    :param trial: the trial of the study
+    :param n_actions: dimensions of a Box action space, 0 for the others
+    :param n_envs: number of parallel environments
+    :param additional_args: what off-policy algorithms need
+    :return: constructor arguments
+    """
+    dimensions = max(n_actions, 1)
+    sampled = {
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 6, 12),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-4, 0.1, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
+        "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
+        "cg_damping": trial.suggest_float("cg_damping", 1e-3 * dimensions, 0.5 * dimensions, log=True),
+        "target_kl": trial.suggest_float("target_kl", 1e-3 * dimensions, 0.1 * dimensions, log=True),
+        "line_search_shrinking_factor": trial.suggest_categorical("line_search_shrinking_factor", [0.5, 0.7, 0.8]),
+        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
+        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+    }
+    converted: dict[str, Any] = convert_onpolicy_params(sampled)
+    # What the trial's parameters hide; rl-zoo3's samplers show the same three.
+    for name in ("gamma", "n_steps", "batch_size"):
+        trial.set_user_attr(name, converted[name])
+    return converted

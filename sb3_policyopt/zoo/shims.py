@@ -1,0 +1,263 @@
+"""
+Faults of rl-zoo3 2.9 that hit every algorithm, mended from outside.
+
+Each function mends one fault and says which. It runs only while ``needed`` finds the fault in the installed version, so
+that a newer rl-zoo3 without the fault is left alone; ``tests/zoo/test_shims.py`` has a test for each that fails when the
+function can be deleted.
+"""
+
+import argparse
+import copy
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3 import utils
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import StoreDict
+
+_SHIMS: dict[str, tuple[Callable[[], bool], Callable[[], None]]] = {}
+
+
+def shim(needed: Callable[[], bool]) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """
+    Register a function that mends a fault.
+
+    :param needed: whether the installed rl-zoo3 has the fault
+    :return: the decorator
+    """
+
+    def register(mend: Callable[[], None]) -> Callable[[], None]:
+        _SHIMS[mend.__name__] = (needed, mend)
+        return mend
+
+    return register
+
+
+@cache
+def apply() -> tuple[str, ...]:
+    """
+    Mend the faults that the installed rl-zoo3 has, once.
+
+    :return: the names of the functions that were needed
+    """
+    wanted = tuple(name for name, (needed, _) in _SHIMS.items() if needed())
+    for name in wanted:
+        _SHIMS[name][1]()
+    return wanted
+
+
+def source(function: Callable[..., Any]) -> str:
+    """
+    Read the source of a function of rl-zoo3, of the original one if it has been wrapped.
+
+    :param function: the function
+    :return: its text, empty where there is none
+    """
+    try:
+        return inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        return ""
+
+
+def script_source(name: str) -> str:
+    """
+    Read the source of a command that can be run but not imported.
+
+    :param name: module name
+    :return: its text, empty where there is none
+    """
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin is not None else ""
+
+
+class _TrialId(int):
+    """A trial number that is true even if it is 0."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@shim(needed=lambda: "and self.trial_id:" in source(ExperimentManager.read_hyperparameters))
+def trial_zero() -> None:
+    """``--trial-id 0`` is taken for "no trial", and the first trial of a study cannot be loaded."""
+    original = ExperimentManager.read_hyperparameters
+
+    @wraps(original)
+    def read_hyperparameters(self: Any) -> Any:
+        if self.trial_id is not None:
+            self.trial_id = _TrialId(self.trial_id)
+        return original(self)
+
+    ExperimentManager.read_hyperparameters = read_hyperparameters
+
+
+@shim(
+    needed=lambda: "        self.create_log_folder()\n        self.create_callbacks()"
+    in source(ExperimentManager.setup_experiment)
+)
+def no_folder_for_a_search() -> None:
+    """``-optimize`` leaves an empty run folder, which ``enjoy`` then takes for the latest run."""
+    create_log_folder, create_envs = ExperimentManager.create_log_folder, ExperimentManager.create_envs
+
+    @wraps(create_log_folder)
+    def create_log_folder_of_a_run(self: Any) -> None:
+        if not self.optimize_hyperparameters:
+            create_log_folder(self)
+
+    @wraps(create_envs)
+    def create_envs_without_log(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
+        return create_envs(self, n_envs, eval_env=eval_env, no_log=no_log or self.optimize_hyperparameters)
+
+    ExperimentManager.create_log_folder = create_log_folder_of_a_run
+    ExperimentManager.create_envs = create_envs_without_log
+
+
+@shim(needed=lambda: "normalize_kwargs" not in source(ExperimentManager.objective))
+def trial_normalises_with_its_own_gamma() -> None:
+    """A trial's VecNormalize discounts with the gamma of the configuration instead of the sampled one."""
+    objective, maybe_normalize = ExperimentManager.objective, ExperimentManager._maybe_normalize
+
+    @wraps(objective)
+    def objective_of_one_trial(self: Any, trial: Any) -> float:
+        manager = copy.copy(self)  # trials may run in threads of their own
+        manager.trial = trial
+        return float(objective(manager, trial))
+
+    @wraps(maybe_normalize)
+    def maybe_normalize_with_sampled_gamma(self: Any, env: Any, eval_env: bool) -> Any:
+        trial = getattr(self, "trial", None)
+        if trial is not None and "gamma" in trial.user_attrs:
+            self.normalize_kwargs = {**self.normalize_kwargs, "gamma": trial.user_attrs["gamma"]}
+        return maybe_normalize(self, env, eval_env)
+
+    ExperimentManager.objective = objective_of_one_trial
+    ExperimentManager._maybe_normalize = maybe_normalize_with_sampled_gamma
+
+
+@shim(needed=lambda: "except" not in source(StoreDict.__call__))
+def values_that_are_not_python() -> None:
+    """``-params policy:MlpPolicy`` ends in a NameError, and a schedule needs two kinds of quotes."""
+    original = StoreDict.__call__
+
+    @wraps(original)
+    def call(self: Any, parser: Any, namespace: Any, values: list[str], option_string: str | None = None) -> None:
+        quoted = [re.sub(r"^(\w+):(lin_[\d.eE+-]+)$", r"\1:'\2'", value) for value in values]
+        try:
+            original(self, parser, namespace, quoted, option_string)
+        except Exception as error:
+            rule = "write name:value with a value in Python, a string in quotes of its own as in name:\"'text'\""
+            raise argparse.ArgumentError(self, f"{' '.join(values)}: {error}; {rule}") from error
+
+    StoreDict.__call__ = call
+
+
+def _download_misses_hub_errors() -> bool:
+    try:
+        from huggingface_hub.errors import EntryNotFoundError
+        from rl_zoo3 import load_from_hub
+    except ImportError:  # `requests` is missing: nothing to mend, and `enjoy` says so
+        return False
+    return not issubclass(EntryNotFoundError, load_from_hub.HTTPError)
+
+
+@shim(needed=_download_misses_hub_errors)
+def agents_without_normalisation() -> None:
+    """Downloading an agent without VecNormalize statistics fails, because huggingface_hub no longer raises requests' error."""
+    from huggingface_hub.errors import EntryNotFoundError
+    from rl_zoo3 import load_from_hub
+
+    load_from_hub.HTTPError = (load_from_hub.HTTPError, EntryNotFoundError)
+
+
+def children_are_stock(command: str) -> bool:
+    """
+    Tell whether a command starts other commands of the zoo in a way that does not work for us.
+
+    ``record_training`` starts ``python -m rl_zoo3.record_video``, which knows nothing of a registration made here;
+    ``benchmark`` starts an ``enjoy.py`` of the current folder, which a pip installation does not have.
+
+    :param command: name of the command
+    :return: True if :func:`our_children` is needed
+    """
+    text = script_source(f"rl_zoo3.{command}")
+    return '["python", "-m", "rl_zoo3.record_video"' in text or '["python", "enjoy.py"' in text
+
+
+def own_command(arguments: Any) -> Any:
+    """
+    Rewrite a child's command line to the same command of this package.
+
+    :param arguments: what ``subprocess.call`` was given
+    :return: the command line to run instead, or the same one if it is none of the zoo's
+    """
+    if not isinstance(arguments, list):
+        return arguments
+    # A normalised name (ALE-Pong-v5) goes back to the id that the registry knows (ALE/Pong-v5).
+    words = [word.gym_id if isinstance(word, EnvironmentName) else word for word in arguments]
+    ours = [sys.executable, "-m", "sb3_policyopt"]
+    if words[:3] == ["python", "-m", "rl_zoo3.record_video"]:
+        return [*ours, "record_video", *words[3:]]
+    if words[:2] == ["python", "enjoy.py"]:
+        return [*ours, "enjoy", *words[2:]]
+    return words
+
+
+@contextmanager
+def our_children() -> Iterator[None]:
+    """Within this context, the commands that the zoo starts as children are ours."""
+    original = subprocess.call
+    subprocess.call = lambda arguments, *rest, **options: original(own_command(arguments), *rest, **options)
+    try:
+        yield
+    finally:
+        subprocess.call = original
+
+
+@contextmanager
+def ffmpeg_on_path() -> Iterator[None]:
+    """Within this context, the ``ffmpeg`` that the zoo calls by name is there: the one of imageio-ffmpeg if there is no other."""
+    if shutil.which("ffmpeg") is not None:
+        yield
+        return
+    import imageio_ffmpeg
+
+    path = os.environ.get("PATH", "")
+    with tempfile.TemporaryDirectory() as folder:
+        name = "ffmpeg.exe" if os.name == "nt" else "ffmpeg"
+        executable = Path(imageio_ffmpeg.get_ffmpeg_exe()).resolve()
+        try:
+            (Path(folder) / name).symlink_to(executable)
+        except OSError:  # Windows without the right to make links
+            shutil.copy(executable, Path(folder) / name)
+        os.environ["PATH"] = folder + os.pathsep + path
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = path
+
+
+@contextmanager
+def namespaced_environments() -> Iterator[None]:
+    """Within this context, ``benchmark`` looks for the run of ``ALE/Pong-v5`` in ``ALE-Pong-v5_1``, where it is."""
+    original = utils.get_trained_models
+
+    def get_trained_models(log_folder: str) -> dict[str, tuple[str, EnvironmentName]]:
+        return {name: (algo, EnvironmentName(env_id)) for name, (algo, env_id) in original(log_folder).items()}
+
+    utils.get_trained_models = get_trained_models
+    try:
+        yield
+    finally:
+        utils.get_trained_models = original
