@@ -1,0 +1,119 @@
+"""Rules about TRPO's step: direction, length and the line search."""
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from sb3_policyopt.doctor.rule import Finding, Settings, rule, values
+
+_KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
+_REASON, _SUCCESS = "train/line_search_reason", "train/is_line_search_success"
+_CONSERVATIVE = "Lower target_kl, raise cg_damping, and collect more samples per update (n_steps, n_envs)."
+_ADVICE = {
+    "kl_exceeded": "The KL grows faster than its quadratic model: lower target_kl, raise cg_damping or line_search_max_iter.",
+    "no_improvement": "The gradient is mostly noise: collect more samples per update (n_steps, n_envs), check the critic "
+    "(train/explained_variance), lower target_kl.",
+    "zero_step": "The gradient is zero: check that rewards differ between actions, and that advantages are not all equal.",
+    "non_finite": "Some numbers overflow: normalise observations (VecNormalize), lower target_kl, raise log_std_init.",
+}
+
+
+def _steps(log: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The accepted steps: columns kl, bound, predicted (NaN where not logged)."""
+    table = pd.DataFrame({"kl": log.get(_KL), "predicted": log.get(_PREDICTED)}, index=log.index).astype(float)
+    known = settings.get("target_kl")
+    constant = float(known) if isinstance(known, int | float) else np.nan
+    table["bound"] = log[_BOUND].astype(float) if _BOUND in log else constant
+    return table[log[_SUCCESS].astype(float) > 0.5] if _SUCCESS in log else table
+
+
+@rule(columns=(_SUCCESS,))
+def steps_rejected(log: pd.DataFrame, settings: Settings) -> Finding | None:
+    """The line search refuses many steps, and each refusal is a rollout thrown away."""
+    success = values(log, _SUCCESS)
+    rate = float(success.mean())
+    if len(success) < 5 or rate >= 0.5:
+        return None
+    words = log[_REASON].dropna() if _REASON in log else pd.Series(dtype=object)
+    reasons = Counter(str(word) for word in words if word != "accepted").most_common()
+    told = "; ".join(f"{word.replace('_', ' ')}: {count}" for word, count in reasons)
+    return Finding(
+        "error" if rate < 0.1 else "warning",
+        "The line search rejects most policy steps, so that most rollouts are collected for nothing.",
+        f"{int(success.sum())} of {len(success)} steps were accepted" + (f" ({told})." if told else "."),
+        _ADVICE.get(reasons[0][0], _CONSERVATIVE) if reasons else _CONSERVATIVE,
+        "Backtracking line search of TRPO (arXiv 1502.05477, app. C): a step is taken only if the KL is within the "
+        "bound and the "
+        "surrogate has improved.",
+    )
+
+
+@rule(columns=(_KL,))
+def trust_region_left(log: pd.DataFrame, settings: Settings) -> Finding | None:
+    """Steps are longer than the bound allows, which only ``line_search=False`` lets happen."""
+    steps = _steps(log, settings).dropna(subset=["kl", "bound"])
+    outside = steps["kl"] > 1.05 * steps["bound"]
+    if len(steps) < 3 or outside.mean() <= 0.1:
+        return None
+    ratio = steps["kl"] / steps["bound"]
+    return Finding(
+        "error" if ratio.median() > 5 else "warning",
+        "Policy steps leave the trust region.",
+        f"The true KL was above target_kl in {int(outside.sum())} of {len(steps)} steps; at worst {ratio.max():.3g} times.",
+        "Keep line_search=True. Without it lower target_kl until the quadratic model holds.",
+        "The KL constraint of TRPO (arXiv 1502.05477, eq. 14).",
+    )
+
+
+@rule(columns=(_KL,))
+def trust_region_unused(log: pd.DataFrame, settings: Settings) -> Finding | None:
+    """Accepted steps are far shorter than the bound allows."""
+    steps = _steps(log, settings).dropna(subset=["kl", "bound"])
+    ratio = (steps["kl"] / steps["bound"].where(steps["bound"] > 0)).dropna()
+    if len(ratio) < 5 or ratio.median() >= 0.1:
+        return None
+    return Finding(
+        "warning",
+        "The trust region is hardly used: accepted steps are far shorter than target_kl allows.",
+        f"The median of KL / target_kl over {len(ratio)} accepted steps is {ratio.median():.2g}.",
+        "A large cg_damping, or a line search that has to shrink every step, makes this: lower cg_damping, look at "
+        "train/step_fraction, and lower target_kl if it is small.",
+        "The optimum of TRPO's problem lies on the border of the trust region (arXiv 1502.05477, app. C: the step is "
+        "scaled to it).",
+    )
+
+
+@rule(columns=(_PREDICTED,))
+def kl_model_off(log: pd.DataFrame, settings: Settings) -> Finding | None:
+    """The quadratic model of the KL does not describe the steps taken."""
+    steps = _steps(log, settings).dropna(subset=["kl", "predicted"])
+    ratio = (steps["kl"] / steps["predicted"].where(steps["predicted"] > 0)).dropna()
+    if len(ratio) < 5 or 1 / 3 <= ratio.median() <= 3:
+        return None
+    return Finding(
+        "warning",
+        "The KL of the steps is not what its quadratic model predicts.",
+        f"The median of true KL / predicted KL over {len(ratio)} accepted steps is {ratio.median():.3g}.",
+        _CONSERVATIVE + " With sub_sampling_factor > 1 lower it: the curvature is then estimated from too few samples.",
+        "½ΔᵀFΔ is the second-order expansion of the KL (TRPO, arXiv 1502.05477, app. C); where it fails, so does the "
+        "direction F⁻¹g.",
+    )
+
+
+@rule(columns=("train/cg_residual",))
+def cg_not_converging(log: pd.DataFrame, settings: Settings) -> Finding | None:
+    """Conjugate gradient stops far from the natural gradient."""
+    residual, iterations = values(log, "train/cg_residual"), values(log, "train/cg_iterations")
+    median = float(np.median(residual))
+    if len(residual) < 3 or median <= 0.5:
+        return None
+    used = f" after {np.median(iterations):.3g} iterations" if len(iterations) else ""
+    return Finding(
+        "error" if median >= 1 else "warning",
+        "Conjugate gradient does not converge: the step is not along the natural gradient.",
+        f"The median of the relative residual ‖g − Fx‖/‖g‖ is {median:.2g}{used}; 0 is exact, 1 is no progress at all.",
+        "Raise cg_damping (0.1 is the default), then cg_max_steps; lower sub_sampling_factor.",
+        "CG's error shrinks by (√κ − 1)/(√κ + 1) per iteration, κ being the condition number, which damping bounds "
+        "(Shewchuk 1994, sec. 9; TRPO, arXiv 1502.05477, app. C).",
+    )
