@@ -1,0 +1,29 @@
+"""One code for torch tensors and NumPy arrays: both libraries name the functions that the formulas need alike."""
+
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch as th
+
+Array: TypeAlias = "np.ndarray[Any, Any] | th.Tensor"
+ArrayT = TypeVar("ArrayT", "np.ndarray[Any, Any]", th.Tensor)
+
+
+def namespace(array: Array) -> Any:
+    """
+    The library to which an array belongs, as in the Python array API standard.
+
+    :param array: a torch tensor or a NumPy array
+    :return: the module ``torch`` or the module ``numpy``
+    """
+    return th if isinstance(array, th.Tensor) else np
+
+
+def mean(array: ArrayT) -> Any:
+    """
+    The mean of a vector; NumPy's own ``mean`` takes several times as long on a minibatch.
+
+    :param array: shape (n,)
+    :return: a scalar
+    """
+    return array.mean() if isinstance(array, th.Tensor) else np.add.reduce(array) / len(array)

@@ -1,0 +1,222 @@
+"""
+T1, P1-P5: ratio, surrogate, clipped surrogate, value loss and their sum, with the explicit derivatives beside them.
+
+Every function serves torch tensors and NumPy arrays alike. Per-sample arrays have the shape (batch,).
+The derivatives are what the closed-form engine multiplies by the networks' Jacobians; autograd finds the same ones.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+
+from sb3_policyopt.maths.arrays import ArrayT, mean, namespace
+
+ValueClipping = Literal["clipped", "pessimistic"]
+
+LOG_RATIO_BOUND = 20.0
+"""|ln r| is held below this before ``exp``: e^20 = 4.9e8 squares to a finite float32, e^89 does not even exist in it."""
+
+
+def normalize(advantages: ArrayT) -> ArrayT:
+    """
+    Advantages with mean 0 and (unbiased) standard deviation 1; a batch of one is returned as it is.
+
+    :param advantages: A, shape (batch,)
+    :return: shape (batch,)
+    """
+    n = len(advantages)
+    if n <= 1:
+        return advantages
+    centred = advantages - mean(advantages)
+    return centred / (((centred @ centred) / (n - 1)) ** 0.5 + 1e-8)
+
+
+def log_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
+    """
+    ln r(θ) = ln π_θ(a|s) − ln π_old(a|s), held within ±``LOG_RATIO_BOUND``.
+
+    :param log_prob: ln π_θ(a|s), shape (batch,)
+    :param old_log_prob: ln π_old(a|s), shape (batch,)
+    :return: shape (batch,)
+    """
+    return namespace(log_prob).clip(log_prob - old_log_prob, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+def probability_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
+    """
+    P1: r(θ) = π_θ(a|s) / π_old(a|s) = exp(ln π_θ − ln π_old), finite for any finite input.
+
+    :param log_prob: ln π_θ(a|s), shape (batch,)
+    :param old_log_prob: ln π_old(a|s), shape (batch,)
+    :return: r, shape (batch,)
+    """
+    return namespace(log_prob).exp(log_ratio(log_prob, old_log_prob))
+
+
+def surrogate(ratio: ArrayT, advantages: ArrayT) -> Any:
+    """
+    T1: J(θ) = E_old[r(θ) A], to be maximised.
+
+    :param ratio: r, shape (batch,)
+    :param advantages: A, shape (batch,)
+    :return: a scalar
+    """
+    return mean(ratio * advantages)
+
+
+def surrogate_slope(ratio: ArrayT, advantages: ArrayT) -> ArrayT:
+    """
+    ∂J/∂ln π_i = r_i A_i / batch, since ∂r/∂ln π = r; at θ_old, where r = 1, this is the policy gradient (S1).
+
+    :param ratio: r, shape (batch,)
+    :param advantages: A, shape (batch,)
+    :return: shape (batch,)
+    """
+    return ratio * advantages / len(ratio)
+
+
+def clipped_surrogate(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> Any:
+    """
+    P2: L_CLIP = E[min(r A, clip(r, 1−ε, 1+ε) A)], to be maximised.
+
+    :param ratio: r, shape (batch,)
+    :param advantages: A, shape (batch,)
+    :param clip_range: ε
+    :return: a scalar
+    """
+    xp = namespace(ratio)
+    clipped = xp.clip(ratio, 1 - clip_range, 1 + clip_range)
+    return mean(xp.minimum(ratio * advantages, clipped * advantages))
+
+
+def clipped_surrogate_slope(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> ArrayT:
+    """
+    ∂L_CLIP/∂ln π_i = r_i A_i / batch, and exactly 0 where the clip is active.
+
+    :param ratio: r, shape (batch,)
+    :param advantages: A, shape (batch,)
+    :param clip_range: ε
+    :return: shape (batch,)
+    """
+    xp = namespace(ratio)
+    unclipped = ratio * advantages
+    clipped = xp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantages
+    return unclipped * (unclipped <= clipped) / len(ratio)
+
+
+def value_loss(
+    values: ArrayT,
+    targets: ArrayT,
+    old_values: ArrayT | None = None,
+    clip_range_vf: float | None = None,
+    clipping: ValueClipping = "clipped",
+) -> Any:
+    """
+    P4: L_VF = E[(V(s) − G)²], optionally with V held within ``clip_range_vf`` of its old value.
+
+    :param values: V(s), shape (batch,)
+    :param targets: G, shape (batch,)
+    :param old_values: V_old(s), shape (batch,); needed with ``clip_range_vf``
+    :param clip_range_vf: bound on |V − V_old|, in units of the return; None for no clipping
+    :param clipping: "clipped" takes the error of the clipped value alone, as SB3 does (its gradient vanishes outside
+        the bound); "pessimistic" takes the larger of the clipped and the unclipped error, so that a value that strayed
+        can return
+    :return: a scalar
+    """
+    errors = (values - targets) ** 2
+    if clip_range_vf is None or old_values is None:
+        return mean(errors)
+    xp = namespace(values)
+    clipped_errors = (old_values + xp.clip(values - old_values, -clip_range_vf, clip_range_vf) - targets) ** 2
+    return mean(clipped_errors if clipping == "clipped" else xp.maximum(errors, clipped_errors))
+
+
+def value_loss_slope(
+    values: ArrayT,
+    targets: ArrayT,
+    old_values: ArrayT | None = None,
+    clip_range_vf: float | None = None,
+    clipping: ValueClipping = "clipped",
+) -> ArrayT:
+    """
+    ∂L_VF/∂V_i = 2 (V_i − G_i) / batch; under clipping 0 where the clipped error counts and the clip is active.
+
+    :param values: V(s), shape (batch,)
+    :param targets: G, shape (batch,)
+    :param old_values: V_old(s), shape (batch,); needed with ``clip_range_vf``
+    :param clip_range_vf: bound on |V − V_old|; None for no clipping
+    :param clipping: "clipped" or "pessimistic", see :func:`value_loss`
+    :return: shape (batch,)
+    """
+    slope = (2 / len(values)) * (values - targets)
+    if clip_range_vf is None or old_values is None:
+        return slope
+    inside = abs(values - old_values) <= clip_range_vf
+    if clipping == "clipped":
+        return slope * inside
+    clipped = old_values + namespace(values).clip(values - old_values, -clip_range_vf, clip_range_vf)
+    return slope * (inside | ((values - targets) ** 2 > (clipped - targets) ** 2))
+
+
+def combined_loss(policy_objective: Any, entropy: Any, value_error: Any, ent_coef: float, vf_coef: float) -> Any:
+    """
+    P5: −L = −(L_CLIP + c₁ L_ENT − c₂ L_VF), to be minimised.
+
+    :param policy_objective: L_CLIP, a scalar
+    :param entropy: L_ENT, a scalar in nats
+    :param value_error: L_VF, a scalar
+    :param ent_coef: c₁
+    :param vf_coef: c₂
+    :return: a scalar
+    """
+    return -(policy_objective + ent_coef * entropy - vf_coef * value_error)
+
+
+def approximate_kl(log_ratios: ArrayT, ratio: ArrayT) -> Any:
+    """
+    Schulman's estimator of KL(π_old‖π_θ) from samples of π_old: E[(r − 1) − ln r], never negative.
+
+    :param log_ratios: ln r, shape (batch,)
+    :param ratio: r, shape (batch,)
+    :return: a scalar in nats
+    """
+    return mean(ratio - 1 - log_ratios)
+
+
+def effective_sample_size(ratio: ArrayT) -> Any:
+    """
+    Kish's effective sample size of importance weights as a fraction of the batch: (Σr)² / (n Σr²), in (0, 1].
+
+    :param ratio: r, shape (batch,)
+    :return: a scalar
+    """
+    return mean(ratio) ** 2 / (ratio @ ratio / len(ratio))
+
+
+def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> dict[str, Any]:
+    """
+    What the ratios of a minibatch tell about the distance to the policy that collected it.
+
+    :param log_ratios: ln r, shape (batch,)
+    :param ratio: r, shape (batch,)
+    :param clip_range: ε
+    :return: scalars: approximate KL, fraction of ratios outside the clip, largest ratio, effective sample size
+    """
+    return {
+        "approx_kl": approximate_kl(log_ratios, ratio),
+        "clip_fraction": mean(1.0 * (abs(ratio - 1) > clip_range)),
+        "ratio_max": ratio.max(),
+        "effective_sample_size": effective_sample_size(ratio),
+    }
+
+
+def explained_variance(predictions: "np.ndarray[Any, Any]", targets: "np.ndarray[Any, Any]") -> float:
+    """
+    1 − Var[G − V] / Var[G]: 1 for a perfect critic, 0 for one that predicts a constant, NaN for constant targets.
+
+    :param predictions: V, any shape
+    :param targets: G, the same shape
+    :return: the fraction of the targets' variance that the values explain
+    """
+    variance = float(np.var(targets))
+    return float("nan") if variance == 0 else 1.0 - float(np.var(targets - predictions)) / variance

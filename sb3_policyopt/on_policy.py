@@ -1,0 +1,303 @@
+"""What PPO and TRPO share as SB3 algorithms: arguments, coefficients, the engine, the loop T11/P6 and its metrics."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_policyopt import arguments, rollout
+from sb3_policyopt.engines import Batch, Engine, choose_engine
+from sb3_policyopt.engines.autograd import AutogradEngine
+from sb3_policyopt.engines.rollout_data import is_stock
+from sb3_policyopt.maths.losses import explained_variance, normalize
+
+SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
+
+ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class PolicyOptimization(OnPolicyAlgorithm):
+    """
+    Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
+    :param env: the environment to learn from, or its registered name; None to load a model without one
+    :param learning_rate: of the optimizer; like every coefficient a number, a callable of ``progress_remaining``, or the
+        string "lin_X" (from X linearly to 0)
+    :param n_steps: steps of each environment per update (T of S5)
+    :param batch_size: transitions per minibatch
+    :param gamma: discount γ in [0, 1]
+    :param gae_lambda: λ of S4 in [0, 1]
+    :param normalize_advantage: whether advantages are scaled to mean 0 and standard deviation 1
+    :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (T10, P4)
+    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed
+    :param micro_batch_size: most samples that go through the networks at once (a bound on memory; the result is the same
+        to rounding); None for no bound
+    :param coefficients: further coefficients by name, see ``coefficient_names``
+    :param options: SB3's other arguments, passed on
+    :raises TypeError: if an argument is of the wrong type
+    :raises ValueError: if an argument's value makes no sense; the message names it
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+    coefficient_names: ClassVar[tuple[str, ...]] = ()
+    """Coefficients that stock SB3 keeps as plain floats, and that may follow a schedule here."""
+    hooks: ClassVar[tuple[str, ...]] = ()
+    """Methods that say what is optimised; an override sends the computation to autograd."""
+
+    policy: ActorCriticPolicy
+    rollout_buffer: RolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        *,
+        learning_rate: arguments.Coefficient,
+        n_steps: int,
+        batch_size: int,
+        gamma: float,
+        gae_lambda: float,
+        normalize_advantage: bool,
+        value_target: str,
+        engine: str,
+        micro_batch_size: int | None,
+        coefficients: dict[str, arguments.Coefficient | None],
+        _init_setup_model: bool,
+        **options: Any,
+    ) -> None:
+        self.batch_size = arguments.integer("batch_size", batch_size)
+        self.normalize_advantage = arguments.flag("normalize_advantage", normalize_advantage)
+        self.value_target: Any = arguments.word("value_target", value_target, ("td_lambda", "td_zero", "monte_carlo"))
+        self.engine = arguments.word("engine", engine, ("auto", "autograd", "closed_form"))
+        self.micro_batch_size = None
+        if micro_batch_size is not None:
+            self.micro_batch_size = arguments.integer("micro_batch_size", micro_batch_size)
+        if options["sde_sample_freq"] != -1:
+            arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=-1)
+        arguments.integer("stats_window_size", options["stats_window_size"])
+        self.engine_in_use: Engine | None = None
+        self.schedules: dict[str, FloatSchedule] = {}
+        super().__init__(
+            policy,
+            env,
+            learning_rate=arguments.coefficient("learning_rate", learning_rate, exclusive=True),
+            n_steps=arguments.integer("n_steps", n_steps),
+            gamma=arguments.number("gamma", gamma, maximum=1.0),
+            gae_lambda=arguments.number("gae_lambda", gae_lambda, maximum=1.0),
+            supported_action_spaces=ACTION_SPACES,
+            _init_setup_model=False,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=0.0,
+            **options,
+        )
+        for name, value in coefficients.items():
+            setattr(self, name, value)
+        if self.env is not None:
+            self._check_batches(self.env.num_envs)
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_batches(self, n_envs: int) -> None:
+        """
+        Refuse a rollout of one transition if advantages are normalised; warn of truncated minibatches, as SB3 does.
+
+        :param n_envs: number of environments
+        :raises ValueError: if there would be nothing to normalise
+        """
+        size = self.n_steps * n_envs
+        if self.normalize_advantage and size == 1:
+            raise ValueError(
+                f"n_steps * n_envs must be greater than 1 to normalize advantages, got n_steps={self.n_steps} and "
+                f"n_envs={n_envs}; raise n_steps or pass normalize_advantage=False"
+            )
+        if size % self.batch_size:
+            warnings.warn(
+                f"You have specified a mini-batch size of {self.batch_size}, but because the `RolloutBuffer` is of size "
+                f"`n_steps * n_envs = {size}`, after every {size // self.batch_size} untruncated mini-batches, there will "
+                f"be a truncated mini-batch of size {size % self.batch_size}\n"
+                "We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"
+                f"Info: (n_steps={self.n_steps} and n_envs={n_envs})",
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ coefficients
+
+    def _setup_model(self) -> None:
+        """Build the networks and the buffer, and set scheduled coefficients to their first value."""
+        super()._setup_model()
+        self._update_coefficients()
+
+    def _update_coefficients(self) -> dict[str, float]:
+        """
+        Set every scheduled coefficient to its value at the current progress.
+
+        The attribute is always a plain float, which stock SB3 understands; assigning a number, a callable or "lin_X" to
+        it during training works too.
+
+        :return: the scheduled coefficients
+        """
+        for name in self.coefficient_names:
+            value = getattr(self, name)
+            if callable(value) or isinstance(value, str):
+                self.schedules[name] = FloatSchedule(arguments.coefficient(name, value))
+            if name in self.schedules:
+                setattr(self, name, self.schedules[name](self._current_progress_remaining))
+        return {name: getattr(self, name) for name in self.schedules}
+
+    # ------------------------------------------------------------------ engine
+
+    def prepare_engine(self) -> Engine:
+        """
+        The engine for the policy as it is now; a new one if the policy, its parameters or their freezing changed.
+
+        :return: the engine, also in ``engine_in_use``
+        """
+        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        current = self.engine_in_use
+        if current is None or current.policy is not self.policy or not current.serves(trainable):
+            self.engine_in_use = choose_engine(self.policy, self, self.engine, self.micro_batch_size)
+        assert self.engine_in_use is not None
+        return self.engine_in_use
+
+    def overridden_hooks(self) -> list[str]:
+        """
+        The hooks that a subclass, or the user on this object, replaced.
+
+        :return: their names
+        """
+        owners = [cls for cls in type(self).__mro__ if cls.__module__.startswith("sb3_policyopt.")]
+        own = owners[0]
+        return [name for name in self.hooks if name in vars(self) or getattr(type(self), name) is not getattr(own, name)]
+
+    # ------------------------------------------------------------------ the loop
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        S5: see :func:`sb3_policyopt.rollout.collect`.
+
+        :param env: the training environments
+        :param callback: called at the start, after each step and at the end
+        :param rollout_buffer: filled with n_rollout_steps × n_envs transitions
+        :param n_rollout_steps: steps of each environment
+        :return: False if the callback asked to stop
+        """
+        return rollout.collect(self, env, callback, rollout_buffer, n_rollout_steps)
+
+    def learn(
+        self: SelfPolicyOptimization,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPolicyOptimization:
+        """
+        T11, P6: collect → advantages → update → discard → repeat. Unlike SB3's loop this one logs after the update, so
+        that a row of the log holds a rollout and the update made from it, and the last update is written too.
+
+        :param total_timesteps: environment steps to train for, of all environments together
+        :param callback: called during training
+        :param log_interval: iterations between two logs
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: False continues the count (and the schedules) of an earlier call
+        :param progress_bar: whether to show one
+        :return: the trained model, itself
+        """
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        assert self.env is not None
+        iteration = 0
+        while self.num_timesteps < total_timesteps:
+            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                break
+            iteration += 1
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            self.train()
+            if log_interval is not None and iteration % log_interval == 0:
+                self.dump_logs(iteration)
+        callback.on_training_end()
+        return self
+
+    # ------------------------------------------------------------------ pieces of an update
+
+    def _start_update(self) -> Engine:
+        """
+        Bring engine, learning rate and coefficients to where training stands, and log the latter.
+
+        :return: the engine
+        """
+        engine = self.prepare_engine()
+        self._update_learning_rate(self.policy.optimizer)
+        for name, value in self._update_coefficients().items():
+            self.logger.record(f"train/{name}", value)
+        return engine
+
+    def _minibatches(self, rollout: Batch) -> Iterator[Batch]:
+        """
+        One pass over the rollout in shuffled minibatches.
+
+        :param rollout: all transitions
+        :return: the minibatches; from the buffer's own ``get`` if it has one
+        """
+        assert self.engine_in_use is not None
+        if is_stock(self.rollout_buffer, "get", "_get_samples"):
+            yield from self.engine_in_use.minibatches(rollout, self.batch_size)
+        else:
+            assert isinstance(self.engine_in_use, AutogradEngine)
+            for samples in self.rollout_buffer.get(self.batch_size):
+                yield self.engine_in_use.to_tensors(samples[:6])
+
+    def _normalized(self, batch: Batch) -> Batch:
+        """
+        The batch with advantages as the algorithm wants them.
+
+        :param batch: transitions
+        :return: the same with normalised advantages, if they are to be
+        """
+        return batch._replace(advantages=normalize(batch.advantages)) if self.normalize_advantage else batch
+
+    def _record(self, terms: dict[str, Any]) -> None:
+        """
+        Log the terms of an update under ``train/``, with what both algorithms log.
+
+        :param terms: values by name
+        """
+        buffer = self.rollout_buffer
+        terms["explained_variance"] = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        if isinstance(getattr(self.policy, "log_std", None), th.Tensor):
+            std = th.exp(self.policy.log_std.detach())
+            terms["std"], terms["std_min"] = std.mean().item(), std.min().item()
+        for name, value in terms.items():
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    # ------------------------------------------------------------------ saving
+
+    def _excluded_save_params(self) -> list[str]:
+        """The engine is made anew from the policy, so it stays out of the zip, which stock SB3 must be able to open."""
+        return [*super()._excluded_save_params(), "engine_in_use"]

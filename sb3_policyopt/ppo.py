@@ -1,0 +1,234 @@
+"""PPO: the clipped surrogate objective with entropy bonus and value loss."""
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_policyopt import arguments
+from sb3_policyopt.arguments import Coefficient
+from sb3_policyopt.engines import Batch, PPOCoefficients, Terms
+from sb3_policyopt.maths import losses
+from sb3_policyopt.metrics import Means
+from sb3_policyopt.on_policy import PolicyOptimization
+
+SelfPPO = TypeVar("SelfPPO", bound="PPO")
+
+
+class PPO(PolicyOptimization):
+    """
+    Proximal Policy Optimization (clip version), with the arguments and the results of SB3's PPO.
+
+    Paper: https://arxiv.org/abs/1707.06347
+
+    Every coefficient (``learning_rate``, ``clip_range``, ``clip_range_vf``, ``ent_coef``, ``vf_coef``, ``max_grad_norm``,
+    ``target_kl``) is a number, a callable of ``progress_remaining``, or the string "lin_X" (from X linearly to 0).
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
+    :param env: the environment to learn from, or its registered name
+    :param learning_rate: of the policy's optimizer
+    :param n_steps: steps of each environment per update (T of S5)
+    :param batch_size: transitions per minibatch
+    :param n_epochs: passes over the rollout per update (K of P6)
+    :param gamma: discount γ in [0, 1]
+    :param gae_lambda: λ of S4 in [0, 1]
+    :param clip_range: ε of P2
+    :param clip_range_vf: bound on the change of the value in units of the return, None for none
+    :param normalize_advantage: whether to normalise the advantages of each minibatch
+    :param ent_coef: c₁ of P5
+    :param vf_coef: c₂ of P5
+    :param max_grad_norm: bound on the gradient's norm
+    :param use_sde: whether to use generalised state-dependent exploration (gSDE)
+    :param sde_sample_freq: steps between two draws of gSDE's noise matrix, -1 for one draw a rollout
+    :param rollout_buffer_class: rollout buffer to use instead of SB3's
+    :param rollout_buffer_kwargs: arguments for it
+    :param target_kl: stop the update where the approximate KL exceeds 1.5 times this, None for no such stop
+    :param stats_window_size: episodes over which the logged return is averaged
+    :param tensorboard_log: folder for TensorBoard, None for none
+    :param policy_kwargs: arguments for the policy
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: of all random generators
+    :param device: "cpu", "cuda", "auto"
+    :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (P4)
+    :param value_clipping: "clipped" takes the error of the clipped value alone, as SB3; "pessimistic" takes the larger of
+        the clipped and the unclipped error; only with ``clip_range_vf``
+    :param kl_stop: "minibatch" stops in the middle of an epoch, on one minibatch's KL, as SB3; "epoch" stops after an
+        epoch, on its mean KL; only with ``target_kl``
+    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed
+    :param micro_batch_size: most samples that go through the networks at once, None for no bound
+    :param _init_setup_model: whether to build the networks at once
+    """
+
+    coefficient_names: ClassVar[tuple[str, ...]] = ("ent_coef", "vf_coef", "max_grad_norm", "target_kl")
+    hooks: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: Coefficient = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: Coefficient = 0.2,
+        clip_range_vf: Coefficient | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: Coefficient = 0.0,
+        vf_coef: Coefficient = 0.5,
+        max_grad_norm: Coefficient = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: Coefficient | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        value_target: str = "td_lambda",
+        value_clipping: str = "clipped",
+        kl_stop: str = "minibatch",
+        engine: str = "auto",
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self.n_epochs = arguments.integer("n_epochs", n_epochs)
+        self.clip_range: Any = arguments.coefficient("clip_range", clip_range, exclusive=True)
+        self.clip_range_vf: Any = None
+        if clip_range_vf is not None:
+            self.clip_range_vf = arguments.coefficient("clip_range_vf", clip_range_vf, exclusive=True)
+        self.value_clipping: Any = arguments.word("value_clipping", value_clipping, ("clipped", "pessimistic"))
+        self.kl_stop = arguments.word("kl_stop", kl_stop, ("minibatch", "epoch"))
+        self.target_kl: float | None
+        if normalize_advantage and arguments.integer("batch_size", batch_size) == 1:
+            raise ValueError("batch_size must be greater than 1 to normalize advantages; or pass normalize_advantage=False")
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            normalize_advantage=normalize_advantage,
+            coefficients={
+                "ent_coef": arguments.coefficient("ent_coef", ent_coef),
+                "vf_coef": arguments.coefficient("vf_coef", vf_coef),
+                "max_grad_norm": arguments.coefficient("max_grad_norm", max_grad_norm, exclusive=True, infinite=True),
+                "target_kl": None if target_kl is None else arguments.coefficient("target_kl", target_kl, exclusive=True),
+            },
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            value_target=value_target,
+            engine=engine,
+            micro_batch_size=micro_batch_size,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _setup_model(self) -> None:
+        """Build the networks, the buffer and the clip schedules."""
+        super()._setup_model()
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def train(self) -> None:
+        """P6: K epochs of minibatch steps along the gradient of the clipped objective."""
+        self.policy.set_training_mode(True)
+        engine, coefficients = self._start_update(), self._coefficients()
+        rollout = engine.load(self.rollout_buffer)
+        engine.start_update()
+        means = Means()
+        stop = False
+        for _ in range(self.n_epochs):
+            epoch = Means()
+            for minibatch in self._minibatches(rollout):
+                terms = engine.ppo_gradient(self._normalized(minibatch), coefficients)  # ∇(−L), P1-P5
+                epoch.add(terms)
+                if stop := self.kl_stop == "minibatch" and self._too_far(terms["approx_kl"]):
+                    break
+                epoch.add({"grad_norm": engine.clip_gradient(self.max_grad_norm)})
+                engine.step()
+            means.extend(epoch)
+            self._n_updates += 1
+            if stop := stop or (self.kl_stop == "epoch" and self._too_far(epoch.reduce()["approx_kl"])):
+                break
+        self._record(means.reduce())
+
+    def _coefficients(self) -> PPOCoefficients:
+        """
+        The numbers of P5 where training stands, logged.
+
+        :return: ε, c₁, c₂ and the value clipping
+        """
+        clip_range = self.clip_range(self._current_progress_remaining)
+        self.logger.record("train/clip_range", clip_range)
+        clip_range_vf = None
+        if self.clip_range_vf is not None:
+            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+        return PPOCoefficients(clip_range, clip_range_vf, self.value_clipping, self.ent_coef, self.vf_coef)
+
+    def _too_far(self, approx_kl: Any) -> bool:
+        """
+        Whether the policy has moved so far from the one that collected the rollout that the update should end.
+
+        :param approx_kl: a scalar in nats
+        :return: True if it exceeds 1.5 ``target_kl``; a NaN counts as too far
+        """
+        return self.target_kl is not None and not float(approx_kl) <= 1.5 * self.target_kl
+
+    def loss(self, batch: Batch, coefficients: PPOCoefficients) -> tuple[th.Tensor, Terms]:
+        """
+        P5: −L of a minibatch. Override it to change what PPO optimises; the autograd engine then computes its gradient.
+
+        :param batch: transitions as tensors on the policy's device, advantages already normalised
+        :param coefficients: ε, c₁, c₂ and the value clipping of this update
+        :return: the scalar to minimise, and scalar tensors to log (as means over the update)
+        """
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+        log_ratio = losses.log_ratio(log_prob, batch.old_log_prob)
+        ratio = th.exp(log_ratio)
+        policy_objective = losses.clipped_surrogate(ratio, batch.advantages, coefficients.clip_range)
+        # Without a closed form of the entropy (squashed gSDE), −ln π at the sampled actions estimates it.
+        mean_entropy = (-log_prob if entropy is None else entropy).mean()
+        value_loss = losses.value_loss(
+            values.flatten(), batch.returns, batch.old_values, coefficients.clip_range_vf, coefficients.value_clipping
+        )
+        loss = losses.combined_loss(policy_objective, mean_entropy, value_loss, coefficients.ent_coef, coefficients.vf_coef)
+        with th.no_grad():
+            terms = {
+                "policy_gradient_loss": -policy_objective.detach(),
+                "value_loss": value_loss.detach(),
+                "entropy_loss": -mean_entropy.detach(),
+                **losses.ratio_diagnostics(log_ratio, ratio, coefficients.clip_range),
+            }
+        return loss, terms
+
+    def learn(
+        self: SelfPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "PPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPPO:
+        """See :meth:`PolicyOptimization.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,0 +1,198 @@
+"""S5: the one loop that collects a rollout, for both algorithms and both engines, with SB3's callback contract."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_policyopt.engines.rollout_data import is_stock
+from sb3_policyopt.maths.advantages import gae, value_targets
+
+if TYPE_CHECKING:
+    from sb3_policyopt.on_policy import PolicyOptimization
+
+
+def collect(
+    self: "PolicyOptimization",
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: RolloutBuffer,
+    n_rollout_steps: int,
+) -> bool:
+    """
+    Run the current policy for ``n_rollout_steps`` steps of every environment and fill the buffer.
+
+    The names of the local variables are part of SB3's callback contract (``callback.locals``).
+
+    :param self: the algorithm, under the name that callbacks know it by
+    :param env: the training environments
+    :param callback: called at the start, after each step and at the end
+    :param rollout_buffer: filled with n_rollout_steps × n_envs transitions, advantages and value targets
+    :param n_rollout_steps: steps of each environment
+    :return: False if the callback asked to stop, and the rollout is then incomplete
+    """
+    assert self._last_obs is not None, "No previous observation was provided"
+    self.policy.set_training_mode(False)
+    engine = self.prepare_engine()
+    to_env_action = action_converter(self)
+    store = storing_function(rollout_buffer)
+    n_steps = 0
+    reset_buffer(rollout_buffer)
+    if self.use_sde:
+        self.policy.reset_noise(env.num_envs)
+    engine.start_rollout(n_rollout_steps, env.num_envs)
+
+    callback.on_rollout_start()
+
+    while n_steps < n_rollout_steps:
+        if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+            self.policy.reset_noise(env.num_envs)
+
+        obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+        actions, values, log_probs = engine.act(self._last_obs)
+        clipped_actions = to_env_action(actions)
+
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        self.num_timesteps += env.num_envs
+
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+
+        self._update_info_buffer(infos, dones)
+        n_steps += 1
+
+        rewards = np.asarray(rewards, dtype=np.float32)
+        if dones.any():
+            rewards = rewards + self.gamma * truncation_values(self, dones, infos)
+
+        store(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
+        self._last_obs = new_obs
+        self._last_episode_starts = dones
+
+    last_values = engine.value(new_obs)
+    values = th.from_numpy(last_values)[:, None]
+    finish(self, rollout_buffer, last_values, dones)
+
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
+
+
+def action_converter(self: "PolicyOptimization") -> Any:
+    """
+    What turns a sampled action into one that the environment accepts.
+
+    :param self: the algorithm
+    :return: a function of an array of shape (n_envs, *action_shape)
+    """
+    space = self.action_space
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions
+    if self.policy.squash_output:
+        return self.policy.unscale_action
+    low, high = space.low, space.high
+    return lambda actions: np.minimum(np.maximum(actions, low), high)
+
+
+def truncation_values(self: "PolicyOptimization", dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> Any:
+    """
+    S3: V(final observation) of the environments that a time limit cut off, all in one batch.
+
+    :param self: the algorithm
+    :param dones: whose episode ended, shape (n_envs,)
+    :param infos: of all environments
+    :return: float32, shape (n_envs,); 0 where nothing was cut off
+    """
+    cut = [
+        i
+        for i in np.flatnonzero(dones)
+        if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
+    ]
+    values = np.zeros(len(dones), dtype=np.float32)
+    if cut:
+        finals = [infos[i]["terminal_observation"] for i in cut]
+        observations: Any
+        if isinstance(finals[0], dict):
+            observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
+        else:
+            observations = np.stack(finals)
+        assert self.engine_in_use is not None
+        values[cut] = self.engine_in_use.value(observations)
+    return values
+
+
+def reset_buffer(buffer: RolloutBuffer) -> None:
+    """
+    Empty the buffer; SB3's own keeps its arrays, as every entry is about to be overwritten.
+
+    :param buffer: the rollout buffer
+    """
+    if not is_stock(buffer, "reset") or buffer.generator_ready:
+        buffer.reset()
+    else:
+        buffer.pos, buffer.full = 0, False
+
+
+def storing_function(buffer: RolloutBuffer) -> Any:
+    """
+    What puts one step into the buffer.
+
+    :param buffer: the rollout buffer
+    :return: ``buffer.add`` of a buffer with its own; for SB3's, a function that writes each array in place
+    """
+    if not is_stock(buffer, "add"):
+        return buffer.add
+    observations: Any = buffer.observations
+    n_envs, action_dim = buffer.n_envs, buffer.action_dim
+    if isinstance(buffer, DictRolloutBuffer):
+        shapes = {key: array.shape[1:] for key, array in observations.items()}
+    else:
+        shape = observations.shape[1:]
+
+    def store(obs: Any, action: Any, reward: Any, episode_start: Any, value: th.Tensor, log_prob: th.Tensor) -> None:
+        row = buffer.pos
+        if isinstance(obs, dict):
+            for key, array in observations.items():
+                array[row] = obs[key].reshape(shapes[key])
+        else:
+            observations[row] = obs.reshape(shape)
+        buffer.actions[row] = action.reshape(n_envs, action_dim)
+        buffer.rewards[row] = reward
+        buffer.episode_starts[row] = episode_start
+        buffer.values[row] = value.reshape(-1).cpu().numpy()
+        buffer.log_probs[row] = log_prob.reshape(-1).cpu().numpy()
+        buffer.pos = row + 1
+        buffer.full = buffer.pos == buffer.buffer_size
+
+    return store
+
+
+def finish(
+    self: "PolicyOptimization", buffer: RolloutBuffer, last_values: np.ndarray[Any, Any], dones: np.ndarray[Any, Any]
+) -> None:
+    """
+    S4, T10: advantages and value targets of a full buffer.
+
+    :param self: the algorithm
+    :param buffer: full; its ``advantages`` and ``returns`` are written
+    :param last_values: V of the observations after the last step, shape (n_envs,)
+    :param dones: whose episode ended with the last step, shape (n_envs,)
+    """
+    if not is_stock(buffer, "compute_returns_and_advantage"):
+        buffer.compute_returns_and_advantage(last_values=th.from_numpy(last_values), dones=dones)
+        if self.value_target == "td_lambda":
+            return
+    ended = np.concatenate((buffer.episode_starts[1:], dones[None].astype(np.float32)))
+    rollout = (buffer.rewards, buffer.values, last_values, ended, self.gamma)
+    if is_stock(buffer, "compute_returns_and_advantage"):
+        buffer.advantages = gae(*rollout, self.gae_lambda)
+    if self.value_target == "td_lambda":
+        buffer.returns = buffer.advantages + buffer.values
+    else:
+        buffer.returns = value_targets(self.value_target, *rollout, self.gae_lambda)

@@ -1,0 +1,258 @@
+"""TRPO: the natural gradient, scaled to the border of a trust region in KL, with a line search that keeps the promise."""
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from sb3_policyopt import arguments
+from sb3_policyopt.arguments import Coefficient
+from sb3_policyopt.engines import Batch, Engine, Terms
+from sb3_policyopt.maths import losses
+from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
+from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
+from sb3_policyopt.metrics import Means
+from sb3_policyopt.on_policy import PolicyOptimization
+
+SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
+
+
+class TRPO(PolicyOptimization):
+    """
+    Trust Region Policy Optimization, with the arguments of sb3-contrib's TRPO.
+
+    Paper: https://arxiv.org/abs/1502.05477 (appendix C for conjugate gradient and Fisher-vector products)
+
+    It differs from sb3-contrib's in three promises. ``target_kl`` bounds the joint KL(π_old‖π_θ) of the whole action in
+    every action space (``kl_reduction="mean"`` gives sb3-contrib's scale); ``sub_sampling_factor`` thins only the
+    Fisher-vector products; an update that cannot be made leaves the policy as it was, bit for bit, and says why.
+
+    The coefficients ``learning_rate``, ``target_kl`` and ``cg_damping`` are numbers, callables of ``progress_remaining``,
+    or the string "lin_X" (from X linearly to 0).
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
+    :param env: the environment to learn from, or its registered name
+    :param learning_rate: of the critic's optimizer
+    :param n_steps: steps of each environment per update
+    :param batch_size: transitions per minibatch of the critic
+    :param gamma: discount γ in [0, 1]
+    :param cg_max_steps: most iterations of the conjugate gradient method (T7)
+    :param cg_damping: λ of F + λI in it
+    :param line_search_shrinking_factor: β of T9 in (0, 1)
+    :param line_search_max_iter: most candidates of T9
+    :param n_critic_updates: passes of the critic over the rollout per update (T10)
+    :param gae_lambda: λ of S4 in [0, 1]
+    :param use_sde: whether to use generalised state-dependent exploration (gSDE)
+    :param sde_sample_freq: steps between two draws of gSDE's noise matrix, -1 for one draw a rollout
+    :param rollout_buffer_class: rollout buffer to use instead of SB3's
+    :param rollout_buffer_kwargs: arguments for it
+    :param normalize_advantage: whether to normalise the advantages of the rollout
+    :param target_kl: radius δ of the trust region (T2) in nats
+    :param sub_sampling_factor: use every n-th transition for the Fisher-vector products
+    :param stats_window_size: episodes over which the logged return is averaged
+    :param tensorboard_log: folder for TensorBoard, None for none
+    :param policy_kwargs: arguments for the policy
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: of all random generators
+    :param device: "cpu", "cuda", "auto"
+    :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (T10)
+    :param kl_reduction: "sum", the joint KL; "mean", its mean over the dimensions of a Box or MultiBinary action, as
+        sb3-contrib measures it
+    :param line_search: False takes the bare scaled step (T8) without checking KL or J
+    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed
+    :param micro_batch_size: most samples that go through the networks at once, None for no bound
+    :param _init_setup_model: whether to build the networks at once
+    """
+
+    coefficient_names: ClassVar[tuple[str, ...]] = ("target_kl", "cg_damping")
+    hooks: ClassVar[tuple[str, ...]] = ("surrogate", "value_loss")
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: Coefficient = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: Coefficient = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: Coefficient = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        value_target: str = "td_lambda",
+        kl_reduction: str = "sum",
+        line_search: bool = True,
+        engine: str = "auto",
+        micro_batch_size: int | None = None,
+    ) -> None:
+        self.cg_max_steps = arguments.integer("cg_max_steps", cg_max_steps)
+        self.line_search_shrinking_factor = arguments.number(
+            "line_search_shrinking_factor", line_search_shrinking_factor, exclusive=True, maximum=1.0
+        )
+        self.line_search_max_iter = arguments.integer("line_search_max_iter", line_search_max_iter)
+        self.n_critic_updates = arguments.integer("n_critic_updates", n_critic_updates)
+        self.sub_sampling_factor = arguments.integer("sub_sampling_factor", sub_sampling_factor)
+        self.kl_reduction = arguments.word("kl_reduction", kl_reduction, ("sum", "mean"))
+        self.line_search = arguments.flag("line_search", line_search)
+        self.target_kl: float
+        self.cg_damping: float
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            normalize_advantage=normalize_advantage,
+            coefficients={
+                "target_kl": arguments.coefficient("target_kl", target_kl, exclusive=True),
+                "cg_damping": arguments.coefficient("cg_damping", cg_damping),
+            },
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            value_target=value_target,
+            engine=engine,
+            micro_batch_size=micro_batch_size,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def train(self) -> None:
+        """T11: one step of the policy to the border of the trust region, then the critic."""
+        engine = self._start_update()
+        rollout = engine.load(self.rollout_buffer)
+        policy_terms = self._update_policy(engine, self._normalized(rollout))
+        critic_terms = self._update_critic(engine, rollout)
+        self._n_updates += 1
+        self._record({**policy_terms, **critic_terms})
+
+    def _update_policy(self, engine: Engine, rollout: Batch) -> Terms:
+        """
+        T1-T9: maximise gᵀΔ subject to ½ΔᵀFΔ ≤ δ, then shorten Δ until KL ≤ δ and J is up.
+
+        :param engine: computes J, g, F v and KL
+        :param rollout: all transitions
+        :return: what to log
+        """
+        self.policy.set_training_mode(False)  # dropout or batch statistics would make π_θ differ from itself
+        d = self._kl_dimensions()
+        δ, damping = self.target_kl * d, self.cg_damping * d
+        expansion = engine.expansion(rollout, self.sub_sampling_factor)  # J, g and F at θ_old
+        g, fisher = expansion.gradient, expansion.fisher
+        cg = conjugate_gradient(fisher, g, self.cg_max_steps, damping=damping)  # F x = g
+        fisher_x = fisher(cg.x)
+        α = step_scale(cg.x, fisher_x, δ)  # √(2δ / xᵀFx)
+        search = backtracking_line_search(  # KL ≤ δ and J up, or θ_old bit for bit
+            engine.actor_parameters,
+            α * cg.x,
+            lambda: engine.surrogate_and_kl(rollout, expansion.old),
+            surrogate_before=expansion.surrogate,
+            delta=δ,
+            shrinking_factor=self.line_search_shrinking_factor,
+            max_iterations=self.line_search_max_iter,
+            enforce=self.line_search,
+        )
+        return {
+            "policy_objective": search.surrogate,
+            "surrogate_improvement": search.surrogate - expansion.surrogate,
+            "kl_divergence_loss": search.kl / d,
+            "kl_predicted": predicted_kl(search.fraction * α * cg.x, search.fraction * α * fisher_x) / d,
+            "target_kl": self.target_kl,
+            "is_line_search_success": float(search.reason == "accepted"),
+            "step_fraction": search.fraction,
+            "line_search_reason": search.reason,
+            "cg_iterations": cg.iterations,
+            "cg_residual": cg.residual,
+            "grad_norm": float(g @ g) ** 0.5,
+        }
+
+    def _update_critic(self, engine: Engine, rollout: Batch) -> Terms:
+        """
+        T10: ``n_critic_updates`` passes of the critic's own optimizer; the actor's parameters get no gradient.
+
+        :param engine: computes the gradient of the value loss
+        :param rollout: all transitions
+        :return: what to log
+        """
+        engine.start_update(critic_only=True)
+        means = Means()
+        for _ in range(self.n_critic_updates):
+            for minibatch in self._minibatches(rollout):
+                means.add(engine.value_gradient(minibatch))
+                engine.step()
+        return means.reduce()
+
+    def _kl_dimensions(self) -> int:
+        """
+        By how much the joint KL exceeds the one that ``target_kl`` is measured in.
+
+        The mean over d dimensions is the sum over d, and so is its Hessian. A bound δ on the mean is the bound d·δ on
+        the sum, and a damping λ of F/d is the damping d·λ of F: the direction is then the same, scaled by 1/d.
+
+        :return: d for ``kl_reduction="mean"`` where sb3-contrib takes the mean, else 1
+        """
+        if self.kl_reduction == "mean" and isinstance(self.action_space, (spaces.Box, spaces.MultiBinary)):
+            return spaces.flatdim(self.action_space)
+        return 1
+
+    def surrogate(self, batch: Batch, log_prob: th.Tensor) -> th.Tensor:
+        """
+        T1: J of a batch. Override it to change what TRPO maximises; the autograd engine then computes its gradient.
+
+        :param batch: transitions as tensors on the policy's device, advantages already normalised
+        :param log_prob: ln π_θ(a|s), shape (batch,)
+        :return: the scalar to maximise
+        """
+        objective: th.Tensor = losses.surrogate(losses.probability_ratio(log_prob, batch.old_log_prob), batch.advantages)
+        return objective
+
+    def value_loss(self, batch: Batch) -> tuple[th.Tensor, Terms]:
+        """
+        T10: the critic's loss of a minibatch. Override it to change what the critic minimises.
+
+        :param batch: transitions as tensors on the policy's device
+        :return: the scalar to minimise, and scalar tensors to log (as means over the update)
+        """
+        values = self.policy.predict_values(batch.observations).flatten()
+        loss: th.Tensor = losses.value_loss(values, batch.returns)
+        return loss, {"value_loss": loss.detach()}
+
+    def learn(
+        self: SelfTRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "TRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTRPO:
+        """See :meth:`PolicyOptimization.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
