@@ -1,0 +1,221 @@
+"""What is published: a saved agent, how it was trained, and where it stands on the disk."""
+
+import inspect
+import json
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+from sb3_policyopt.hub.errors import HubError
+from sb3_policyopt.hub.plain_yaml import load_plain
+from sb3_policyopt.safe_zip import DESCRIPTION
+
+# Where the class of that name is found without this package.
+STOCK_MODULES = {"PPO": "stable_baselines3", "TRPO": "sb3_contrib"}
+
+
+@dataclass(frozen=True)
+class Agent:
+    """
+    A saved agent.
+
+    :param algo: the zoo's key, such as "ppo"
+    :param env_id: Gymnasium id of the environment it was trained on
+    :param zip_path: what ``model.save()`` wrote
+    :param config: hyperparameters in the zoo's form
+    :param arguments: command line of the training, in the zoo's form
+    :param env_kwargs: arguments of the environment
+    :param statistics_path: pickle of the ``VecNormalize``, if there was one
+    :param run_folder: what the training wrote, if it wrote any
+    """
+
+    algo: str
+    env_id: str
+    zip_path: Path
+    config: dict[str, Any]
+    arguments: dict[str, Any]
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    statistics_path: "Path | None" = None
+    run_folder: "Path | None" = None
+
+    @property
+    def class_name(self) -> str:
+        """Name of the algorithm's class, by which the zoo's download tools know it."""
+        return self.algo.upper()
+
+    @property
+    def name(self) -> str:
+        """The zoo's name of the model, and the default name of its repository."""
+        return f"{self.algo}-{file_name_of(self.env_id)}"
+
+    def stored(self) -> dict[str, Any]:
+        """
+        Read the plain numbers and strings that the zip stores; nothing is unpickled.
+
+        :return: attributes of the saved model, by name
+        """
+        with zipfile.ZipFile(self.zip_path) as archive:
+            data = json.loads(archive.read("data"))
+        return {name: value for name, value in data.items() if isinstance(value, (int, float, str))}
+
+    @property
+    def is_described(self) -> bool:
+        """Whether the zip can be loaded without unpickling."""
+        with zipfile.ZipFile(self.zip_path) as archive:
+            return DESCRIPTION in archive.namelist()
+
+
+def file_name_of(env_id: str) -> str:
+    """
+    Make a file name of an environment's id, as the zoo does.
+
+    :param env_id: Gymnasium id, such as "ALE/Pong-v5" or "package:Name-v0"
+    :return: the name, such as "ALE-Pong-v5" or "Name-v0"
+    """
+    return env_id.rpartition(":")[2].replace("/", "-")
+
+
+def find_run(folder: Path, algo: str, env_id: str, exp_id: int) -> Path:
+    """
+    Find the folder of a zoo run.
+
+    :param folder: the log folder
+    :param algo: the zoo's key of the algorithm
+    :param env_id: Gymnasium id
+    :param exp_id: number of the run; 0 for the latest, -1 for a log folder without numbers
+    :return: ``folder/algo/env_n``
+    :raises HubError: if there is none
+    """
+    if exp_id < 0:
+        run = folder / algo
+    else:
+        run = folder / algo / f"{file_name_of(env_id)}_{exp_id or latest_run(folder, algo, env_id)}"
+    if not run.is_dir():
+        raise HubError(f"there is no run folder {run}: train first, or check --folder, --algo, --env and --exp-id")
+    return run
+
+
+def latest_run(folder: Path, algo: str, env_id: str) -> int:
+    """
+    Find the number of the latest run.
+
+    :param folder: the log folder
+    :param algo: the zoo's key of the algorithm
+    :param env_id: Gymnasium id
+    :return: the number, 0 if there is no run
+    """
+    pattern = re.compile(re.escape(file_name_of(env_id)) + r"_(\d+)")
+    matches = (pattern.fullmatch(path.name) for path in (folder / algo).glob("*"))
+    return max((int(match.group(1)) for match in matches if match), default=0)
+
+
+def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") -> Agent:
+    """
+    Read the folder of a zoo run.
+
+    :param run: the folder
+    :param algo: the zoo's key of the algorithm
+    :param env_id: Gymnasium id
+    :param checkpoint: "last" (end of the training), "best" (of the evaluations), "last checkpoint", or a number of steps
+    :return: the agent
+    :raises HubError: if a file is missing or not plain
+    """
+    name = file_name_of(env_id)
+    zip_path = _checkpoint(run, name, checkpoint)
+    config = _read_yaml(run / name / "config.yml")
+    arguments = _read_yaml(run / name / "args.yml")
+    statistics = run / name / "vecnormalize.pkl"
+    if config.get("normalize") and not statistics.is_file():
+        raise HubError(f"the run normalised its observations or rewards, but {statistics} is missing")
+    return Agent(
+        algo,
+        env_id,
+        zip_path,
+        config,
+        arguments,
+        env_kwargs=dict(arguments.get("env_kwargs") or config.get("env_kwargs") or {}),
+        statistics_path=statistics if config.get("normalize") else None,
+        run_folder=run,
+    )
+
+
+def _checkpoint(run: Path, name: str, checkpoint: str) -> Path:
+    if checkpoint == "best":
+        path = run / "best_model.zip"
+    elif checkpoint == "last checkpoint":
+        checkpoints = list(run.glob("rl_model_*_steps.zip"))
+        if not checkpoints:
+            raise HubError(f"{run} has no checkpoint: train with --save-freq, or leave out --load-last-checkpoint")
+        path = max(checkpoints, key=lambda candidate: int(candidate.stem.split("_")[-2]))
+    elif checkpoint == "last":
+        path = run / f"{name}.zip"
+    else:
+        path = run / f"rl_model_{checkpoint}_steps.zip"
+    if not path.is_file():
+        raise HubError(f"{path} is missing: the training has not saved it")
+    if not zipfile.is_zipfile(path):
+        raise HubError(f"{path} is not a zip file: it is damaged")
+    return path
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise HubError(f"{path} is missing: it is written by `sb3-policyopt train`")
+    try:
+        return load_plain(path.read_text(encoding="utf-8"), str(path))
+    except ValueError as error:
+        raise HubError(str(error)) from error
+
+
+def config_of_model(model: BaseAlgorithm) -> dict[str, Any]:
+    """
+    Write the hyperparameters of a model in the zoo's form: what differs from the defaults of its class.
+
+    :param model: the agent
+    :return: what could stand in the zoo's YAML file; schedules that it cannot express are left out
+    """
+    policy = next((alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class), None)
+    config: dict[str, Any] = {"n_envs": model.n_envs, "n_timesteps": model.num_timesteps}
+    config["policy"] = policy or model.policy_class.__name__
+    if model.policy_kwargs:
+        config["policy_kwargs"] = python_source(model.policy_kwargs)
+    elsewhere = {"self", "policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
+    for name, parameter in inspect.signature(type(model).__init__).parameters.items():
+        if name not in elsewhere and hasattr(model, name) and parameter.default is not parameter.empty:
+            value = _zoo_value(getattr(model, name))
+            if value is not None and value != parameter.default:
+                config[name] = value
+    return config
+
+
+def _zoo_value(value: Any) -> Any:
+    """A number, a string, or the zoo's ``lin_x`` for a schedule from x to 0; None for what its YAML cannot say."""
+    while isinstance(value, FloatSchedule):
+        value = value.value_schedule
+    if isinstance(value, ConstantSchedule):
+        return value.val
+    if isinstance(value, LinearSchedule) and value.end == 0 and value.end_fraction == 1:
+        return f"lin_{value.start}"
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def python_source(value: Any) -> str:
+    """
+    Write policy arguments as the expression that the zoo evaluates.
+
+    :param value: literals, containers and classes
+    :return: Python source; classes of ``torch.nn`` and ``torch.optim`` as ``nn.ReLU`` and ``th.optim.Adam``
+    """
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{key}={python_source(item)}' for key, item in value.items())})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(python_source, value))}]"
+    if isinstance(value, type):
+        prefix = {"torch.nn": "nn.", "torch.optim": "th.optim."}.get(".".join(value.__module__.split(".")[:2]), "")
+        return prefix + value.__name__
+    return repr(value)

@@ -1,0 +1,223 @@
+"""The model card: metadata that the Hub reads, and text for people."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from sb3_policyopt.hub.agent import STOCK_MODULES, Agent
+from sb3_policyopt.hub.evaluation import Protocol, Score
+from sb3_policyopt.hub.plain_yaml import dump_plain
+
+HOMEPAGE = "https://github.com/sb3-policyopt/sb3-policyopt"
+
+
+@dataclass(frozen=True)
+class Card:
+    """
+    All that a card tells.
+
+    :param agent: the agent
+    :param protocol: how it was evaluated
+    :param score: the result
+    :param repo_id: where it will stand
+    :param revision: the branch, if not the main one
+    :param endpoint: address of the Hub
+    :param license: identifier of the licence, as the Hub lists them
+    :param provenance: what the training recorded
+    :param has_video: whether there is a ``replay.mp4``
+    :param has_picture: whether there is a ``training.png``
+    """
+
+    agent: Agent
+    protocol: Protocol
+    score: Score
+    repo_id: str
+    revision: "str | None"
+    endpoint: str
+    license: str
+    provenance: dict[str, Any]
+    has_video: bool
+    has_picture: bool
+
+    def __str__(self) -> str:
+        """The ``README.md``."""
+        sections = (
+            _headline(self),
+            _pictures(self),
+            _usage(self),
+            _hyperparameters(self),
+            _provenance(self),
+            _trust(self),
+        )
+        return f"---\n{metadata(self).to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def metadata(card: Card) -> ModelCardData:
+    """
+    Write what the Hub reads: filters, widget, download counter and leaderboards hang on it.
+
+    :param card: the card
+    :return: the YAML head of the ``README.md``
+    """
+    agent = card.agent
+    tags = [agent.env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3-policyopt", agent.algo]
+    result = EvalResult(
+        task_type="reinforcement-learning",
+        task_name="reinforcement-learning",
+        dataset_type=agent.env_id,
+        dataset_name=agent.env_id,
+        metric_type="mean_reward",
+        metric_name="mean_reward",
+        metric_value=str(card.score),
+        verified=False,
+    )
+    return ModelCardData(
+        library_name="stable-baselines3",
+        license=card.license,
+        pipeline_tag="reinforcement-learning",
+        tags=tags + (["rl-zoo"] if agent.run_folder else []),
+        model_name=agent.class_name,
+        eval_results=[result],
+    )
+
+
+def _headline(card: Card) -> str:
+    agent, score, protocol, stored = card.agent, card.score, card.protocol, card.agent.stored()
+    actions = "deterministic" if protocol.deterministic else "sampled"
+    seed = "no fixed seed" if "seed" not in stored else f"seed {stored['seed']}"
+    return (
+        f"# **{agent.class_name}** agent playing **{agent.env_id}**\n\n"
+        f"Mean return **{score.mean:.2f} ± {score.std:.2f}** (standard deviation over {protocol.n_episodes} episodes, "
+        f"{actions} actions, environment seed {protocol.seed}) after {stored.get('num_timesteps', 0):,} steps of training with "
+        f"{seed}.\n\n"
+        f"Trained with [sb3-policyopt]({HOMEPAGE}), {agent.class_name} for "
+        "[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3). "
+        "The returns of the single episodes stand in [results.json](results.json)."
+    )
+
+
+def _pictures(card: Card) -> str:
+    parts = []
+    if card.has_video:
+        address = f"{card.endpoint}/{card.repo_id}/resolve/{card.revision or 'main'}/replay.mp4"
+        parts.append(f'<video src="{address}" controls autoplay loop muted></video>\n\n[Video of the agent](replay.mp4)')
+    if card.has_picture:
+        parts.append("## Training\n\n![Learning curve, evaluations and health of the updates](training.png)")
+    return "\n\n".join(parts)
+
+
+def _usage(card: Card) -> str:
+    stock = STOCK_MODULES[card.agent.class_name]
+    blocks = (
+        ("With sb3-policyopt", 'pip install "sb3-policyopt[hub]"', "python", _own_code(card)),
+        (f"With {stock} alone", f"pip install {stock} huggingface_hub", "python", _stock_code(card)),
+        ("With the RL Zoo", 'pip install "sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)),
+    )
+    return "## Use it\n\n" + "\n\n".join(
+        f"### {title}\n\n{_fenced('bash', [install])}\n\n{_fenced(language, code)}" for title, install, language, code in blocks
+    )
+
+
+def _own_code(card: Card) -> list[str]:
+    """Code that loads the agent with this package and evaluates it as it was evaluated."""
+    arguments = [repr(card.repo_id)] + ([f"revision={card.revision!r}"] if card.revision else [])
+    if not card.agent.is_described:
+        arguments.append("safe=False")
+    imports, env = card.protocol.code("vec_normalize" if card.agent.statistics_path else "")
+    if card.agent.statistics_path:
+        env.insert(env.index("env = vec_normalize"), "vec_normalize.set_venv(env)")
+    load = f"model, vec_normalize = load_from_hub({', '.join(arguments)})"
+    return [*_imports(card.protocol, *imports, "from sb3_policyopt.hub import load_from_hub"), "", load, *env, *_evaluation_code(card)]
+
+
+def _stock_code(card: Card) -> list[str]:
+    """The same without this package."""
+    revision = f", revision={card.revision!r}" if card.revision else ""
+    imports, env = card.protocol.code(
+        f'VecNormalize.load(hf_hub_download({card.repo_id!r}, "vec_normalize.pkl"{revision}), env)'
+        if card.agent.statistics_path
+        else ""
+    )
+    extra = ["from huggingface_hub import hf_hub_download"]
+    extra.append(f"from {STOCK_MODULES[card.agent.class_name]} import {card.agent.class_name}")
+    if card.agent.statistics_path:
+        extra.append("from stable_baselines3.common.vec_env import VecNormalize")
+    load = f'model = {card.agent.class_name}.load(hf_hub_download({card.repo_id!r}, "{card.agent.name}.zip"{revision}))'
+    return [*_imports(card.protocol, *imports, *extra), "", load, *env, *_evaluation_code(card)]
+
+
+def _evaluation_code(card: Card) -> list[str]:
+    protocol = card.protocol
+    seed = [] if protocol.deterministic else [f"set_random_seed({protocol.seed})"]
+    return [
+        *seed,
+        "mean, std = evaluate_policy("
+        f"model, env, n_eval_episodes={protocol.n_episodes}, deterministic={protocol.deterministic})",
+        'print(f"mean_reward: {mean:.2f} +/- {std:.2f}")',
+    ]
+
+
+def _imports(protocol: Protocol, *lines: str) -> list[str]:
+    lines += ("from stable_baselines3.common.evaluation import evaluate_policy",)
+    if not protocol.deterministic:
+        lines += ("from stable_baselines3.common.utils import set_random_seed",)
+    return sorted(lines)
+
+
+def _zoo_code(card: Card) -> list[str]:
+    organization, name = card.repo_id.split("/")
+    agent = card.agent
+    where = f"-orga {organization}" + (f" -name {name}" if name != agent.name else "")
+    revision = f" --revision {card.revision}" if card.revision else ""
+    which = f"--algo {agent.algo} --env {agent.env_id}"
+    packages = f" --gym-packages {' '.join(card.protocol.imports)}" if card.protocol.imports else ""
+    trust = "" if agent.is_described else " --trust"
+    return [
+        f"sb3-policyopt load_from_hub {which} {where} -f logs/{revision}{trust}",
+        f"sb3-policyopt enjoy {which} -f logs/{packages}",
+    ]
+
+
+def _hyperparameters(card: Card) -> str:
+    block = dump_plain({card.agent.env_id: card.agent.config}).splitlines()
+    command = f"sb3-policyopt train --algo {card.agent.algo} --env {card.agent.env_id} -conf hyperparameters.yml"
+    return (
+        "## Hyperparameters\n\nWhat is not listed has its default. Saved as `hyperparameters.yml`, they train such an agent "
+        f"again with\n`{command}`.\n\n{_fenced('yaml', block)}"
+    )
+
+
+def _provenance(card: Card) -> str:
+    rows = [f"| {key} | {value} |" for key, value in _rows(card.provenance)]
+    text = "## Provenance\n\nAs recorded when the agent was trained; all of it stands in [provenance.json](provenance.json)."
+    return "\n".join([text, "", "| | |", "|---|---|", *rows])
+
+
+def _rows(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in provenance.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{key}: ")
+        elif value not in (None, "", []):
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((f"{prefix}{key}", " ".join(text.replace("|", "\\|").split())))
+    return rows
+
+
+def _trust(card: Card) -> str:
+    agent = card.agent
+    if not agent.is_described:
+        return (
+            "## Trust\n\nThis agent can only be loaded with pickle, which runs whatever code the files contain: "
+            "do so only if you trust its author."
+        )
+    return (
+        "## Trust\n\nA saved agent of Stable-Baselines3 contains pickles, which run code when they are loaded. "
+        "`load_from_hub` of sb3-policyopt does not touch them: it reads tensors, and the plain JSON and arrays that stand beside "
+        "the pickles here. The code without sb3-policyopt does unpickle: run it only if you trust the author of this repository."
+    )
+
+
+def _fenced(language: str, lines: list[str]) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])

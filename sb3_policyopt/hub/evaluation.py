@@ -1,0 +1,188 @@
+"""How an agent is evaluated: once to run it, once as the code that the model card shows."""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+
+from sb3_policyopt.hub.plain_yaml import wrappers
+
+Wrappers = list[tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """
+    The environment of an evaluation, and its settings.
+
+    :param env_id: Gymnasium id
+    :param env_kwargs: arguments of the environment
+    :param env_wrappers: dotted names of wrappers of one environment, with arguments, innermost first
+    :param vec_env_wrappers: the same for the vectorised environment
+    :param frame_stack: how many observations are stacked; 0 for none
+    :param imports: modules that register the environment
+    :param n_envs: how many copies of the environment run in parallel
+    :param n_episodes: how many episodes are counted
+    :param deterministic: whether actions are the mode of the policy, or sampled
+    :param seed: seed of the environments, and of sampled actions
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_wrappers: Wrappers = field(default_factory=list)
+    vec_env_wrappers: Wrappers = field(default_factory=list)
+    frame_stack: int = 0
+    imports: tuple[str, ...] = ()
+    n_envs: int = 1
+    n_episodes: int = 10
+    deterministic: bool = True
+    seed: int = 0
+
+    @classmethod
+    def from_config(cls, env_id: str, config: dict[str, Any], **settings: Any) -> "Protocol":
+        """
+        Take what concerns the environment from hyperparameters in the zoo's form.
+
+        :param env_id: Gymnasium id
+        :param config: contents of ``config.yml``
+        :param settings: the other fields
+        :return: the protocol
+        """
+        settings["imports"] = tuple(settings.get("imports") or _registering_modules(env_id))
+        return cls(
+            env_id,
+            env_wrappers=wrappers(config.get("env_wrapper")),
+            vec_env_wrappers=wrappers(config.get("vec_env_wrapper")),
+            frame_stack=int(config.get("frame_stack") or 0),
+            **settings,
+        )
+
+    def make_env(self, statistics: "VecNormalize | None" = None, n_envs: "int | None" = None) -> VecEnv:
+        """
+        Make the environment, in the order of the zoo: wrappers, normalisation, frame stack.
+
+        :param statistics: a ``VecNormalize`` attached to no environment, whose statistics are to be used
+        :param n_envs: another number of copies
+        :return: the environment, seeded
+        """
+        for module in self.imports:
+            importlib.import_module(module)
+        env: VecEnv = make_vec_env(
+            self.env_id,
+            n_envs=n_envs or self.n_envs,
+            seed=self.seed,
+            env_kwargs=self.env_kwargs,
+            wrapper_class=self._wrap if self.env_wrappers else None,
+        )
+        for name, arguments in self.vec_env_wrappers:
+            env = _by_name(name)(env, **arguments)
+        if statistics is not None:
+            statistics.set_venv(env)
+            statistics.training = False
+            statistics.norm_reward = False
+            env = statistics
+        return VecFrameStack(env, self.frame_stack) if self.frame_stack else env
+
+    def _wrap(self, env: "gym.Env[Any, Any]") -> "gym.Env[Any, Any]":
+        for name, arguments in self.env_wrappers:
+            env = _by_name(name)(env, **arguments)
+        return env
+
+    def evaluate(self, model: BaseAlgorithm, env: VecEnv) -> "Score":
+        """
+        Evaluate an agent.
+
+        :param model: the agent
+        :param env: what :meth:`make_env` returned, not used before
+        :return: its returns, without normalisation
+        """
+        set_random_seed(self.seed)
+        returns, lengths = evaluate_policy(
+            model, env, n_eval_episodes=self.n_episodes, deterministic=self.deterministic, return_episode_rewards=True
+        )
+        return Score([float(value) for value in np.asarray(returns)], [int(value) for value in np.asarray(lengths)])
+
+    def code(self, normalized: str) -> tuple[list[str], list[str]]:
+        """
+        Write :meth:`make_env` as Python code for a model card.
+
+        :param normalized: an expression for the ``VecNormalize`` around ``env``, or "" if there is none
+        :return: the import lines, and the lines that define ``env``
+        """
+        imports = [f"import {module}  # registers the environment" for module in self.imports]
+        imports.append("from stable_baselines3.common.env_util import make_vec_env")
+        arguments = [repr(self.env_id), f"n_envs={self.n_envs}", f"seed={self.seed}"]
+        if self.env_kwargs:
+            arguments.append(f"env_kwargs={self.env_kwargs!r}")
+        lines: list[str] = []
+        if self.env_wrappers:
+            arguments.append("wrapper_class=wrap")
+            lines += ["def wrap(env):", *(f"    env = {call}" for call in map(_call, self.env_wrappers)), "    return env", "", ""]
+        lines.append(f"env = make_vec_env({', '.join(arguments)})")
+        lines += [f"env = {call}" for call in map(_call, self.vec_env_wrappers)]
+        imports += sorted({_import(name) for name, _ in self.env_wrappers + self.vec_env_wrappers})
+        if normalized:
+            lines += [
+                f"env = {normalized}",
+                "env.training = False  # keep the statistics of the training",
+                "env.norm_reward = False  # report the rewards themselves",
+            ]
+        if self.frame_stack:
+            imports.append("from stable_baselines3.common.vec_env import VecFrameStack")
+            lines.append(f"env = VecFrameStack(env, {self.frame_stack})")
+        return imports, lines
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    The result of an evaluation.
+
+    :param returns: undiscounted return of each episode
+    :param lengths: number of steps of each episode
+    """
+
+    returns: list[float]
+    lengths: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns (over the episodes, not of the mean)."""
+        return float(np.std(self.returns))
+
+    def __str__(self) -> str:
+        """The form that leaderboards on the Hub parse."""
+        return f"{self.mean:.2f} +/- {self.std:.2f}"
+
+
+def _registering_modules(env_id: str) -> tuple[str, ...]:
+    """The package that registers an environment, where it is not Gymnasium's own and its id betrays it."""
+    patterns = {"ALE/": "ale_py", "NoFrameskip-v": "ale_py", "MiniGrid-": "minigrid", "BulletEnv-v": "pybullet_envs_gymnasium"}
+    return tuple(module for pattern, module in patterns.items() if pattern in env_id)
+
+
+def _by_name(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _import(name: str) -> str:
+    module, _, attribute = name.rpartition(".")
+    return f"from {module} import {attribute}"
+
+
+def _call(wrapper: tuple[str, dict[str, Any]]) -> str:
+    name, arguments = wrapper
+    return f"{name.rpartition('.')[2]}({', '.join(['env', *(f'{key}={value!r}' for key, value in arguments.items())])})"

@@ -1,0 +1,223 @@
+"""Load an agent from the Hub, by default without running anybody's code."""
+
+import pickle
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.hub.agent import file_name_of, latest_run
+from sb3_policyopt.hub.errors import HubError, one_sentence
+from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
+from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, load_plain
+from sb3_policyopt.safe_zip import PickleRequiredError, load_safely, read_description
+
+_CLASSES: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "trpo": TRPO}
+_METRICS = "train_eval_metrics.zip"
+
+
+def load_from_hub(
+    repo_id: str,
+    env: Any = None,
+    *,
+    filename: "str | None" = None,
+    revision: "str | None" = None,
+    token: "str | None" = None,
+    device: str = "auto",
+    safe: bool = True,
+    **kwargs: Any,
+) -> "tuple[BaseAlgorithm, VecNormalize | None]":
+    """
+    Load an agent from the Hugging Face Hub.
+
+    By default nothing is unpickled: the agent is rebuilt from tensors and plain JSON, its normalisation statistics from plain
+    arrays. Agents published by other tools have no such data, and are refused.
+
+    :param repo_id: the repository, ``"name/repository"``
+    :param env: the environment to run or train in; with statistics it is wrapped in them
+    :param filename: the agent's zip, if the repository holds several
+    :param revision: branch, tag or commit; by default the main branch
+    :param token: access token; by default the one stored by ``hf auth login``, or ``HF_TOKEN``
+    :param device: where PyTorch runs the agent
+    :param safe: pass False to unpickle, and so to run whatever code the author put in; only for authors you trust
+    :param kwargs: further arguments of ``PPO.load`` or ``TRPO.load``
+    :return: the agent, and its normalisation (or None). Without ``env`` the normalisation is attached to no environment:
+        ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. Its statistics are frozen (``training=False``)
+    :raises HubError: if there is no such repository or file, or the Hub cannot be reached
+    :raises PickleRequiredError: if the agent cannot be loaded without unpickling, and ``safe`` is True
+    """
+    with one_sentence(repo_id, revision=revision):
+        files = HfApi(token=token).list_repo_files(repo_id, revision=revision)
+    filename = filename or _only_zip(repo_id, files)
+
+    def download(name: str) -> str:
+        return _download(repo_id, name, revision, token)
+
+    path = download(filename)
+    algorithm_class = _class_of(path, filename, safe)
+    statistics = _load_statistics(download, files, repo_id, safe)
+    if env is not None and statistics is not None:
+        statistics.set_venv(algorithm_class._wrap_env(env, verbose=0))
+        env = statistics
+    if safe:
+        return load_safely(algorithm_class, path, env=env, device=device, **kwargs), statistics
+    return algorithm_class.load(path, env=env, device=device, **kwargs), statistics
+
+
+def download_run(
+    repo_id: str,
+    algo: str,
+    env_id: str,
+    folder: Path,
+    *,
+    exp_id: int = 0,
+    force: bool = False,
+    revision: "str | None" = None,
+    safe: bool = True,
+) -> Path:
+    """
+    Download an agent as a run folder of the zoo.
+
+    The zoo unpickles what it finds there, so that by default every file is rebuilt here from plain data: the zip and the
+    statistics are loaded without unpickling and saved again, the YAML is checked and written anew.
+
+    :param repo_id: the repository, ``"name/repository"``
+    :param algo: the zoo's key of the algorithm
+    :param env_id: Gymnasium id of the environment
+    :param folder: the log folder
+    :param exp_id: number of the run; 0 for a new one, -1 for a log folder without numbers
+    :param force: replace the run folder if it exists
+    :param revision: branch, tag or commit; by default the main branch
+    :param safe: pass False to copy the files as they are
+    :return: the run folder
+    :raises HubError: if there is no such repository or file, or the Hub cannot be reached, or the folder exists
+    :raises PickleRequiredError: if the agent cannot be loaded without unpickling, and ``safe`` is True
+    """
+    name = file_name_of(env_id)
+    run = folder / algo
+    if exp_id >= 0:
+        run /= f"{name}_{exp_id or latest_run(folder, algo, env_id) + 1}"
+    if run.exists() and not force:
+        raise HubError(f"{run} exists: pass --force to replace it, or --exp-id 0 for a new folder")
+    with one_sentence(repo_id, revision=revision):
+        files = HfApi().list_repo_files(repo_id, revision=revision)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside the target: what is complete is renamed into place, what is not leaves nothing behind.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+        new = Path(scratch) / "run"
+        (new / name).mkdir(parents=True)
+        _fill_run(new, name, _Source(repo_id, files, revision, f"{algo}-{name}.zip"), safe)
+        if run.exists():
+            run.rename(Path(scratch) / "replaced")
+        run.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(run)
+    return run
+
+
+class _Source:
+    """A repository to download from."""
+
+    def __init__(self, repo_id: str, files: list[str], revision: "str | None", zip_name: str) -> None:
+        self.repo_id, self.files, self.revision, self.zip_name = repo_id, files, revision, zip_name
+
+    def download(self, name: str) -> str:
+        return _download(self.repo_id, name, self.revision, None)
+
+
+def _fill_run(run: Path, name: str, source: _Source, safe: bool) -> None:
+    path, statistics = source.download(source.zip_name), run / name / "vecnormalize.pkl"
+    if safe:
+        load_safely(_class_of(path, source.zip_name, safe), path, device="cpu").save(run / f"{name}.zip")
+    else:
+        shutil.copyfile(path, run / f"{name}.zip")
+    if safe and "vec_normalize.npz" in source.files:
+        statistics_to_pickle(source.download("vec_normalize.npz"), statistics)
+    elif safe and "vec_normalize.pkl" in source.files:
+        raise _only_pickled(source.repo_id)
+    elif "vec_normalize.pkl" in source.files:
+        shutil.copyfile(source.download("vec_normalize.pkl"), statistics)
+    for file in ("config.yml", "args.yml", "env_kwargs.yml"):
+        _copy_yaml(source, file, run / name / file, safe)
+    if "provenance.json" in source.files:
+        shutil.copyfile(source.download("provenance.json"), run / "provenance.json")
+    if _METRICS in source.files:
+        _extract_metrics(source.download(_METRICS), run)
+
+
+def _copy_yaml(source: _Source, name: str, target: Path, safe: bool) -> None:
+    if name == "env_kwargs.yml" and name not in source.files:
+        return
+    path = Path(source.download(name))
+    if not safe:
+        shutil.copyfile(path, target)
+        return
+    label = f"{name} of {source.repo_id}"
+    try:
+        content = load_plain(path.read_text(encoding="utf-8"), label)
+        if name == "config.yml":
+            check_config(content, label)
+    except ValueError as error:
+        raise PickleRequiredError(f"{error}; if you trust its author, pass --trust") from error
+    target.write_text(dump_plain(content), encoding="utf-8")
+
+
+def _extract_metrics(path: str, run: Path) -> None:
+    """Extract monitor files and evaluations, by their bare names: nothing lands outside the run folder."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.namelist():
+            name = PurePosixPath(entry).name
+            if name == entry and (name.endswith(".csv") or name == "evaluations.npz"):
+                (run / name).write_bytes(archive.read(entry))
+
+
+def _download(repo_id: str, name: str, revision: "str | None", token: "str | None") -> str:
+    with one_sentence(repo_id, name, revision):
+        return str(hf_hub_download(repo_id, name, revision=revision, token=token, library_name="sb3-policyopt"))
+
+
+def _only_zip(repo_id: str, files: list[str]) -> str:
+    zips = [name for name in files if name.endswith(".zip") and name != _METRICS]
+    if len(zips) != 1:
+        found = f"several zip files ({', '.join(zips)}): choose one with filename=" if zips else "no zip file, so no agent"
+        raise HubError(f"{repo_id} holds {found}")
+    return zips[0]
+
+
+def _class_of(path: str, filename: str, safe: bool) -> type[BaseAlgorithm]:
+    """The algorithm, by the description in the zip, or by the zoo's file name where there is none."""
+    try:
+        algo = str(read_description(path)["algorithm"]).lower()
+    except PickleRequiredError:
+        if safe:
+            raise
+        algo = filename.partition("-")[0]
+    if algo not in _CLASSES:
+        raise HubError(f"{filename} holds an agent of {algo}; only PPO and TRPO can be loaded")
+    return _CLASSES[algo]
+
+
+def _load_statistics(download: Any, files: list[str], repo_id: str, safe: bool) -> "VecNormalize | None":
+    if "vec_normalize.npz" in files:
+        statistics = load_statistics(download("vec_normalize.npz"))
+    elif "vec_normalize.pkl" not in files:
+        return None
+    elif safe:
+        raise _only_pickled(repo_id)
+    else:
+        statistics = pickle.loads(Path(download("vec_normalize.pkl")).read_bytes())
+    statistics.training = False
+    statistics.norm_reward = False
+    return statistics
+
+
+def _only_pickled(repo_id: str) -> PickleRequiredError:
+    return PickleRequiredError(
+        f"{repo_id} has its normalisation statistics only as a pickle; if you trust its author, load it with safe=False"
+    )

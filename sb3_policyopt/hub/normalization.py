@@ -1,0 +1,95 @@
+"""``VecNormalize`` statistics as plain arrays, beside the pickle that stock tools read."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_policyopt.safe_zip import decode, encode
+
+_SETTINGS = ("norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "gamma", "epsilon", "training")
+
+
+def save_statistics(vec_normalize: VecNormalize, path: "str | Path") -> None:
+    """
+    Write the statistics of a ``VecNormalize`` as a ``.npz`` without pickles.
+
+    :param vec_normalize: the wrapper; it need not be attached to an environment
+    :param path: the file to write
+    """
+    settings = {name: getattr(vec_normalize, name) for name in _SETTINGS}
+    settings |= {"observation_space": vec_normalize.observation_space, "action_space": vec_normalize.action_space}
+    moments = {"returns": vec_normalize.ret_rms} | _observation_moments(vec_normalize)
+    arrays = {
+        f"{name}/{field}": np.asarray(getattr(moment, field)) for name, moment in moments.items() for field in vars(moment)
+    }
+    np.savez(path, settings=np.array(json.dumps(encode(settings))), **cast(Any, arrays))
+
+
+def load_statistics(path: "str | Path") -> VecNormalize:
+    """
+    Read what :func:`save_statistics` wrote. Nothing is unpickled.
+
+    :param path: the ``.npz``
+    :return: the wrapper, attached to no environment: ``normalize_obs()`` works, ``set_venv(venv)`` attaches it
+    :raises ValueError: if the file is damaged
+    """
+    detached = VecNormalize.__new__(VecNormalize)
+    detached.__setstate__(_load_attached(path).__getstate__())
+    return detached
+
+
+def statistics_to_pickle(path: "str | Path", target: "str | Path") -> None:
+    """
+    Convert the plain statistics to the pickle that the zoo reads.
+
+    :param path: the ``.npz``
+    :param target: the ``.pkl`` to write
+    :raises ValueError: if the file is damaged
+    """
+    _load_attached(path).save(str(target))
+
+
+def _load_attached(path: "str | Path") -> VecNormalize:
+    """The wrapper around an environment that has spaces and nothing else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        settings = decode(json.loads(str(arrays.pop("settings"))))
+        venv = DummyVecEnv([lambda: _NoEnv(settings["observation_space"], settings["action_space"])])
+        attached = VecNormalize(venv, **{name: settings[name] for name in _SETTINGS})
+        for name, moment in ({"returns": attached.ret_rms} | _observation_moments(attached)).items():
+            _fill(moment, {field: arrays[f"{name}/{field}"] for field in vars(moment)})
+    except (KeyError, TypeError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} does not hold the statistics of a VecNormalize: {error}") from error
+    return attached
+
+
+class _NoEnv(gym.Env[Any, Any]):
+    """Spaces without an environment."""
+
+    def __init__(self, observation_space: "spaces.Space[Any]", action_space: "spaces.Space[Any]") -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+def _observation_moments(vec_normalize: VecNormalize) -> dict[str, RunningMeanStd]:
+    if not vec_normalize.norm_obs:
+        return {}
+    moments = cast("RunningMeanStd | dict[str, RunningMeanStd]", vec_normalize.obs_rms)
+    if isinstance(moments, dict):
+        return {f"observations.{key}": moment for key, moment in moments.items()}
+    return {"observations": moments}
+
+
+def _fill(moment: RunningMeanStd, values: "dict[str, np.ndarray]") -> None:
+    for field, value in values.items():
+        if value.shape != np.shape(getattr(moment, field)):
+            raise TypeError(f"{field} has shape {value.shape}")
+        setattr(moment, field, value if value.ndim else value[()])
