@@ -127,7 +127,7 @@ def missing(name: str, command: Command, error: ImportError) -> str:
     if module == "sb3_policyopt":
         return f"this installation has no {name}: {error}"
     if not module:  # not a missing module but somebody's explanation, such as gymnasium's
-        return f"{error} (pip install 'sb3-policyopt[{command.extra}]' brings what {name} needs)"
+        return str(error)
     return f"{name} needs {module}, which is not installed: pip install 'sb3-policyopt[{command.extra}]'"
 
 

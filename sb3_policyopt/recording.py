@@ -165,7 +165,9 @@ class RunRecorder(BaseCallback):
     def _on_training_start(self) -> None:
         self._clock = time.perf_counter()
         path = str(self.folder / PROGRESS)
-        if not any(getattr(output.file, "name", "") == path for output in self.logger.output_formats if hasattr(output, "file")):
+        if not any(
+            getattr(output.file, "name", "") == path for output in self.logger.output_formats if hasattr(output, "file")
+        ):
             self.logger.output_formats.append(ContinuedCSV(path, self.model.num_timesteps))
         self.record = {
             **self.facts,

@@ -1,5 +1,6 @@
 """rl-zoo3's commands, run in this process with PPO and TRPO registered; their options pass through unchanged."""
 
+import argparse
 import importlib
 import os
 import runpy
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from gymnasium.error import DependencyNotInstalled
 
@@ -29,6 +30,9 @@ class ZooCommand(NamedTuple):
     records: bool = False
     draws: bool = False
 
+
+#: The backends of matplotlib that draw into files only; it picks one of them where there is no display.
+FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
 COMMANDS = {
     "train": ZooCommand("rl_zoo3.train:train", preflight.check_training),
@@ -55,6 +59,7 @@ def run(name: str, argv: list[str]) -> int:
         command.check(argv)
     with ExitStack() as context:
         context.enter_context(command_line(name, argv))
+        context.enter_context(one_sentence_for_options(name))
         if shims.children_are_stock(name):
             context.enter_context(shims.our_children())
         if name == "benchmark":
@@ -102,6 +107,25 @@ def command_line(name: str, argv: list[str]) -> Iterator[None]:
         sys.argv = original
 
 
+@contextmanager
+def one_sentence_for_options(name: str) -> Iterator[None]:
+    """
+    Within this context, argparse raises a :class:`UserError` where it would print forty lines of usage.
+
+    :param name: name of the command
+    """
+    original = argparse.ArgumentParser.error
+
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UserError(f"{name}: {message} (sb3-policyopt {name} --help lists the options)")
+
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = original  # type: ignore[method-assign]
+
+
 def render_without_display() -> None:
     """Let MuJoCo render on a Linux machine without a display, where it would look for a window."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -116,9 +140,8 @@ def figures_without_display(name: str) -> Iterator[None]:
     :param name: name of the command, for the names of the files
     """
     from matplotlib import pyplot as plt
-    from matplotlib.rcsetup import interactive_bk
 
-    if plt.get_backend().lower() in {backend.lower() for backend in interactive_bk}:
+    if plt.get_backend().lower() not in FILE_BACKENDS:
         yield
         return
     original = plt.show

@@ -1,5 +1,6 @@
 """One training or search of rl-zoo3, with our hyperparameters, records of the run, and errors in one sentence."""
 
+import contextlib
 import difflib
 import inspect
 import re
@@ -70,12 +71,16 @@ class Experiment(ExperimentManager):
         files = [path for path in Path(self.save_path).rglob("*") if path.is_file()]
         if all(path.name.endswith(".monitor.csv") for path in files):
             shutil.rmtree(self.save_path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other runs are in it
+                Path(self.log_path).rmdir()
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         super()._save_config(saved_hyperparams)
         # What describes the environment is no argument of the algorithm.
         given = {key: value for key, value in saved_hyperparams.items() if key in self._hyperparams}
-        arguments = {key: value for key, value in vars(self.args).items() if value is not None and key not in PRIVATE_ARGUMENTS}
+        arguments = {
+            key: value for key, value in vars(self.args).items() if value is not None and key not in PRIVATE_ARGUMENTS
+        }
         facts = {
             "algo": self.algo,
             "env_id": self.env_name.gym_id,

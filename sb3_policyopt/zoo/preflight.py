@@ -5,9 +5,11 @@ import contextlib
 import difflib
 import importlib
 import io
+import pickle
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import rl_zoo3
 import rl_zoo3.import_envs
 from huggingface_sb3 import EnvironmentName
@@ -174,7 +176,9 @@ def check_runs(argv: list[str]) -> None:
         raise UserError("say what to draw with -a ALGORITHM, -e ENVIRONMENT and -f FOLDER")
     for env in options.env:
         name = env.replace("/", "-")
-        if not any(list(Path(folder, algo.lower()).glob(f"*{name}*")) for folder in options.exp_folder for algo in options.algo):
+        if not any(
+            list(Path(folder, algo.lower()).glob(f"*{name}*")) for folder in options.exp_folder for algo in options.algo
+        ):
             raise UserError(f"there is no run of {' or '.join(options.algo)} on {env} in {' or '.join(options.exp_folder)}")
 
 
@@ -187,8 +191,14 @@ def check_input(argv: list[str]) -> None:
     given = parse(argv, ("-i", "--input")).input
     if given is None:
         raise UserError("say what to draw with -i FILE, the output of all_plots -o FILE")
-    if not Path(given if given.endswith(".pkl") else f"{given}.pkl").is_file():
+    path = Path(given if given.endswith(".pkl") else f"{given}.pkl")
+    if not path.is_file():
         raise UserError(f"-i {given}: there is no such .pkl file")
+    with path.open("rb") as file:
+        results = pickle.load(file)
+    results.pop("results_table", None)
+    if any(np.ndim(method["last_evals"]) == 0 for methods in results.values() for method in methods.values()):
+        raise UserError(f"-i {given}: plot_from_file compares methods by their spread, which takes two runs of each or more")
 
 
 def check_benchmark(argv: list[str]) -> None:

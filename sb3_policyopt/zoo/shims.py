@@ -104,8 +104,9 @@ def trial_zero() -> None:
 
 
 @shim(
-    needed=lambda: "        self.create_log_folder()\n        self.create_callbacks()"
-    in source(ExperimentManager.setup_experiment)
+    needed=lambda: (
+        "        self.create_log_folder()\n        self.create_callbacks()" in source(ExperimentManager.setup_experiment)
+    )
 )
 def no_folder_for_a_search() -> None:
     """``-optimize`` leaves an empty run folder, which ``enjoy`` then takes for the latest run."""
@@ -227,7 +228,7 @@ def our_children() -> Iterator[None]:
 
 @contextmanager
 def ffmpeg_on_path() -> Iterator[None]:
-    """Within this context, the ``ffmpeg`` that the zoo calls by name is there: the one of imageio-ffmpeg if there is no other."""
+    """Within this context, the ``ffmpeg`` that the zoo calls by name is there: imageio-ffmpeg's, if there is no other."""
     if shutil.which("ffmpeg") is not None:
         yield
         return
