@@ -1,0 +1,129 @@
+"""Small environments of every kind of space, and what the tests of this folder do with rollouts."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+VECTOR = spaces.Box(-1, 1, (4,), np.float32)
+OBSERVATION_SPACES: dict[str, spaces.Space] = {
+    "box": VECTOR,
+    "matrix": spaces.Box(-1, 1, (2, 3), np.float32),
+    "discrete": spaces.Discrete(5),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(4),
+    "image": IMAGE,
+    "dict": spaces.Dict({"vector": VECTOR, "choice": spaces.Discrete(3)}),
+    "dict_with_image": spaces.Dict({"vector": VECTOR, "image": IMAGE}),
+}
+
+
+def box(dimensions: int) -> spaces.Box:
+    return spaces.Box(-1, 1, (dimensions,), np.float32)
+
+
+ACTION_SPACES: dict[str, spaces.Space] = {
+    "box_1": box(1),
+    "box_6": box(6),
+    "box_17": box(17),
+    "discrete": spaces.Discrete(4),
+    "multi_discrete": spaces.MultiDiscrete([3, 2, 4]),
+    "multi_binary": spaces.MultiBinary(5),
+}
+
+
+class ToyEnv(gym.Env):
+    """
+    Random observations; the reward is high for actions near a fixed linear function of the observation.
+
+    Episodes last 4 to 11 steps and end by turns with a termination and a truncation.
+
+    :param observation_space: any of SB3's
+    :param action_space: any of SB3's
+    """
+
+    def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Space = ACTION_SPACES["box_1"]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        n_inputs = len(spaces.flatten(observation_space, observation_space.sample()))
+        n_outputs = len(spaces.flatten(action_space, action_space.sample()))
+        self.weights = np.random.default_rng(0).normal(size=(n_outputs, n_inputs)) / np.sqrt(n_inputs)
+        self.episodes = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.episodes += 1
+        self.steps_left = int(self.np_random.integers(4, 12))
+        self.observation = self.observation_space.sample()
+        return self.observation, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        inputs = spaces.flatten(self.observation_space, self.observation)
+        inputs = inputs / max(1.0, float(np.abs(inputs).max()))
+        wanted = self.weights @ inputs
+        reward = -float(np.mean((spaces.flatten(self.action_space, action) - wanted) ** 2))
+        self.steps_left -= 1
+        over, truncation = self.steps_left == 0, self.episodes % 2 == 0
+        self.observation = self.observation_space.sample()
+        return self.observation, reward, over and not truncation, over and truncation, {}
+
+
+def toy(
+    observation: spaces.Space = VECTOR, action: spaces.Space = ACTION_SPACES["box_1"], n_envs: int = 2, seed: int = 0
+) -> VecEnv:
+    """Vectorised :class:`ToyEnv`."""
+    return make_vec_env(lambda: ToyEnv(observation, action), n_envs, seed=seed)
+
+
+def start(model: Any, total_timesteps: int = 10_000) -> Any:
+    """Do what ``learn`` does before its loop; return the callback."""
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    _, callback = model._setup_learn(total_timesteps, None)
+    return callback
+
+
+def collect(model: Any) -> Any:
+    """Collect one rollout, starting the model if it was not."""
+    callback = start(model) if model._last_obs is None else model._setup_learn(10_000, None, reset_num_timesteps=False)[1]
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model.rollout_buffer
+
+
+def copy_rollout(source: RolloutBuffer, target: RolloutBuffer) -> None:
+    """Put the transitions of one full buffer into another."""
+    target.reset()
+    for name in ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
+        getattr(target, name)[...] = getattr(source, name)
+    if isinstance(source.observations, dict):
+        for key, array in source.observations.items():
+            target.observations[key][...] = array
+    else:
+        target.observations[...] = source.observations
+    target.pos, target.full = source.pos, source.full
+
+
+def all_observations(model: Any) -> Any:
+    """All observations of the rollout as a tensor (or a dict of them), in any order."""
+
+    def flat(array: np.ndarray) -> th.Tensor:
+        if not model.rollout_buffer.generator_ready:
+            array = array.reshape(-1, *array.shape[2:])
+        return th.as_tensor(array, device=model.device)
+
+    observations = model.rollout_buffer.observations
+    if isinstance(observations, dict):
+        return {key: flat(value) for key, value in observations.items()}
+    return flat(observations)
+
+
+def parameter_vector(policy: th.nn.Module) -> th.Tensor:
+    """A copy of all parameters, one after the other."""
+    return th.cat([parameter.detach().flatten().clone() for parameter in policy.parameters()])
