@@ -24,13 +24,14 @@ from sb3_policyopt.engines import Batch, Engine, choose_engine
 from sb3_policyopt.engines.autograd import AutogradEngine
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.maths.losses import explained_variance, normalize
+from sb3_policyopt.safe_zip import SelfDescribing
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-class PolicyOptimization(OnPolicyAlgorithm):
+class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
     """
     Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
 
@@ -175,19 +176,20 @@ class PolicyOptimization(OnPolicyAlgorithm):
         trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         current = self.engine_in_use
         if current is None or current.policy is not self.policy or not current.serves(trainable):
-            self.engine_in_use = choose_engine(self.policy, self, self.engine, self.micro_batch_size)
+            self.engine_in_use = choose_engine(self.policy, self, self.engine, self.micro_batch_size, self.autograd_hooks())
         assert self.engine_in_use is not None
         return self.engine_in_use
 
-    def overridden_hooks(self) -> list[str]:
+    def autograd_hooks(self) -> list[str]:
         """
-        The hooks that a subclass, or the user on this object, replaced.
+        What only autograd can honour: hooks that a subclass, or the user on this object, replaced, and a buffer that
+        makes its own samples.
 
         :return: their names
         """
-        owners = [cls for cls in type(self).__mro__ if cls.__module__.startswith("sb3_policyopt.")]
-        own = owners[0]
-        return [name for name in self.hooks if name in vars(self) or getattr(type(self), name) is not getattr(own, name)]
+        own = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("sb3_policyopt."))
+        changed = [name for name in self.hooks if name in vars(self) or getattr(type(self), name) is not getattr(own, name)]
+        return changed if is_stock(self.rollout_buffer, "get", "_get_samples") else [*changed, "rollout_buffer.get"]
 
     # ------------------------------------------------------------------ the loop
 

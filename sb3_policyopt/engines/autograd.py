@@ -111,7 +111,7 @@ class AutogradEngine(Engine):
             yield batch, 1.0
             return
         for start in range(0, batch.size, size):
-            piece = batch[start : start + size]
+            piece = batch.rows(slice(start, start + size))
             yield piece, piece.size / batch.size
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
@@ -146,7 +146,9 @@ class AutogradEngine(Engine):
             gradient += self._actor_gradient(objective)
             surrogate += objective.item()
             old.append([detached(part) for part in torch_distributions(distribution)])
-        return Expansion(surrogate, gradient, _Fisher(self, rollout[::thinning] if thinning > 1 else rollout), old)
+        return Expansion(
+            surrogate, gradient, _Fisher(self, rollout.rows(slice(None, None, thinning)) if thinning > 1 else rollout), old
+        )
 
     def _actor_gradient(self, scalar: th.Tensor, **options: bool) -> th.Tensor:
         """

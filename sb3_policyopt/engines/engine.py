@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     advantages: Any
     returns: Any
 
-    def __getitem__(self, index: Any) -> "Batch":  # type: ignore[override]
+    def rows(self, index: Any) -> "Batch":
         """
         Some of the transitions.
 
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """Number of transitions."""
-        return len(self[3])  # type: ignore[arg-type]
+        return len(self.old_log_prob)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Engine(ABC):
         """
         order = self._index(np.random.permutation(rollout.size))
         for start in range(0, rollout.size, batch_size):
-            yield rollout[order[start : start + batch_size]]
+            yield rollout.rows(order[start : start + batch_size])
 
     def _index(self, order: np.ndarray[Any, Any]) -> Any:
         """

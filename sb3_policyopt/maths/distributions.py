@@ -12,7 +12,7 @@ The functions serve torch tensors and NumPy arrays alike.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sb3_policyopt.maths.arrays import Array, namespace
 
@@ -20,6 +20,22 @@ Parameters = tuple[Any, ...]
 """One or two arrays, see the module's text."""
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Evaluation(NamedTuple):
+    """
+    A minibatch under the current distributions.
+
+    :param log_prob: ln π(a|s), shape (batch,)
+    :param score: ∂ln π/∂parameters, shape (batch, n) each
+    :param entropy: H, shape (batch,)
+    :param entropy_gradient: ∂H/∂parameters, broadcastable to (batch, n) each; empty if not asked for
+    """
+
+    log_prob: Any
+    score: Parameters
+    entropy: Any
+    entropy_gradient: Parameters
 
 
 class ActionDistribution(ABC):
@@ -84,6 +100,19 @@ class ActionDistribution(ABC):
         :param parameters: the distributions of a batch
         :return: per-sample gradients, broadcastable to (batch, n) each
         """
+
+    def evaluate(self, parameters: Parameters, actions: Any, entropy_gradient: bool) -> Evaluation:
+        """
+        All that P5 needs to know of a minibatch, sharing what its parts have in common.
+
+        :param parameters: the distributions of a batch
+        :param actions: shape (batch, n_actions)
+        :param entropy_gradient: whether it is wanted
+        :return: log-probabilities, scores, entropies and their gradients
+        """
+        log_prob, score = self.log_prob_and_score(parameters, actions)
+        gradient = self.entropy_gradient(parameters) if entropy_gradient else ()
+        return Evaluation(log_prob, score, self.entropy(parameters), gradient)
 
     @abstractmethod
     def kl(self, old: Parameters, new: Parameters) -> Any:
@@ -209,6 +238,17 @@ class Categorical(ActionDistribution):
         log_p = log_softmax(parameters[0])
         p = namespace(log_p).exp(log_p)
         return (-p * (log_p - (p * log_p).sum(1)[:, None]),)
+
+    def evaluate(self, parameters: Parameters, actions: Any, entropy_gradient: bool) -> Evaluation:
+        """One softmax for all."""
+        log_p = log_softmax(parameters[0])
+        p = namespace(log_p).exp(log_p)
+        chosen = (_rows(log_p), actions[:, 0])
+        entropy = -(p * log_p).sum(1)
+        gradient = (-p * (log_p + entropy[:, None]),) if entropy_gradient else ()
+        score = -p
+        score[chosen] += 1
+        return Evaluation(log_p[chosen], (score,), entropy, gradient)
 
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ p (ln p − ln p')."""
