@@ -96,6 +96,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
             arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=-1)
         arguments.integer("stats_window_size", options["stats_window_size"])
         self.engine_in_use: Engine | None = None
+        self._n_iterations = 0  # complete ones of this call of learn; a resumed run counts on
         self.schedules: dict[str, FloatSchedule] = {}
         super().__init__(
             policy,
@@ -231,17 +232,17 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        self._n_iterations = 0
         callback.on_training_start(locals(), globals())
         assert self.env is not None
-        iteration = 0
         while self.num_timesteps < total_timesteps:
             if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
                 break
-            iteration += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             self.train()
-            if log_interval is not None and iteration % log_interval == 0:
-                self.dump_logs(iteration)
+            self._n_iterations += 1
+            if log_interval is not None and self._n_iterations % log_interval == 0:
+                self.dump_logs(self._n_iterations)
         callback.on_training_end()
         return self
 

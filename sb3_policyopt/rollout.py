@@ -38,16 +38,16 @@ def collect(
     """
     assert self._last_obs is not None, "No previous observation was provided"
     self.policy.set_training_mode(False)
+    reset_buffer(rollout_buffer)
+    callback.on_rollout_start()  # before the first random draw, so that a checkpoint made here holds all that follows
+
     engine = self.prepare_engine()
     to_env_action = action_converter(self)
     store = storing_function(rollout_buffer)
     n_steps = 0
-    reset_buffer(rollout_buffer)
     if self.use_sde:
         self.policy.reset_noise(env.num_envs)
     engine.start_rollout(n_rollout_steps, env.num_envs)
-
-    callback.on_rollout_start()
 
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
