@@ -27,3 +27,13 @@ def mean(array: ArrayT) -> Any:
     :return: a scalar
     """
     return array.mean() if isinstance(array, th.Tensor) else np.add.reduce(array) / len(array)
+
+
+def copy(array: ArrayT) -> ArrayT:
+    """
+    The same bits in storage of their own (``array + 0`` would turn a zero's minus sign into a plus).
+
+    :param array: any shape
+    :return: the same shape
+    """
+    return array.clone() if isinstance(array, th.Tensor) else array.copy()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal
 
-from sb3_policyopt.maths.arrays import ArrayT, namespace
+from sb3_policyopt.maths.arrays import ArrayT, copy, namespace
 
 Status = Literal["converged", "max_iterations", "zero_rhs", "not_positive", "non_finite"]
 
@@ -19,7 +19,7 @@ class ConjugateGradientResult(Generic[ArrayT]):
     :param residual: ‖b − A x‖ / ‖b‖ from CG's own recurrence; 0 for b = 0
     :param status: "converged"; "max_iterations"; "zero_rhs", when b = 0 and so x = 0; "not_positive", when a direction
         of non-positive curvature was met, x being the iterate before it; "non_finite", when b or a product held a NaN
-        or an infinity, x being the iterate before it
+        or an infinity or a step overflowed, x being the iterate before it
     """
 
     x: ArrayT
@@ -58,7 +58,7 @@ def conjugate_gradient(
         return ConjugateGradientResult(x, 0, 1.0, "non_finite")
 
     residual = b / scale
-    direction = residual + 0
+    direction = copy(residual)
     squared_norm = float(residual @ residual)
     status: Status = "max_iterations"
     iterations = 0
@@ -75,9 +75,12 @@ def conjugate_gradient(
             status = "not_positive"
             break
         step = squared_norm / curvature
-        x += step * direction
         residual -= step * product
         new_squared_norm = float(residual @ residual)
+        if not new_squared_norm < float("inf"):  # the step overflowed
+            status = "non_finite"
+            break
+        x += step * direction
         direction = residual + (new_squared_norm / squared_norm) * direction
         squared_norm = new_squared_norm
         if squared_norm**0.5 <= tolerance:

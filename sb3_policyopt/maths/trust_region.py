@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sb3_policyopt.maths.arrays import ArrayT
+from sb3_policyopt.maths.arrays import ArrayT, copy
 
 Reason = Literal["accepted", "kl_exceeded", "no_improvement", "non_finite", "zero_step"]
 
@@ -91,7 +91,7 @@ def backtracking_line_search(
     if not math.isfinite(largest):
         return LineSearchResult(0.0, surrogate_before, 0.0, "non_finite", 0)
 
-    before = parameters + 0
+    before = copy(parameters)
     accepted = False
     try:
         for j in range(max_iterations if enforce else 1):

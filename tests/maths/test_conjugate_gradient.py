@@ -1,0 +1,187 @@
+"""T7: the conjugate gradient method against dense and scipy solvers, and its behaviour where the matrix is bad."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.sparse.linalg
+import torch as th
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
+
+eigenvalue_lists = st.lists(st.floats(1e-2, 1e2), min_size=1, max_size=12)
+seeds = st.integers(0, 2**31)
+
+
+def spd(eigenvalues, seed=0):
+    """A symmetric matrix with these eigenvalues and random orthonormal eigenvectors."""
+    n = len(eigenvalues)
+    basis, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
+    return (basis * np.asarray(eigenvalues, dtype=float)) @ basis.T
+
+
+def right_hand_side(n, seed=0):
+    return np.random.default_rng([seed, 1]).standard_normal(n)
+
+
+@given(eigenvalues=eigenvalue_lists, seed=seeds, damping=st.sampled_from([0.0, 0.1, 10.0]))
+def test_T7_solves_what_a_dense_solver_solves(eigenvalues, seed, damping):
+    n = len(eigenvalues)
+    matrix, b = spd(eigenvalues, seed), right_hand_side(n, seed)
+    damped = matrix + damping * np.eye(n)
+    result = conjugate_gradient(lambda v: matrix @ v, b, max_iterations=20 * n, tolerance=1e-12, damping=damping)
+    reference = scipy.linalg.solve(damped, b, assume_a="pos")
+    assert result.status == "converged"
+    assert result.residual <= 1e-12
+    # ‖x − A⁻¹b‖ ≤ ‖A⁻¹‖ ‖b − Ax‖ = residual · cond(A) relative to ‖x‖; the factor 10 is for rounding.
+    bound = 10 * 1e-12 * np.linalg.cond(damped) * np.linalg.norm(reference)
+    assert np.linalg.norm(result.x - reference) <= bound
+    true_residual = np.linalg.norm(b - damped @ result.x) / np.linalg.norm(b)
+    assert true_residual <= 1e-10  # the recurrence's residual is honest
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@given(eigenvalues=st.lists(st.floats(0.1, 10), min_size=6, max_size=12, unique=True), seed=seeds)
+def test_T7_every_iterate_is_that_of_scipy(k, eigenvalues, seed):
+    matrix, b = spd(eigenvalues, seed), right_hand_side(len(eigenvalues), seed)
+    ours = conjugate_gradient(lambda v: matrix @ v, b, max_iterations=k, tolerance=0.0)
+    theirs, _ = scipy.sparse.linalg.cg(matrix, b, maxiter=k, rtol=0.0, atol=0.0)
+    np.testing.assert_allclose(ours.x, theirs, rtol=1e-8, atol=1e-10 * np.linalg.norm(theirs))
+    assert ours.iterations == k
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(eigenvalues=st.lists(st.floats(0.1, 10), min_size=1, max_size=12), seed=seeds, exponent=st.integers(-8, 8))
+def test_T7_scaling_the_right_hand_side_scales_the_solution(dtype, eigenvalues, seed, exponent):
+    """cg(A, c·b) = c·cg(A, b): late in training the gradient is small, and an absolute tolerance would return no step."""
+    matrix = spd(eigenvalues, seed).astype(dtype)
+    b = right_hand_side(len(eigenvalues), seed).astype(dtype)
+    c = 10.0**exponent
+    one = conjugate_gradient(lambda v: matrix @ v, b, 50)
+    scaled = conjugate_gradient(lambda v: matrix @ v, (c * b).astype(dtype), 50)
+    assert one.status == scaled.status == "converged"
+    assert scaled.x.dtype == dtype
+    # Both residuals are below 1e-5 ‖b‖, hence both errors below 1e-5 cond(A) ‖x‖; cond(A) ≤ 100.
+    assert np.linalg.norm(scaled.x / c - one.x) <= 3e-5 * np.linalg.cond(matrix) * np.linalg.norm(one.x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("power", [-100, -26, 0, 26, 60])
+def test_T7_a_power_of_two_scales_the_solution_to_the_last_bit(dtype, power):
+    matrix = spd([1.0, 2.0, 3.0, 50.0]).astype(dtype)
+    b = right_hand_side(4).astype(dtype)
+    c = 2.0**power  # multiplying by it rounds nothing; 2^-26 is about 1e-8
+    one = conjugate_gradient(lambda v: matrix @ v, b)
+    scaled = conjugate_gradient(lambda v: matrix @ v, c * b)
+    assert (scaled.x == c * one.x).all()
+    assert (scaled.iterations, scaled.residual, scaled.status) == (one.iterations, one.residual, one.status)
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 3, 5])
+def test_T7_as_many_iterations_as_there_are_distinct_eigenvalues(distinct):
+    eigenvalues = [1.0 + i % distinct for i in range(15)]
+    matrix, b = spd(eigenvalues), right_hand_side(15)
+    result = conjugate_gradient(lambda v: matrix @ v, b, tolerance=1e-9)
+    assert result.iterations == distinct
+    assert result.status == "converged"
+
+
+@given(eigenvalues=eigenvalue_lists, seed=seeds, damping=st.sampled_from([0.0, 0.1]), limit=st.integers(1, 15))
+def test_T7_one_product_an_iteration_and_no_random_number(eigenvalues, seed, damping, limit):
+    matrix, b = spd(eigenvalues, seed), right_hand_side(len(eigenvalues), seed)
+    before, products = b.copy(), 0
+
+    def matvec(v):
+        nonlocal products
+        products += 1
+        return matrix @ v
+
+    numpy_state, torch_state = np.random.get_state()[1].copy(), th.get_rng_state()
+    result = conjugate_gradient(matvec, b, limit, damping=damping)
+    assert result.iterations == products <= limit
+    assert (np.random.get_state()[1] == numpy_state).all() and th.equal(th.get_rng_state(), torch_state)
+    assert (b == before).all()
+    assert result.status == ("converged" if result.residual <= 1e-5 else "max_iterations")
+
+
+@given(eigenvalues=eigenvalue_lists, seed=seeds)
+def test_T7_numpy_and_torch_alike(eigenvalues, seed):
+    matrix, b = spd(eigenvalues, seed), right_hand_side(len(eigenvalues), seed)
+    with_numpy = conjugate_gradient(lambda v: matrix @ v, b, 4, damping=0.1)
+    torch_matrix = th.from_numpy(matrix)
+    with_torch = conjugate_gradient(lambda v: torch_matrix @ v, th.from_numpy(b), 4, damping=0.1)
+    assert isinstance(with_torch.x, th.Tensor)
+    np.testing.assert_allclose(with_torch.x.numpy(), with_numpy.x, rtol=1e-9, atol=1e-12 * np.abs(with_numpy.x).max())
+
+
+def test_T7_zero_right_hand_side_costs_nothing():
+    def never(v):
+        raise AssertionError("no product is needed")
+
+    for zero in (np.zeros(3), th.zeros(3)):
+        result = conjugate_gradient(never, zero)
+        assert (result.x == 0).all()
+        assert (result.iterations, result.residual, result.status) == (0, 0.0, "zero_rhs")
+
+
+@given(negative=st.floats(-10, 0), seed=seeds, n=st.integers(2, 8))
+def test_T7_an_indefinite_matrix_is_flagged_and_never_stepped_along(negative, seed, n):
+    matrix, b = spd([negative, *range(1, n)], seed), right_hand_side(n, seed)
+    curvatures = []
+
+    def matvec(v):
+        product = matrix @ v
+        curvatures.append(v @ product)
+        return product
+
+    result = conjugate_gradient(matvec, b, 3 * n, tolerance=0.0)
+    if negative < -0.1:  # nearer to zero, rounding decides whether the last curvature is positive
+        assert result.status == "not_positive"
+    if result.status == "not_positive":
+        assert curvatures[-1] <= 0 and all(curvature > 0 for curvature in curvatures[:-1])
+        before = conjugate_gradient(lambda v: matrix @ v, b, len(curvatures) - 1, tolerance=0.0)
+        assert (result.x == before.x).all()  # the iterate before the bad direction
+    assert np.isfinite(result.x).all()
+    assert b @ result.x >= 0  # a direction of ascent, if any
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_T7_non_finite_numbers_are_flagged(library, bad):
+    make = np.array if library == "numpy" else th.tensor
+    b = make([1.0, bad, 2.0])
+    result = conjugate_gradient(lambda v: v, b)
+    assert (result.status, result.iterations) == ("non_finite", 0)
+    assert (result.x == 0).all()
+
+    diagonal = make([1.0, 2.0, 3.0])
+    count = 0
+
+    def spoilt_at_the_second(v):
+        nonlocal count
+        count += 1
+        product = diagonal * v
+        if count == 2:
+            product[1] = bad
+        return product
+
+    b = make([1.0, 1.0, 1.0])
+    result = conjugate_gradient(spoilt_at_the_second, b)
+    assert (result.status, result.iterations) == ("non_finite", 2)
+    assert (result.x == conjugate_gradient(lambda v: diagonal * v, b, 1).x).all()
+
+
+def test_T7_an_overflow_is_flagged_and_leaves_no_infinity():
+    # 1 / 1e-320 overflows: the very first step would be infinite.
+    result = conjugate_gradient(lambda v: 1e-320 * v, np.ones(3))
+    assert result.status == "non_finite"
+    assert np.isfinite(result.x).all()
+
+
+def test_T7_more_damping_gives_a_shorter_solution():
+    matrix, b = spd([0.01, 0.1, 1.0, 10.0]), right_hand_side(4)
+    norms = [
+        np.linalg.norm(conjugate_gradient(lambda v: matrix @ v, b, 50, 1e-12, damping).x) for damping in (0.0, 0.1, 1.0, 10.0)
+    ]
+    assert norms == sorted(norms, reverse=True)
