@@ -1,10 +1,14 @@
 """TRPO and PPO for Stable-Baselines3: the same results, several times faster, with a trust region that is truly one."""
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from sb3_policyopt.errors import NonFiniteError
-from sb3_policyopt.ppo import PPO
-from sb3_policyopt.trpo import TRPO
+
+if TYPE_CHECKING:
+    from sb3_policyopt.ppo import PPO
+    from sb3_policyopt.trpo import TRPO
 
 try:
     __version__ = version("sb3-policyopt")
@@ -12,3 +16,10 @@ except PackageNotFoundError:  # a source tree on sys.path, not installed
     __version__ = "0.0.0"
 
 __all__ = ["PPO", "TRPO", "NonFiniteError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the algorithms, and torch with them, when they are first asked for: the command line answers --help without."""
+    if name in ("PPO", "TRPO"):
+        return getattr(importlib.import_module(f"sb3_policyopt.{name.lower()}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
