@@ -6,21 +6,20 @@ plain JSON (spaces, schedules, classes) is a pickle: loading a stranger's zip ru
 Our zips carry the same attributes a second time, as plain JSON, in the entry ``policyopt.json``:
 
 - :func:`write_description` adds the entry to a finished zip; stock Stable-Baselines3 ignores it;
-- :func:`without_pickles` turns a zip into a copy without pickles, which ``load`` of Stable-Baselines3 reads as any other.
+- :func:`without_pickles` turns a zip into a copy without pickles, which ``load`` of Stable-Baselines3 reads as any other;
+- :class:`SelfDescribing` gives both to an algorithm: ``save()``, and ``load(…, safe=True)``.
 
-Only values of known kinds can be described: numbers, strings, containers, arrays, Gymnasium spaces, Stable-Baselines3's schedules,
-and classes *by name* out of a fixed set (``torch.nn``, ``torch.optim``, the policies, extractors and buffers of Stable-Baselines3).
-Anything else is recorded by its name alone, and a safe load refuses it with a sentence.
+Only values of known kinds can be described: numbers, strings, containers, arrays, Gymnasium spaces, the schedules of
+Stable-Baselines3, and classes *by name* out of a fixed set (``torch.nn``, ``torch.optim``, the policies, extractors and
+buffers of Stable-Baselines3). Anything else is recorded by its name alone, and a safe load refuses it with a sentence.
 """
 
 import io
 import json
-import platform
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -33,7 +32,10 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+from sb3_policyopt.recording import installed_versions
 
 DESCRIPTION = "policyopt.json"
 FORMAT = 1
@@ -126,7 +128,9 @@ def decode(value: Any) -> Any:
     if tag is None:
         return {key: decode(item) for key, item in value.items()}
     if tag not in _DECODERS:
-        raise ValueError(f"unknown tag {tag!r} in {DESCRIPTION}: it was written by a newer version of sb3-policyopt, or damaged")
+        raise ValueError(
+            f"unknown tag {tag!r} in {DESCRIPTION}: it was written by a newer version of sb3-policyopt, or damaged"
+        )
     return _DECODERS[tag](value)
 
 
@@ -169,14 +173,17 @@ def _decode_space(value: dict[str, Any]) -> "spaces.Space[Any]":
         dtype, shape = _numeric_dtype(value["dtype"]), tuple(value["shape"])
         low, high = (np.broadcast_to(np.asarray(decode(value[key]), dtype=dtype), shape) for key in ("low", "high"))
         return spaces.Box(low.copy(), high.copy(), shape=shape, dtype=dtype.type)
-    # gymnasium < 1.2 has no Discrete(dtype=…), so the usual dtype is not passed on.
-    dtype_argument = {} if value.get("dtype", "int64") == "int64" else {"dtype": _numeric_dtype(value["dtype"]).type}
+    # gymnasium < 1.2 has no Discrete(dtype=…), so that only an unusual dtype is passed on.
+    arguments: dict[str, Any] = (
+        {} if value.get("dtype", "int64") == "int64" else {"dtype": _numeric_dtype(value["dtype"]).type}
+    )
     if kind == "Discrete":
-        return spaces.Discrete(value["n"], start=value["start"], **dtype_argument)
+        return spaces.Discrete(value["n"], start=value["start"], **arguments)
     if kind == "MultiDiscrete":
         start = decode(value["start"])
-        start_argument = {"start": start} if start.any() else {}
-        return spaces.MultiDiscrete(decode(value["nvec"]), **start_argument, **dtype_argument)
+        if start.any():
+            arguments["start"] = start
+        return spaces.MultiDiscrete(decode(value["nvec"]), **arguments)
     if kind == "MultiBinary":
         return spaces.MultiBinary(decode(value["n"]))
     if kind == "Dict":
@@ -252,16 +259,6 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 # -- the zip --------------------------------------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("sb3-policyopt", "stable-baselines3", "torch", "gymnasium", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # a source tree on sys.path
-            continue
-    return versions
-
-
 def describe(model: BaseAlgorithm, names: "list[str] | None" = None) -> dict[str, Any]:
     """
     Describe an agent in plain JSON: what its zip holds, but for the tensors.
@@ -279,7 +276,7 @@ def describe(model: BaseAlgorithm, names: "list[str] | None" = None) -> dict[str
         "format": FORMAT,
         "algorithm": type(model).__name__,
         "policy": policy,
-        "versions": _versions(),
+        "versions": installed_versions(),
         "attributes": {name: encode(getattr(model, name)) for name in names if name not in _TRANSIENT},
     }
 
@@ -346,25 +343,66 @@ def without_pickles(path: PathOrFile, custom_objects: "dict[str, Any] | None" = 
         with zipfile.ZipFile(copy, "w") as stripped:
             stripped.writestr("data", json.dumps(dict.fromkeys(objects)))
             for entry in archive.namelist():
-                if entry.endswith(".pth"):
+                if entry.endswith(".pth") or entry == "system_info.txt":
                     stripped.writestr(entry, archive.read(entry))
     copy.seek(0)
     return copy, objects
 
 
-def load_safely(algorithm_class: type[AlgorithmT], path: PathOrFile, env: Any = None, **kwargs: Any) -> AlgorithmT:
+class SelfDescribing(BaseAlgorithm):
     """
-    Load an agent without unpickling anything.
+    Mix-in for algorithms of Stable-Baselines3: what they save describes itself, and can be loaded without unpickling::
 
-    :param algorithm_class: ``PPO`` or ``TRPO``, ours or the stock ones
-    :param path: the zip: a path, with or without ``.zip``, or an open file
-    :param env: the environment to attach, as in ``algorithm_class.load``
-    :param kwargs: the other arguments of ``algorithm_class.load``
-    :return: the agent
-    :raises PickleRequiredError: if something that is needed exists only as a pickle
+        class PPO(SelfDescribing, OnPolicyAlgorithm): ...
     """
-    copy, objects = without_pickles(path, kwargs.pop("custom_objects", None))
-    return algorithm_class.load(copy, env=env, custom_objects=objects, **kwargs)
+
+    def save(self, path: PathOrFile, exclude: "Iterable[str] | None" = None, include: "Iterable[str] | None" = None) -> None:
+        """
+        Save the agent, as Stable-Baselines3 does, and its description beside the pickles.
+
+        :param path: a path (``.zip`` is added if it has no suffix), or a file open for writing
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to store although they are left out by default
+        """
+        buffer = io.BytesIO()  # a zip gets a further entry only where it can be read, too: not every file can
+        super().save(buffer, exclude, include)
+        write_description(buffer, self)
+        file = open_path(path, "w", verbose=0, suffix="zip")
+        file.write(buffer.getbuffer())
+        if isinstance(path, (str, Path)):
+            file.close()
+
+    @classmethod
+    def load(
+        cls: type[AlgorithmT],
+        path: PathOrFile,
+        env: "GymEnv | None" = None,
+        device: "th.device | str" = "auto",
+        custom_objects: "dict[str, Any] | None" = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        safe: bool = False,
+        **kwargs: Any,
+    ) -> AlgorithmT:
+        """
+        Load an agent.
+
+        :param path: the zip: a path, with or without ``.zip``, or an open file
+        :param env: the environment to attach; it may be None to predict only
+        :param device: where PyTorch runs the agent
+        :param custom_objects: values for attributes by name, instead of the stored ones
+        :param print_system_info: print the versions with which the agent was saved
+        :param force_reset: reset the environment before training goes on
+        :param safe: unpickle nothing, so that a stranger's file runs no code of theirs
+        :param kwargs: attributes to change
+        :return: the agent
+        :raises PickleRequiredError: if ``safe``, and something that is needed exists only as a pickle
+        :raises ValueError: if the file is no zip, or ``env`` has other spaces
+        """
+        if safe:
+            path, custom_objects = without_pickles(path, custom_objects)
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
 
 def _name(path: PathOrFile) -> str:
@@ -387,8 +425,8 @@ def _open_zip(path: PathOrFile) -> Iterator[zipfile.ZipFile]:
 def _read_description(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     if DESCRIPTION not in archive.namelist():
         raise PickleRequiredError(
-            f"{name} has no {DESCRIPTION}, so it was not saved by sb3-policyopt and can only be unpickled, which runs whatever "
-            "code it contains; if you trust its author, load it with safe=False"
+            f"{name} has no {DESCRIPTION}, so it was not saved by sb3-policyopt and can only be unpickled, which runs "
+            "whatever code it contains; if you trust its author, load it with safe=False"
         )
     try:
         description = json.loads(archive.read(DESCRIPTION))

@@ -61,7 +61,14 @@ def metadata(card: Card) -> ModelCardData:
     :return: the YAML head of the ``README.md``
     """
     agent = card.agent
-    tags = [agent.env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3-policyopt", agent.algo]
+    tags = [
+        agent.env_id,
+        "deep-reinforcement-learning",
+        "reinforcement-learning",
+        "stable-baselines3",
+        "sb3-policyopt",
+        agent.algo,
+    ]
     result = EvalResult(
         task_type="reinforcement-learning",
         task_name="reinforcement-learning",
@@ -76,7 +83,7 @@ def metadata(card: Card) -> ModelCardData:
         library_name="stable-baselines3",
         license=card.license,
         pipeline_tag="reinforcement-learning",
-        tags=tags + (["rl-zoo"] if agent.run_folder else []),
+        tags=tags + (["rl-zoo3"] if agent.run_folder else []),
         model_name=agent.class_name,
         eval_results=[result],
     )
@@ -115,7 +122,8 @@ def _usage(card: Card) -> str:
         ("With the RL Zoo", 'pip install "sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)),
     )
     return "## Use it\n\n" + "\n\n".join(
-        f"### {title}\n\n{_fenced('bash', [install])}\n\n{_fenced(language, code)}" for title, install, language, code in blocks
+        f"### {title}\n\n{_fenced('bash', [install])}\n\n{_fenced(language, code)}"
+        for title, install, language, code in blocks
     )
 
 
@@ -124,25 +132,32 @@ def _own_code(card: Card) -> list[str]:
     arguments = [repr(card.repo_id)] + ([f"revision={card.revision!r}"] if card.revision else [])
     if not card.agent.is_described:
         arguments.append("safe=False")
-    imports, env = card.protocol.code("vec_normalize" if card.agent.statistics_path else "")
-    if card.agent.statistics_path:
-        env.insert(env.index("env = vec_normalize"), "vec_normalize.set_venv(env)")
+    attach = ["vec_normalize.set_venv(env)", "env = vec_normalize"] if card.agent.statistics_path else []
+    imports, env = card.protocol.code(attach)
     load = f"model, vec_normalize = load_from_hub({', '.join(arguments)})"
-    return [*_imports(card.protocol, *imports, "from sb3_policyopt.hub import load_from_hub"), "", load, *env, *_evaluation_code(card)]
+    return [
+        *_imports(card.protocol, *imports, "from sb3_policyopt.hub import load_from_hub"),
+        "",
+        load,
+        *env,
+        *_evaluation_code(card),
+    ]
 
 
 def _stock_code(card: Card) -> list[str]:
     """The same without this package."""
     revision = f", revision={card.revision!r}" if card.revision else ""
-    imports, env = card.protocol.code(
-        f'VecNormalize.load(hf_hub_download({card.repo_id!r}, "vec_normalize.pkl"{revision}), env)'
-        if card.agent.statistics_path
-        else ""
-    )
     extra = ["from huggingface_hub import hf_hub_download"]
     extra.append(f"from {STOCK_MODULES[card.agent.class_name]} import {card.agent.class_name}")
+    normalize: list[str] = []
     if card.agent.statistics_path:
         extra.append("from stable_baselines3.common.vec_env import VecNormalize")
+        normalize = [
+            f'env = VecNormalize.load(hf_hub_download({card.repo_id!r}, "vec_normalize.pkl"{revision}), env)',
+            "env.training = False  # keep the statistics of the training",
+            "env.norm_reward = False  # report the rewards themselves",
+        ]
+    imports, env = card.protocol.code(normalize)
     load = f'model = {card.agent.class_name}.load(hf_hub_download({card.repo_id!r}, "{card.agent.name}.zip"{revision}))'
     return [*_imports(card.protocol, *imports, *extra), "", load, *env, *_evaluation_code(card)]
 
@@ -180,7 +195,9 @@ def _zoo_code(card: Card) -> list[str]:
 
 
 def _hyperparameters(card: Card) -> str:
-    block = dump_plain({card.agent.env_id: card.agent.config}).splitlines()
+    steps = card.agent.arguments.get("n_timesteps") or 0  # the command line's, which goes before the configuration's
+    config = card.agent.config | ({"n_timesteps": steps} if steps > 0 else {})
+    block = dump_plain({card.agent.env_id: config}).splitlines()
     command = f"sb3-policyopt train --algo {card.agent.algo} --env {card.agent.env_id} -conf hyperparameters.yml"
     return (
         "## Hyperparameters\n\nWhat is not listed has its default. Saved as `hyperparameters.yml`, they train such an agent "
@@ -189,20 +206,32 @@ def _hyperparameters(card: Card) -> str:
 
 
 def _provenance(card: Card) -> str:
-    rows = [f"| {key} | {value} |" for key, value in _rows(card.provenance)]
     text = "## Provenance\n\nAs recorded when the agent was trained; all of it stands in [provenance.json](provenance.json)."
-    return "\n".join([text, "", "| | |", "|---|---|", *rows])
+    rows = [f"| {label} | {_cell(value)} |" for label, value in _facts(card) if value not in (None, "", {})]
+    return "\n".join([text, "", "| fact | value |", "|---|---|", *rows])
 
 
-def _rows(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in provenance.items():
-        if isinstance(value, dict):
-            rows += _rows(value, f"{prefix}{key}: ")
-        elif value not in (None, "", []):
-            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((f"{prefix}{key}", " ".join(text.replace("|", "\\|").split())))
-    return rows
+def _facts(card: Card) -> list[tuple[str, Any]]:
+    """The rows of the provenance table; what the training has not recorded is None."""
+    provenance, stored = card.provenance, card.agent.stored()
+    git, seconds, cores = (provenance.get(key) for key in ("git", "wall_time_seconds", "processor_cores"))
+    machine = [provenance.get("platform"), cores and f"{cores} cores", provenance.get("device")]
+    return [
+        ("training began", provenance.get("started")),
+        ("training took", seconds and f"{seconds:,.0f} s"),
+        ("environment steps", f"{stored.get('num_timesteps', 0):,}"),
+        ("seed", stored.get("seed")),
+        ("environments", stored.get("n_envs")),
+        ("machine", ", ".join(str(part) for part in machine if part)),
+        ("git commit", git and git["commit"] + (" with changes" if git.get("modified") else "")),
+        ("packages", provenance.get("versions")),
+        (f"SHA-256 of {card.agent.name}.zip", f"`{provenance['zip_sha256']}`"),
+    ]
+
+
+def _cell(value: Any) -> str:
+    text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _trust(card: Card) -> str:
@@ -214,8 +243,9 @@ def _trust(card: Card) -> str:
         )
     return (
         "## Trust\n\nA saved agent of Stable-Baselines3 contains pickles, which run code when they are loaded. "
-        "`load_from_hub` of sb3-policyopt does not touch them: it reads tensors, and the plain JSON and arrays that stand beside "
-        "the pickles here. The code without sb3-policyopt does unpickle: run it only if you trust the author of this repository."
+        "`load_from_hub` of sb3-policyopt does not touch them: it reads tensors, and the plain JSON and arrays that stand "
+        "beside the pickles here. The code without sb3-policyopt does unpickle: run it only if you trust the author of this "
+        "repository."
     )
 
 

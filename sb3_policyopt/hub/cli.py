@@ -64,7 +64,9 @@ def _push(args: argparse.Namespace) -> None:
 
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
-    checkpoint = "best" if args.load_best else "last checkpoint" if args.load_last_checkpoint else args.load_checkpoint or "last"
+    checkpoint = (
+        "best" if args.load_best else "last checkpoint" if args.load_last_checkpoint else args.load_checkpoint or "last"
+    )
     run = find_run(args.folder, args.algo, args.env, args.exp_id)
     agent = agent_of_run(run, args.algo, args.env, str(checkpoint))
     protocol = Protocol.from_config(
@@ -128,7 +130,8 @@ def _common_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def _push_parser() -> argparse.ArgumentParser:
     parser = _common_parser(
-        "push_to_hub", "Evaluate a trained agent, film it, write its model card, and publish all of it on the Hugging Face Hub."
+        "push_to_hub",
+        "Evaluate a trained agent, film it, write its model card, and publish all of it on the Hugging Face Hub.",
     )
     add = parser.add_argument
     add("-orga", "--organization", required=True, help="your user name or organization on the Hub")

@@ -109,11 +109,11 @@ class Protocol:
         )
         return Score([float(value) for value in np.asarray(returns)], [int(value) for value in np.asarray(lengths)])
 
-    def code(self, normalized: str) -> tuple[list[str], list[str]]:
+    def code(self, normalize: list[str]) -> tuple[list[str], list[str]]:
         """
         Write :meth:`make_env` as Python code for a model card.
 
-        :param normalized: an expression for the ``VecNormalize`` around ``env``, or "" if there is none
+        :param normalize: lines that wrap ``env`` in its ``VecNormalize``, if there is one
         :return: the import lines, and the lines that define ``env``
         """
         imports = [f"import {module}  # registers the environment" for module in self.imports]
@@ -124,16 +124,17 @@ class Protocol:
         lines: list[str] = []
         if self.env_wrappers:
             arguments.append("wrapper_class=wrap")
-            lines += ["def wrap(env):", *(f"    env = {call}" for call in map(_call, self.env_wrappers)), "    return env", "", ""]
+            lines += [
+                "def wrap(env):",
+                *(f"    env = {call}" for call in map(_call, self.env_wrappers)),
+                "    return env",
+                "",
+                "",
+            ]
         lines.append(f"env = make_vec_env({', '.join(arguments)})")
         lines += [f"env = {call}" for call in map(_call, self.vec_env_wrappers)]
         imports += sorted({_import(name) for name, _ in self.env_wrappers + self.vec_env_wrappers})
-        if normalized:
-            lines += [
-                f"env = {normalized}",
-                "env.training = False  # keep the statistics of the training",
-                "env.norm_reward = False  # report the rewards themselves",
-            ]
+        lines += normalize
         if self.frame_stack:
             imports.append("from stable_baselines3.common.vec_env import VecFrameStack")
             lines.append(f"env = VecFrameStack(env, {self.frame_stack})")

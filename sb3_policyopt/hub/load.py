@@ -16,9 +16,9 @@ from sb3_policyopt.hub.agent import file_name_of, latest_run
 from sb3_policyopt.hub.errors import HubError, one_sentence
 from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
 from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, load_plain
-from sb3_policyopt.safe_zip import PickleRequiredError, load_safely, read_description
+from sb3_policyopt.safe_zip import PickleRequiredError, SelfDescribing, read_description
 
-_CLASSES: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "trpo": TRPO}
+_CLASSES: dict[str, type[SelfDescribing]] = {"ppo": PPO, "trpo": TRPO}
 _METRICS = "train_eval_metrics.zip"
 
 
@@ -65,9 +65,7 @@ def load_from_hub(
     if env is not None and statistics is not None:
         statistics.set_venv(algorithm_class._wrap_env(env, verbose=0))
         env = statistics
-    if safe:
-        return load_safely(algorithm_class, path, env=env, device=device, **kwargs), statistics
-    return algorithm_class.load(path, env=env, device=device, **kwargs), statistics
+    return algorithm_class.load(path, env=env, device=device, safe=safe, **kwargs), statistics
 
 
 def download_run(
@@ -134,7 +132,7 @@ class _Source:
 def _fill_run(run: Path, name: str, source: _Source, safe: bool) -> None:
     path, statistics = source.download(source.zip_name), run / name / "vecnormalize.pkl"
     if safe:
-        load_safely(_class_of(path, source.zip_name, safe), path, device="cpu").save(run / f"{name}.zip")
+        _class_of(path, source.zip_name, safe).load(path, device="cpu", safe=True).save(run / f"{name}.zip")
     else:
         shutil.copyfile(path, run / f"{name}.zip")
     if safe and "vec_normalize.npz" in source.files:
@@ -190,7 +188,7 @@ def _only_zip(repo_id: str, files: list[str]) -> str:
     return zips[0]
 
 
-def _class_of(path: str, filename: str, safe: bool) -> type[BaseAlgorithm]:
+def _class_of(path: str, filename: str, safe: bool) -> type[SelfDescribing]:
     """The algorithm, by the description in the zip, or by the zoo's file name where there is none."""
     try:
         algo = str(read_description(path)["algorithm"]).lower()

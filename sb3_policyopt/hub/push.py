@@ -60,8 +60,8 @@ def push_to_hub(
     :param repo_id: where to publish, ``"name/repository"``
     :param env_id: Gymnasium id of the environment; by default that of the model's environment
     :param env_kwargs: arguments of the environment; by default those of the model's environment
-    :param config: hyperparameters in the zoo's form, with ``env_wrapper`` and ``frame_stack`` if there are any; by default read
-        off the model
+    :param config: hyperparameters in the zoo's form, with ``env_wrapper`` and ``frame_stack`` if there are any; by default
+        read off the model
     :param zip_path: the zip to publish, if the model is saved already; it goes up byte for byte
     :param run_folder: what the training wrote (``progress.csv``, monitor files, ``provenance.json``), if it wrote any
     :param n_eval_episodes: how many episodes are counted
@@ -237,11 +237,13 @@ def _agent_of_model(
 ) -> Agent:
     """Save what is in memory into ``scratch``, and read off the model what was not told."""
     env = model.get_env()
-    specs = env.get_attr("spec") if env is not None else [None]
-    if env_id is None and specs[0] is None:
-        raise HubError("the model has no environment that is registered in Gymnasium: pass env_id")
+    spec = env.get_attr("spec")[0] if env is not None else None
+    if env_id is None:
+        if spec is None:
+            raise HubError("the model has no environment that is registered in Gymnasium: pass env_id")
+        env_id = str(spec.id)
     if env_kwargs is None:
-        env_kwargs = {} if specs[0] is None or env_id not in (None, specs[0].id) else dict(specs[0].kwargs)
+        env_kwargs = dict(spec.kwargs) if spec is not None and spec.id == env_id else {}
         env_kwargs.pop("render_mode", None)
     if zip_path is None:
         zip_path = scratch / "agent.zip"
@@ -258,10 +260,10 @@ def _agent_of_model(
             config["normalize"] = {"norm_obs": vec_normalize.norm_obs, "norm_reward": vec_normalize.norm_reward}
     return Agent(
         algo,
-        env_id or specs[0].id,
+        env_id,
         Path(zip_path),
         config,
-        {"algo": algo, "env": env_id or specs[0].id, "env_kwargs": env_kwargs, "seed": model.seed},
+        {"algo": algo, "env": env_id, "env_kwargs": env_kwargs, "seed": model.seed},
         env_kwargs=env_kwargs,
         statistics_path=scratch / "vecnormalize.pkl" if vec_normalize is not None else None,
         run_folder=None if run_folder is None else Path(run_folder),
@@ -283,8 +285,7 @@ def _statistics(agent: Agent) -> "VecNormalize | None":
 
 def _write_records(agent: Agent, folder: Path) -> dict[str, Any]:
     """Write configuration, arguments, statistics, metrics and provenance; return the provenance."""
-    arguments = {name: agent.arguments[name] for name in PUBLIC_ARGUMENTS if name in agent.arguments}
-    arguments = {"algo": agent.algo, "env": agent.env_id, "env_kwargs": None} | arguments
+    arguments = {"algo": agent.algo, "env": agent.env_id, "env_kwargs": None} | _public(agent.arguments)
     for name, content in (("config.yml", agent.config), ("args.yml", arguments), ("env_kwargs.yml", agent.env_kwargs)):
         (folder / name).write_text(dump_plain(without_private_facts(content)), encoding="utf-8")
     if agent.is_described:
@@ -302,11 +303,16 @@ def _write_records(agent: Agent, folder: Path) -> dict[str, Any]:
     return provenance
 
 
+def _public(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: arguments[name] for name in PUBLIC_ARGUMENTS if name in arguments}
+
+
 def _provenance(agent: Agent) -> dict[str, Any]:
     """What the training recorded, or else what the zip says of the versions it was saved with."""
     recorded = agent.run_folder / "provenance.json" if agent.run_folder else None
     if recorded is not None and recorded.is_file():
         facts = dict(json.loads(recorded.read_text(encoding="utf-8")))
+        facts["arguments"] = _public(facts.get("arguments") or {})
     else:
         stored = agent.stored()
         facts = {name: stored.get(key) for name, key in (("seed", "seed"), ("n_timesteps", "num_timesteps"))}

@@ -213,12 +213,22 @@ class _Handler(BaseHTTPRequestHandler):
         tags = head.get("tags", [])
         raise _json(
             200,
-            {"id": repo, "modelId": repo, "sha": sha, "private": private, "siblings": siblings, "tags": tags, "cardData": head},
+            {
+                "id": repo,
+                "modelId": repo,
+                "sha": sha,
+                "private": private,
+                "siblings": siblings,
+                "tags": tags,
+                "cardData": head,
+            },
         )
 
     def tree(self, repo, revision):
         files, _ = self.at(repo, revision)
-        raise _json(200, [{"type": "file", "path": name, "oid": _oid(data), "size": len(data)} for name, data in files.items()])
+        raise _json(
+            200, [{"type": "file", "path": name, "oid": _oid(data), "size": len(data)} for name, data in files.items()]
+        )
 
     def validate_yaml(self):
         content = json.loads(self.content)["content"]
@@ -243,7 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
             large = self.hub.large_files == "lfs" and entry["path"].endswith(LARGE)
             known = files.get(entry["path"])
             oid = None if known is None else hashlib.sha256(known).hexdigest() if large else _oid(known)
-            modes.append({"path": entry["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
+            modes.append(
+                {"path": entry["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+            )
         raise _json(200, {"files": modes})
 
     def lfs_batch(self, repo):
@@ -308,7 +320,9 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted:
             part = content[int(wanted[1]) : int(wanted[2]) + 1 if wanted[2] else None]
-            raise _Answer(206, part, content_range=f"bytes {wanted[1]}-{int(wanted[1]) + len(part) - 1}/{len(content)}", **headers)
+            raise _Answer(
+                206, part, content_range=f"bytes {wanted[1]}-{int(wanted[1]) + len(part) - 1}/{len(content)}", **headers
+            )
         raise _Answer(200, content, **headers)
 
 
