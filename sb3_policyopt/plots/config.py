@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-_ARGUMENTS = ("arguments", "hyperparameters")
-"""Keys of ``provenance.json`` that hold the algorithm's arguments as they were in effect."""
+_NAMES = {"env_id": "env", "requested_timesteps": "n_timesteps"}
+"""Facts that ``provenance.json`` knows under another name than the zoo."""
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -18,17 +18,17 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     :return: the hyperparameters under their own names, and the facts of this one run, among them ``algo``, ``env``, ``seed``,
         ``finished`` where known
     """
-    arguments = _read_yaml(_locate(folder, "args.yml"))
-    hyperparameters = _read_yaml(_locate(folder, "config.yml"))
+    arguments, provenance = _read_yaml(_locate(folder, "args.yml")), _read_json(_locate(folder, "provenance.json"))
+    hyperparameters = _read_yaml(_locate(folder, "config.yml")) | _dict(provenance.get("hyperparameters"))
     facts = _from_monitor(folder) | {key: arguments[key] for key in ("algo", "env", "seed") if arguments.get(key) is not None}
     if isinstance(arguments.get("n_timesteps"), int) and arguments["n_timesteps"] > 0:  # the command line has the last word
         hyperparameters["n_timesteps"] = arguments["n_timesteps"]
-    for key, value in _read_json(_locate(folder, "provenance.json")).items():
-        if key in _ARGUMENTS and isinstance(value, dict):
-            hyperparameters.update(value)
-        else:
-            facts[key] = value
-    return hyperparameters, facts
+    plain = {_NAMES.get(key, key): value for key, value in provenance.items() if not isinstance(value, dict)}
+    return hyperparameters, facts | plain
+
+
+def _dict(content: Any) -> dict[str, Any]:
+    return content if isinstance(content, dict) else {}
 
 
 def _locate(folder: Path, name: str) -> Path | None:
@@ -40,7 +40,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return _dict(content)
 
 
 def _from_monitor(folder: Path) -> dict[str, Any]:

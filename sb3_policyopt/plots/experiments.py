@@ -1,6 +1,7 @@
 """Which runs are repetitions of one experiment, and what to call each on the page."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,8 @@ def group(runs: Sequence[Run], pool_seeds: bool = True) -> list[Experiment]:
 
 def _identity(run: Run) -> tuple[Any, ...]:
     hyperparameters = {key: value for key, value in run.hyperparameters.items() if key != "seed"}
-    return run.algo, run.env, run.path.resolve().parent, repr(sorted(hyperparameters.items()))
+    addresses = r" at 0x[0-9a-f]+"  # of functions and other objects, which differ from process to process
+    return run.algo, run.env, run.path.resolve().parent, re.sub(addresses, "", repr(sorted(hyperparameters.items())))
 
 
 def _colors(count: int) -> list[Any]:
@@ -63,23 +65,25 @@ def _colors(count: int) -> list[Any]:
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """As short as tells them apart: algorithm, then environment, hyperparameters, log folder, run folder."""
     firsts = [g[0] for g in groups]
-    ways = [
-        [run.algo.upper() or run.path.name for run in firsts],
-        [run.env for run in firsts],
-        _differences(firsts),
-        [_log_folder(run) for run in firsts],
-        [run.path.name for run in firsts],
-    ]
-    labels = ways[0]
-    for way in ways[1:]:
-        if len(set(labels)) == len(labels):
-            break
-        if len(set(way)) > 1:
-            labels = [f"{label}, {part}" if part and part != label else label for label, part in zip(labels, way, strict=True)]
+    labels = [run.algo.upper() or run.path.stem for run in firsts]
+    ways: tuple[Callable[[list[Run]], list[str]], ...] = (
+        lambda runs: [run.env for run in runs],
+        _differences,
+        lambda runs: [_log_folder(run) for run in runs],
+        lambda runs: [run.path.name for run in runs],
+        lambda runs: [str(run.path) for run in runs],
+    )
+    for way in ways:
+        for label in {label for label in labels if labels.count(label) > 1}:
+            alike = [i for i, other in enumerate(labels) if other == label]
+            parts = way([firsts[i] for i in alike])
+            if len(set(parts)) > 1:
+                for i, part in zip(alike, parts, strict=True):
+                    labels[i] = f"{label}, {part}" if part else label
     return labels
 
 
-def _differences(runs: Sequence[Run]) -> list[str]:
+def _differences(runs: list[Run]) -> list[str]:
     """The hyperparameters in which the runs differ, if they are few."""
     keys = sorted({key for run in runs for key in run.hyperparameters} - {"seed"})
     differing = [key for key in keys if len({repr(run.hyperparameters.get(key)) for run in runs}) > 1]

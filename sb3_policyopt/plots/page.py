@@ -16,6 +16,7 @@ from sb3_policyopt.plots.runs import RETURN, Run
 from sb3_policyopt.plots.statistics import Band, bootstrap_interval, interquartile_mean, pool
 
 _COLUMNS = 4
+_ROOMY_LEGEND = 6  # up to so many experiments have two lines each in the legend
 _FORMATS = (".png", ".pdf", ".svg", ".jpg")
 _STYLE = {
     "font.size": 9,
@@ -112,11 +113,13 @@ def _draw_curves(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], co
     curves = [curve for curve in curves if len(curve[0])]
     if not curves:
         return
-    for steps, values in curves:
-        axes.plot(steps, values, color=color, linestyle=linestyle, linewidth=0.7, alpha=0.3)
     band: Band = pool(curves)
     marker = "o" if len(band.steps) == 1 else ""
     axes.plot(band.steps, band.centre, color=color, linestyle=linestyle, marker=marker)
+    if linestyle != "-":  # a companion: its noise would only hide the metric itself
+        return
+    for steps, values in curves:
+        axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
     if len(curves) > 1:
         axes.fill_between(band.steps, band.low, band.high, color=color, alpha=0.18, linewidth=0)
 
@@ -124,9 +127,11 @@ def _draw_curves(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], co
 def _draw_legend(axes: Axes, experiments: Sequence[Experiment]) -> None:
     """A table of the experiments: colour, name, number of runs, return at the end."""
     axes.axis("off")
-    handles = [Line2D([], [], color=e.color, linewidth=3, label=f"{e.label}\n{_summary(e)}") for e in experiments]
-    fontsize = 9 if len(handles) <= 7 else max(4.0, 9 * 7 / len(handles))
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), borderaxespad=0, labelspacing=0.8, fontsize=fontsize)
+    many = len(experiments) > _ROOMY_LEGEND
+    labels = [f"{e.label}{': ' if many else chr(10)}{_summary(e)}" for e in experiments]
+    handles = [Line2D([], [], color=e.color, linewidth=3, label=text) for e, text in zip(experiments, labels, strict=True)]
+    fontsize = 9 if not many else max(3.0, min(8.0, 110 / len(handles)))
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), borderaxespad=0, labelspacing=0.7, fontsize=fontsize)
     if any(len(e.runs) > 1 for e in experiments):
         note = "Several runs: interquartile mean,\nband and brackets: 95% bootstrap interval."
         axes.text(0, 0, note, transform=axes.transAxes, fontsize=8, color="0.4", va="bottom")
@@ -181,9 +186,10 @@ def _draw_panel(axes: Axes, panel: Panel, experiments: Sequence[Experiment]) -> 
             shown.append(Line2D([], [], color="0.3", linestyle=linestyle, label=name))
     if len(shown) > 1:
         axes.legend(handles=shown, loc="best", fontsize=8)
-    if panel.log:
+    if panel.log and 0 < 20 * axes.dataLim.minposy < axes.dataLim.ymax:
         axes.set_yscale("log")
-    axes.set_ylim(*panel.limits)
+    bottom, top = panel.limits
+    axes.set_ylim(bottom, 1.08 * axes.dataLim.ymax if bottom == 0 and top is None and axes.dataLim.ymax > 0 else top)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6))
 

@@ -9,6 +9,7 @@ from sb3_policyopt.doctor.rule import Finding, Settings, rule, values
 
 _KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
 _REASON, _SUCCESS = "train/line_search_reason", "train/is_line_search_success"
+_LARGE_RESIDUAL = 0.3
 _CONSERVATIVE = "Lower target_kl, raise cg_damping, and collect more samples per update (n_steps, n_envs)."
 _ADVICE = {
     "kl_exceeded": "The KL grows faster than its quadratic model: lower target_kl, raise cg_damping or line_search_max_iter.",
@@ -106,7 +107,7 @@ def cg_not_converging(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """Conjugate gradient stops far from the natural gradient."""
     residual, iterations = values(log, "train/cg_residual"), values(log, "train/cg_iterations")
     median = float(np.median(residual))
-    if len(residual) < 3 or median <= 0.5:
+    if len(residual) < 3 or median <= _LARGE_RESIDUAL:
         return None
     used = f" after {np.median(iterations):.3g} iterations" if len(iterations) else ""
     return Finding(
