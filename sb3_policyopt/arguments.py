@@ -92,6 +92,24 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def interval(name: str, value: Any) -> tuple[float, float]:
+    """
+    Two numbers, the lower one first.
+
+    :param name: the argument's name, for the message
+    :param value: what the user passed
+    :return: the bounds as Python floats
+    :raises TypeError: if it is no pair of numbers
+    :raises ValueError: if the bounds are not in order
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair (lowest, highest), got {value!r}")
+    low, high = (number(name, bound, minimum=-math.inf, infinite=True) for bound in value)
+    if not low < high:
+        raise ValueError(f"{name} must be a pair (lowest, highest) with lowest < highest, got {value!r}")
+    return low, high
+
+
 def coefficient(name: str, value: Any, *, exclusive: bool = False, infinite: bool = False) -> float | Callable[[float], float]:
     """
     A non-negative number or a schedule of one.

@@ -12,7 +12,8 @@ class Means:
     """
     Collects the terms of minibatches without waiting for the device; reduces them once, at the end.
 
-    The terms of minibatches count equally, as in SB3; terms whose names end in ``_max`` are reduced to the largest.
+    The terms of minibatches count equally, as in SB3. Terms whose names end in ``_max`` are reduced to the largest,
+    ``skipped_updates`` is a count. A term that is not finite belongs to a skipped minibatch and is left out.
     """
 
     def __init__(self) -> None:
@@ -36,14 +37,35 @@ class Means:
         for name, values in other._values.items():
             self._values.setdefault(name, []).extend(values)
 
+    def of(self, name: str) -> list[Any]:
+        """
+        One term of all minibatches.
+
+        :param name: of the term
+        :return: its values as they were added
+        """
+        return self._values.get(name, [])
+
+    def mean(self, name: str) -> float:
+        """
+        One term, reduced.
+
+        :param name: of the term
+        :return: its mean, largest value or sum; NaN if no minibatch had a finite one
+        """
+        values = self._values[name]
+        array = th.stack(values).double().cpu().numpy() if isinstance(values[0], th.Tensor) else np.array(values, float)
+        if name == "skipped_updates":
+            return float(array.sum())
+        array = array[np.isfinite(array)]
+        if not len(array):
+            return float("nan")
+        return float(array.max() if name.endswith("_max") else array.mean())
+
     def reduce(self) -> dict[str, float]:
         """
-        Means (or maxima) over the minibatches.
+        All terms, reduced.
 
         :return: floats by name; empty if nothing was added
         """
-        result = {}
-        for name, values in self._values.items():
-            array = th.stack(values).double().cpu().numpy() if isinstance(values[0], th.Tensor) else np.array(values)
-            result[name] = float(array.max() if name.endswith("_max") else array.mean())
-        return result
+        return {name: self.mean(name) for name in self._values}

@@ -23,6 +23,7 @@ from sb3_policyopt import arguments, rollout
 from sb3_policyopt.engines import Batch, Engine, choose_engine
 from sb3_policyopt.engines.autograd import AutogradEngine
 from sb3_policyopt.engines.rollout_data import is_stock
+from sb3_policyopt.guards import SkipCounter
 from sb3_policyopt.maths.losses import explained_variance, normalize
 from sb3_policyopt.safe_zip import SelfDescribing
 
@@ -48,6 +49,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
     :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed
     :param micro_batch_size: most samples that go through the networks at once (a bound on memory; the result is the same
         to rounding); None for no bound
+    :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param coefficients: further coefficients by name, see ``coefficient_names``
     :param options: SB3's other arguments, passed on
     :raises TypeError: if an argument is of the wrong type
@@ -81,6 +83,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         value_target: str,
         engine: str,
         micro_batch_size: int | None,
+        log_std_bounds: tuple[float, float] | None,
         coefficients: dict[str, arguments.Coefficient | None],
         _init_setup_model: bool,
         **options: Any,
@@ -92,10 +95,12 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         self.micro_batch_size = None
         if micro_batch_size is not None:
             self.micro_batch_size = arguments.integer("micro_batch_size", micro_batch_size)
+        self.log_std_bounds = None if log_std_bounds is None else arguments.interval("log_std_bounds", log_std_bounds)
         if options["sde_sample_freq"] != -1:
             arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=-1)
         arguments.integer("stats_window_size", options["stats_window_size"])
         self.engine_in_use: Engine | None = None
+        self._skips = SkipCounter()
         self._n_iterations = 0  # complete ones of this call of learn; a resumed run counts on
         self.schedules: dict[str, FloatSchedule] = {}
         super().__init__(
@@ -284,6 +289,12 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         """
         return batch._replace(advantages=normalize(batch.advantages)) if self.normalize_advantage else batch
 
+    def _clamp_log_std(self) -> None:
+        """Hold the policy's log standard deviation within ``log_std_bounds``, if there are any."""
+        log_std = getattr(self.policy, "log_std", None)
+        if self.log_std_bounds is not None and log_std is not None:
+            log_std.data.clamp_(*self.log_std_bounds)
+
     def _record(self, terms: dict[str, Any]) -> None:
         """
         Log the terms of an update under ``train/``, with what both algorithms log.
@@ -303,4 +314,4 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """The engine is made anew from the policy, so it stays out of the zip, which stock SB3 must be able to open."""
-        return [*super()._excluded_save_params(), "engine_in_use"]
+        return [*super()._excluded_save_params(), "engine_in_use", "_skips"]

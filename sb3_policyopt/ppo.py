@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
-from sb3_policyopt.engines import Batch, PPOCoefficients, Terms
+from sb3_policyopt.engines import Batch, Engine, PPOCoefficients, Terms
 from sb3_policyopt.maths import losses
 from sb3_policyopt.metrics import Means
 from sb3_policyopt.on_policy import PolicyOptimization
@@ -59,6 +59,7 @@ class PPO(PolicyOptimization):
         epoch, on its mean KL; only with ``target_kl``
     :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
+    :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param _init_setup_model: whether to build the networks at once
     """
 
@@ -99,6 +100,7 @@ class PPO(PolicyOptimization):
         kl_stop: str = "minibatch",
         engine: str = "auto",
         micro_batch_size: int | None = None,
+        log_std_bounds: tuple[float, float] | None = None,
     ) -> None:
         self.n_epochs = arguments.integer("n_epochs", n_epochs)
         self.clip_range: Any = arguments.coefficient("clip_range", clip_range, exclusive=True)
@@ -138,6 +140,7 @@ class PPO(PolicyOptimization):
             value_target=value_target,
             engine=engine,
             micro_batch_size=micro_batch_size,
+            log_std_bounds=log_std_bounds,
             _init_setup_model=_init_setup_model,
         )
 
@@ -153,23 +156,35 @@ class PPO(PolicyOptimization):
         self.policy.set_training_mode(True)
         engine, coefficients = self._start_update(), self._coefficients()
         rollout = engine.load(self.rollout_buffer)
-        engine.start_update()
         means = Means()
-        stop = False
-        for _ in range(self.n_epochs):
-            epoch = Means()
-            for minibatch in self._minibatches(rollout):
-                terms = engine.ppo_gradient(self._normalized(minibatch), coefficients)  # ∇(−L), P1-P5
-                epoch.add(terms)
-                if stop := self.kl_stop == "minibatch" and self._too_far(terms["approx_kl"]):
+        with engine.updating():
+            for _ in range(self.n_epochs):
+                epoch = self._epoch(engine, rollout, coefficients)
+                means.extend(epoch)
+                self._n_updates += 1
+                self._skips.note(epoch.of("skipped_updates"))
+                if self._too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.mean("approx_kl")):
                     break
-                epoch.add({"grad_norm": engine.clip_gradient(self.max_grad_norm)})
-                engine.step()
-            means.extend(epoch)
-            self._n_updates += 1
-            if stop := stop or (self.kl_stop == "epoch" and self._too_far(epoch.reduce()["approx_kl"])):
-                break
         self._record(means.reduce())
+
+    def _epoch(self, engine: Engine, rollout: Batch, coefficients: PPOCoefficients) -> Means:
+        """
+        One pass over the rollout in shuffled minibatches.
+
+        :param engine: computes the gradients and makes the steps
+        :param rollout: all transitions
+        :param coefficients: the numbers of P5
+        :return: the terms of each minibatch; the last one was not stepped on if its KL was too large
+        """
+        epoch = Means()
+        for minibatch in self._minibatches(rollout):
+            terms = engine.ppo_gradient(self._normalized(minibatch), coefficients)  # ∇(−L), P1-P5
+            epoch.add(terms)
+            if self.kl_stop == "minibatch" and self._too_far(terms["approx_kl"]):
+                break
+            epoch.add(engine.step(self.max_grad_norm, terms["loss"]))
+            self._clamp_log_std()
+        return epoch
 
     def _coefficients(self) -> PPOCoefficients:
         """

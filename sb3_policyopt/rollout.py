@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt.engines.rollout_data import is_stock
+from sb3_policyopt.guards import check_observations, explain, is_finite
 from sb3_policyopt.maths.advantages import gae, value_targets
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def collect(
     :param rollout_buffer: filled with n_rollout_steps × n_envs transitions, advantages and value targets
     :param n_rollout_steps: steps of each environment
     :return: False if the callback asked to stop, and the rollout is then incomplete
+    :raises NonFiniteError: if an observation, a reward, a value or an action is not finite; it names the environment
     """
     assert self._last_obs is not None, "No previous observation was provided"
     self.policy.set_training_mode(False)
@@ -54,7 +56,10 @@ def collect(
             self.policy.reset_noise(env.num_envs)
 
         obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-        actions, values, log_probs = engine.act(self._last_obs)
+        actions, value, log_prob = engine.act(self._last_obs)
+        values, log_probs = th.from_numpy(value[:, None]), th.from_numpy(log_prob)
+        if not is_finite(value, log_prob):
+            raise explain(n_steps, observation=self._last_obs, value=value, action=actions, log_prob=log_prob)
         clipped_actions = to_env_action(actions)
 
         new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -70,12 +75,17 @@ def collect(
         rewards = np.asarray(rewards, dtype=np.float32)
         if dones.any():
             rewards = rewards + self.gamma * truncation_values(self, dones, infos)
+        if not is_finite(rewards):
+            raise explain(n_steps - 1, reward=rewards)
 
         store(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
         self._last_obs = new_obs
         self._last_episode_starts = dones
 
     last_values = engine.value(new_obs)
+    if not is_finite(last_values):
+        raise explain(n_steps, observation=new_obs, value=last_values)
+    check_observations(rollout_buffer.observations)
     values = th.from_numpy(last_values)[:, None]
     finish(self, rollout_buffer, last_values, dones)
 

@@ -1,5 +1,6 @@
 """TRPO: the natural gradient, scaled to the border of a trust region in KL, with a line search that keeps the promise."""
 
+import math
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -64,6 +65,7 @@ class TRPO(PolicyOptimization):
     :param line_search: False takes the bare scaled step (T8) without checking KL or J
     :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
+    :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param _init_setup_model: whether to build the networks at once
     """
 
@@ -104,6 +106,7 @@ class TRPO(PolicyOptimization):
         line_search: bool = True,
         engine: str = "auto",
         micro_batch_size: int | None = None,
+        log_std_bounds: tuple[float, float] | None = None,
     ) -> None:
         self.cg_max_steps = arguments.integer("cg_max_steps", cg_max_steps)
         self.line_search_shrinking_factor = arguments.number(
@@ -142,6 +145,7 @@ class TRPO(PolicyOptimization):
             value_target=value_target,
             engine=engine,
             micro_batch_size=micro_batch_size,
+            log_std_bounds=log_std_bounds,
             _init_setup_model=_init_setup_model,
         )
 
@@ -170,10 +174,15 @@ class TRPO(PolicyOptimization):
         cg = conjugate_gradient(fisher, g, self.cg_max_steps, damping=damping)  # F x = g
         fisher_x = fisher(cg.x)
         α = step_scale(cg.x, fisher_x, δ)  # √(2δ / xᵀFx)
+
+        def evaluate() -> tuple[float, float]:
+            self._clamp_log_std()
+            return engine.surrogate_and_kl(rollout, expansion.old)
+
         search = backtracking_line_search(  # KL ≤ δ and J up, or θ_old bit for bit
             engine.actor_parameters,
             α * cg.x,
-            lambda: engine.surrogate_and_kl(rollout, expansion.old),
+            evaluate,
             surrogate_before=expansion.surrogate,
             delta=δ,
             shrinking_factor=self.line_search_shrinking_factor,
@@ -188,7 +197,7 @@ class TRPO(PolicyOptimization):
             "target_kl": self.target_kl,
             "is_line_search_success": float(search.reason == "accepted"),
             "step_fraction": search.fraction,
-            "line_search_reason": search.reason,
+            "line_search_reason": "non_finite" if cg.status == "non_finite" else search.reason,
             "cg_iterations": cg.iterations,
             "cg_residual": cg.residual,
             "grad_norm": float(g @ g) ** 0.5,
@@ -202,12 +211,16 @@ class TRPO(PolicyOptimization):
         :param rollout: all transitions
         :return: what to log
         """
-        engine.start_update(critic_only=True)
         means = Means()
-        for _ in range(self.n_critic_updates):
-            for minibatch in self._minibatches(rollout):
-                means.add(engine.value_gradient(minibatch))
-                engine.step()
+        with engine.updating(critic_only=True):
+            for _ in range(self.n_critic_updates):
+                epoch = Means()
+                for minibatch in self._minibatches(rollout):
+                    terms = engine.value_gradient(minibatch)
+                    step_terms = engine.step(math.inf, terms["value_loss"])
+                    epoch.add({**terms, "skipped_updates": step_terms["skipped_updates"]})
+                means.extend(epoch)
+                self._skips.note(epoch.of("skipped_updates"))
         return means.reduce()
 
     def _kl_dimensions(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,6 +18,8 @@ from torch.distributions import kl_divergence
 
 from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.rollout_data import flattened
+
+Array = NDArray[Any]
 
 
 class Objectives(Protocol):
@@ -56,17 +59,17 @@ class AutogradEngine(Engine):
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Nothing to prepare: the policy draws its own noise."""
 
-    def act(self, observations: Any) -> tuple[np.ndarray[Any, Any], th.Tensor, th.Tensor]:
+    def act(self, observations: Any) -> tuple[Array, Array, Array]:
         """The policy's own ``forward``."""
         with th.no_grad(), unvalidated():
             actions, values, log_prob = self.policy(obs_as_tensor(observations, self.policy.device))
-        return actions.cpu().numpy(), values, log_prob
+        return actions.cpu().numpy(), values.flatten().cpu().numpy(), log_prob.flatten().cpu().numpy()
 
-    def value(self, observations: Any) -> np.ndarray[Any, Any]:
+    def value(self, observations: Any) -> Array:
         """The policy's own ``predict_values``."""
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(observations, self.policy.device))
-        flat_values: np.ndarray[Any, Any] = values.flatten().cpu().numpy()
+        flat_values: Array = values.flatten().cpu().numpy()
         return flat_values
 
     # ------------------------------------------------------------------ update
@@ -95,7 +98,7 @@ class AutogradEngine(Engine):
             actions = actions.float()
         return Batch(observations, actions, *(th.as_tensor(array, device=device).flatten() for array in rest))
 
-    def _index(self, order: np.ndarray[Any, Any]) -> th.Tensor:
+    def _index(self, order: Array) -> th.Tensor:
         """Row numbers on the device, one transfer a pass."""
         return th.as_tensor(order, device=self.policy.device)
 

@@ -15,6 +15,7 @@ and everything that the algorithms ask for is made of them, with the slopes of :
     F v   = Jᵀ M J v                            T5, with the metric M of the action distribution
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -264,7 +265,7 @@ class ClosedFormEngine(Engine):
         )
         self._next_noise = 0
 
-    def act(self, observations: Any) -> tuple[Array, th.Tensor, th.Tensor]:
+    def act(self, observations: Any) -> tuple[Array, Array, Array]:
         """One forward pass of both networks, and the next piece of noise."""
         if self._next_noise == len(self._noise):
             self.start_rollout(1, len(self._noise[0]) if len(self._noise) else len(observations))
@@ -273,7 +274,7 @@ class ClosedFormEngine(Engine):
         parameters, values, *_ = self._outputs(self.features(observations))
         actions = self.action_distribution.sample(parameters, noise)
         log_prob = self.action_distribution.log_prob(parameters, actions)
-        return actions.reshape(-1, *self.action_shape), th.from_numpy(values[:, None]), th.from_numpy(log_prob)
+        return actions.reshape(-1, *self.action_shape), values, log_prob
 
     def value(self, observations: Any) -> Array:
         """One forward pass of the critic."""
@@ -477,12 +478,19 @@ class ClosedFormEngine(Engine):
         kl = self.action_distribution.kl(old, parameters)
         return float(losses.surrogate(ratio, rollout.advantages)), float(mean(kl))
 
-    def clip_gradient(self, max_norm: float) -> float:
+    def step(self, max_norm: float, loss: Any) -> Terms:
         """As the base class, without leaving NumPy."""
-        norm = float(self.gradient @ self.gradient) ** 0.5
+        gradient: Array = self.gradient[len(self.gradient) - len(self._stepped_gradient) :]
+        norm = math.sqrt(float(gradient @ gradient))
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            return {"grad_norm": norm, "skipped_updates": 1.0}
         if norm + 1e-6 > max_norm:
-            self.gradient *= max_norm / (norm + 1e-6)
-        return norm
+            gradient *= max_norm / (norm + 1e-6)
+        if self._fused is not None:
+            self._fused.step()
+        else:
+            self.policy.optimizer.step()
+        return {"grad_norm": norm, "skipped_updates": 0.0}
 
 
 def linear_layers(policy: ActorCriticPolicy) -> tuple[list[nn.Linear], list[nn.Linear]]:

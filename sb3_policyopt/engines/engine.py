@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -109,6 +110,7 @@ class Engine(ABC):
         self._actor_count = len(actor)
         self._adam: dict[bool, FlatAdam] = {}
         self._fused: FlatAdam | None = None
+        self._stepped_gradient = self.flat.gradient
         in_use = {id(parameter) for parameter in self.flat.parameters}
         self._unused = {id(p) for p in policy.parameters() if p.requires_grad and id(p) not in in_use}
 
@@ -129,12 +131,12 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def act(self, observations: Any) -> tuple[np.ndarray[Any, Any], th.Tensor, th.Tensor]:
+    def act(self, observations: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """
         Sample actions for one step of all environments.
 
         :param observations: as the VecEnv gives them, first axis n_envs
-        :return: actions as NumPy array, shape (n_envs, *action_shape); V(s), shape (n_envs, 1); ln π(a|s), shape (n_envs,)
+        :return: actions, shape (n_envs, *action_shape); V(s), shape (n_envs,); ln π(a|s), shape (n_envs,)
         """
 
     @abstractmethod
@@ -227,14 +229,16 @@ class Engine(ABC):
         known = {id(parameter) for parameter in self.flat.parameters} | self._unused
         return {id(parameter) for parameter in trainable} == known and self.flat.is_bound()
 
-    def start_update(self, critic_only: bool = False) -> None:
+    @contextmanager
+    def updating(self, critic_only: bool = False) -> Iterator[None]:
         """
-        Bind gradients and optimizer state; call before a series of :meth:`step`.
+        Around a series of :meth:`step`: bind gradients and optimizer state before, and show the state after.
 
         :param critic_only: True if only the critic's own parameters will be stepped
         """
         first = self._actor_count if critic_only else 0
         self.flat.bind_gradients(first)
+        self._stepped_gradient = self.flat.gradient[self.flat.offsets[first] :]
         self._fused = None
         if FlatAdam.suits(self.policy.optimizer) and self._owns_all_of_optimizer():
             adam = self._adam.get(critic_only)
@@ -243,6 +247,11 @@ class Engine(ABC):
                 self._adam[critic_only] = adam
             if len(adam.parameters) and adam.prepare():
                 self._fused = adam
+        try:
+            yield
+        finally:
+            if self._fused is not None:
+                self._fused.finish()
 
     def _owns_all_of_optimizer(self) -> bool:
         """
@@ -256,20 +265,21 @@ class Engine(ABC):
             id(parameter) in mine or parameter.grad is None for parameter in theirs
         )
 
-    def step(self) -> None:
-        """One step of the policy's optimizer along ``flat.gradient``."""
+    def step(self, max_norm: float, loss: Any) -> Terms:
+        """
+        Clip the gradient and make one step of the policy's optimizer, unless loss or gradient is not finite: parameters
+        and moments then stay as they are. Nothing here waits for the device.
+
+        :param max_norm: bound on the gradient's Euclidean norm, as in ``torch.nn.utils.clip_grad_norm_``; may be infinite
+        :param loss: the loss whose gradient it is, a scalar
+        :return: the norm before clipping, and whether the step was skipped (0 or 1)
+        """
+        gradient = self._stepped_gradient
+        norm = th.linalg.vector_norm(gradient)
+        skipped = (~(th.isfinite(norm) & th.isfinite(loss))).to(norm.dtype)
+        gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         if self._fused is not None:
-            self._fused.step()
-        else:
+            self._fused.step(skipped)
+        elif not skipped:
             self.policy.optimizer.step()
-
-    def clip_gradient(self, max_norm: float) -> Any:
-        """
-        Scale the gradient to a norm of at most ``max_norm``, as ``torch.nn.utils.clip_grad_norm_`` does.
-
-        :param max_norm: bound on the Euclidean norm; infinity for none
-        :return: the norm before clipping, a scalar tensor or a float
-        """
-        norm = th.linalg.vector_norm(self.flat.gradient)
-        self.flat.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        return {"grad_norm": norm, "skipped_updates": skipped}

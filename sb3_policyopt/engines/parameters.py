@@ -90,7 +90,8 @@ class FlatAdam:
         self.vector, self.gradient = flat.vector[place], flat.gradient[place]
         self.offsets = [offset - place.start for offset in flat.offsets[start : stop + 1]]
         self.first_moment, self.second_moment = th.zeros_like(self.vector), th.zeros_like(self.vector)
-        self.steps = th.zeros(len(self.parameters))
+        self.steps = th.zeros(len(self.parameters))  # on the CPU, where stock Adam keeps them
+        self._count = self.steps[:1].to(self.vector.device)  # the same memory, if the parameters are on the CPU too
 
     @staticmethod
     def suits(optimizer: th.optim.Optimizer) -> bool:
@@ -133,20 +134,29 @@ class FlatAdam:
         :return: False if the parameters have been stepped unequally often, which one fused call cannot continue
         """
         self._adopt()
+        self._count.copy_(self.steps[:1])
         return bool((self.steps == self.steps[0]).all())
 
-    def step(self) -> None:
-        """θ ← Adam(θ, gradient), with the hyperparameters of the optimizer's parameter group."""
+    def finish(self) -> None:
+        """Show the number of steps in the optimizer's state; call after a series of steps."""
+        self.steps.fill_(float(self._count))
+
+    def step(self, skipped: th.Tensor | None = None) -> None:
+        """
+        θ ← Adam(θ, gradient), with the hyperparameters of the optimizer's parameter group.
+
+        :param skipped: 1.0 to leave parameters and moments as they are, decided without waiting for the device
+        """
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
-        self.steps += 1
+        self._count += 1 if skipped is None else 1 - skipped
         th._fused_adam_(
             [self.vector],
             [self.gradient],
             [self.first_moment],
             [self.second_moment],
             [],
-            [self.steps[0].to(self.vector.device)],
+            [self._count[0]],
             lr=float(group["lr"]),
             beta1=beta1,
             beta2=beta2,
@@ -154,4 +164,5 @@ class FlatAdam:
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
+            found_inf=skipped,
         )
