@@ -15,25 +15,26 @@ SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class Command(NamedTuple):
-    """One subcommand: where its ``main(argv) -> exit code`` lives, and a line of help."""
+    """One subcommand: where its ``main(argv) -> exit code`` lives, which extra brings what it needs, and a line of help."""
 
     target: str
+    extra: str
     summary: str
 
 
 COMMANDS = {
-    "train": Command("sb3_policyopt.zoo.commands:train", "train an agent, or search hyperparameters with -optimize"),
-    "enjoy": Command("sb3_policyopt.zoo.commands:enjoy", "watch or evaluate a trained agent"),
-    "record_video": Command("sb3_policyopt.zoo.commands:record_video", "film a trained agent"),
-    "record_training": Command("sb3_policyopt.zoo.commands:record_training", "film the checkpoints of a training"),
-    "benchmark": Command("sb3_policyopt.zoo.commands:benchmark", "evaluate every agent of a folder into a table"),
-    "plot": Command("sb3_policyopt.plots.cli:main", "draw the learning curve and the health of the updates"),
-    "plot_train": Command("sb3_policyopt.zoo.commands:plot_train", "draw training returns, success or lengths"),
-    "all_plots": Command("sb3_policyopt.zoo.commands:all_plots", "compare the evaluations of algorithms and folders"),
-    "plot_from_file": Command("sb3_policyopt.zoo.commands:plot_from_file", "draw what all_plots has saved"),
-    "push_to_hub": Command("sb3_policyopt.hub.cli:push_main", "publish an agent on the Hugging Face Hub"),
-    "load_from_hub": Command("sb3_policyopt.hub.cli:load_main", "fetch an agent from the Hugging Face Hub"),
-    "doctor": Command("sb3_policyopt.doctor.cli:main", "find out from its logs what ails a run"),
+    "train": Command("sb3_policyopt.zoo.commands:train", "zoo", "train an agent, or search hyperparameters with -optimize"),
+    "enjoy": Command("sb3_policyopt.zoo.commands:enjoy", "zoo", "watch or evaluate a trained agent"),
+    "record_video": Command("sb3_policyopt.zoo.commands:record_video", "zoo", "film a trained agent"),
+    "record_training": Command("sb3_policyopt.zoo.commands:record_training", "zoo", "film the checkpoints of a training"),
+    "benchmark": Command("sb3_policyopt.zoo.commands:benchmark", "zoo", "evaluate every agent of a folder into a table"),
+    "plot": Command("sb3_policyopt.plots.cli:main", "plots", "draw the learning curve and the health of the updates"),
+    "plot_train": Command("sb3_policyopt.zoo.commands:plot_train", "zoo", "draw training returns, success or lengths"),
+    "all_plots": Command("sb3_policyopt.zoo.commands:all_plots", "zoo", "compare the evaluations of algorithms and folders"),
+    "plot_from_file": Command("sb3_policyopt.zoo.commands:plot_from_file", "zoo", "draw what all_plots has saved"),
+    "push_to_hub": Command("sb3_policyopt.hub.cli:push_main", "hub", "publish an agent on the Hugging Face Hub"),
+    "load_from_hub": Command("sb3_policyopt.hub.cli:load_main", "hub", "fetch an agent from the Hugging Face Hub"),
+    "doctor": Command("sb3_policyopt.doctor.cli:main", "plots", "find out from its logs what ails a run"),
 }
 
 
@@ -101,23 +102,25 @@ def run(name: str, options: list[str]) -> int:
     """
     from sb3_policyopt.errors import NonFiniteError, UserError
 
+    command = COMMANDS[name]
     try:
-        return resolve(COMMANDS[name])(options)
+        return resolve(command)(options)
     except UserError as error:
         return fail(str(error))
     except NonFiniteError as error:
         return fail(str(error), FAILURE)
     except ImportError as error:
-        return fail(missing(name, error))
+        return fail(missing(name, command.extra, error))
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def missing(name: str, error: ImportError) -> str:
+def missing(name: str, extra: str, error: ImportError) -> str:
     """
     Say what to install.
 
     :param name: name of the command
+    :param extra: the extra that brings what the command needs
     :param error: what could not be imported
     :return: a sentence
     """
@@ -127,9 +130,8 @@ def missing(name: str, error: ImportError) -> str:
     if not module or module == "sb3_policyopt":  # somebody's own explanation, such as gymnasium's
         return str(error)
     distribution = module.replace("_", "-")
-    declared = [requirement for requirement in requires("sb3-policyopt") or [] if re.match(rf"{distribution}\b", requirement)]
-    extras = [found[1] for requirement in declared if (found := re.search(r"extra == ['\"](\w+)", requirement))]
-    wanted = f"'sb3-policyopt[{extras[0]}]'" if extras else distribution
+    declared = any(re.match(rf"{distribution}\b.*extra == .{extra}", line) for line in requires("sb3-policyopt") or [])
+    wanted = f"'sb3-policyopt[{extra}]'" if declared else distribution
     return f"{name} needs {module}, which is not installed: pip install {wanted}"
 
 
