@@ -1,0 +1,65 @@
+"""
+``python -m benchmarks``: measure, and write ``results.json``, ``results.md``, ``speed.png`` and ``scaling.png``.
+
+Nothing else should run on the machine meanwhile.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from benchmarks import charts, report
+from benchmarks.cases import CASES
+from benchmarks.run import run
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--floors", action="store_true", help="the ratios that must be held (default), 5 turns")
+    what.add_argument("--quick", action="store_true", help="the same in a minute or two each: 1 turn, short runs")
+    what.add_argument("--full", action="store_true", help="all cases, 3 turns")
+    parser.add_argument("--only", metavar="REGEX", help="only cases whose name or group matches")
+    parser.add_argument("--repeats", type=int, help="number of turns")
+    parser.add_argument("--seconds", type=float, help="least length of each steady run (default 8, quick 2)")
+    parser.add_argument("--default-threads", action="store_true", help="all cores and default thread counts, in all cases")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for what is written")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: tables by the processor's time, if busy"
+    )
+    parser.add_argument("--list", action="store_true", help="names of the cases")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing: tables and charts of the results in the folder"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what was asked for, and report."""
+    args = arguments()
+    cases = [case for case in CASES.values() if args.full or args.only or case.group == "floors"]
+    if args.only:
+        cases = [case for case in cases if re.search(args.only, case.name) or re.search(args.only, case.group)]
+    if args.list:
+        print("\n".join(f"{case.name:24s} {case.group:10s} {', '.join(case.contenders)}" for case in cases))
+        return
+    output = args.output / "results.json"
+    if args.report:
+        results = json.loads(output.read_text())
+    else:
+        repeats = args.repeats or (1 if args.quick else 3 if args.full else 5)
+        seconds = args.seconds or (2.0 if args.quick else 8.0)
+        results = run(cases, repeats, seconds, output, args.default_threads)
+    clock = "steps_per_second" if args.clock == "wall" else "steps_per_cpu_second"
+    text = report.markdown(results, clock)
+    (args.output / "results.md").write_text(text)
+    charts.floors_chart(results, args.output / "speed.png")
+    charts.scaling_chart(results, args.output / "scaling.png")
+    print(report.floors_table(results, clock) if args.floors else text)
+    print("\n".join(report.failures(results)))
+
+
+if __name__ == "__main__":
+    main()
