@@ -28,9 +28,11 @@ def is_finite(*vectors: NDArray[Any]) -> bool:
     :param vectors: float arrays with one axis
     :return: True if so
     """
-    if math.isfinite(sum(float(vector.dot(vector)) for vector in vectors)):
-        return True
-    return all(bool(np.isfinite(vector).all()) for vector in vectors)  # large but finite entries
+    total = 0.0
+    for vector in vectors:
+        total += vector.dot(vector)
+    # A sum that overflowed may hide entries that are large but finite.
+    return math.isfinite(total) or all(bool(np.isfinite(vector).all()) for vector in vectors)
 
 
 def explain(step: int, **quantities: Any) -> NonFiniteError:

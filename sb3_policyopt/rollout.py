@@ -55,7 +55,7 @@ def collect(
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             self.policy.reset_noise(env.num_envs)
 
-        obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+        obs_tensor = as_tensor(self._last_obs, self.device)
         actions, value, log_prob = engine.act(self._last_obs)
         values, log_probs = th.from_numpy(value[:, None]), th.from_numpy(log_prob)
         if not is_finite(value, log_prob):
@@ -78,7 +78,7 @@ def collect(
         if not is_finite(rewards):
             raise explain(n_steps - 1, reward=rewards)
 
-        store(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)
+        store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob)
         self._last_obs = new_obs
         self._last_episode_starts = dones
 
@@ -92,6 +92,19 @@ def collect(
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
+
+
+def as_tensor(observations: Any, device: th.device) -> Any:
+    """
+    Observations for ``callback.locals``; on the CPU a view.
+
+    :param observations: as the VecEnv gives them
+    :param device: of the policy
+    :return: a tensor, or a dict of tensors
+    """
+    if isinstance(observations, np.ndarray) and device.type == "cpu":
+        return th.from_numpy(observations)
+    return obs_as_tensor(observations, device)
 
 
 def action_converter(self: "PolicyOptimization") -> Any:
@@ -157,7 +170,9 @@ def storing_function(buffer: RolloutBuffer) -> Any:
     :return: ``buffer.add`` of a buffer with its own; for SB3's, a function that writes each array in place
     """
     if not is_stock(buffer, "add"):
-        return buffer.add
+        return lambda obs, action, reward, episode_start, value, log_prob: buffer.add(
+            obs, action, reward, episode_start, th.from_numpy(value[:, None]), th.from_numpy(log_prob)
+        )
     observations: Any = buffer.observations
     n_envs, action_dim = buffer.n_envs, buffer.action_dim
     if isinstance(buffer, DictRolloutBuffer):
@@ -165,7 +180,7 @@ def storing_function(buffer: RolloutBuffer) -> Any:
     else:
         shape = observations.shape[1:]
 
-    def store(obs: Any, action: Any, reward: Any, episode_start: Any, value: th.Tensor, log_prob: th.Tensor) -> None:
+    def store(obs: Any, action: Any, reward: Any, episode_start: Any, value: Any, log_prob: Any) -> None:
         row = buffer.pos
         if isinstance(obs, dict):
             for key, array in observations.items():
@@ -175,8 +190,8 @@ def storing_function(buffer: RolloutBuffer) -> Any:
         buffer.actions[row] = action.reshape(n_envs, action_dim)
         buffer.rewards[row] = reward
         buffer.episode_starts[row] = episode_start
-        buffer.values[row] = value.reshape(-1).cpu().numpy()
-        buffer.log_probs[row] = log_prob.reshape(-1).cpu().numpy()
+        buffer.values[row] = value
+        buffer.log_probs[row] = log_prob
         buffer.pos = row + 1
         buffer.full = buffer.pos == buffer.buffer_size
 

@@ -29,6 +29,26 @@ def mean(array: ArrayT) -> Any:
     return array.mean() if isinstance(array, th.Tensor) else np.add.reduce(array) / len(array)
 
 
+def row_sums(array: ArrayT) -> ArrayT:
+    """
+    Sums along the last axis of a matrix, without the detour of NumPy's ``sum``.
+
+    :param array: shape (batch, n)
+    :return: shape (batch,)
+    """
+    return array.sum(1) if isinstance(array, th.Tensor) else np.add.reduce(array, 1)
+
+
+def row_maxima(array: ArrayT) -> ArrayT:
+    """
+    Largest entries along the last axis of a matrix, without the detour of NumPy's ``max``.
+
+    :param array: shape (batch, n)
+    :return: shape (batch, 1)
+    """
+    return array.amax(1, keepdim=True) if isinstance(array, th.Tensor) else np.maximum.reduce(array, 1, keepdims=True)
+
+
 def copy(array: ArrayT) -> ArrayT:
     """
     The same bits in storage of their own (``array + 0`` would turn a zero's minus sign into a plus).

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sb3_policyopt.maths.arrays import Array, namespace
+from sb3_policyopt.maths.arrays import Array, namespace, row_maxima, row_sums
 
 Parameters = tuple[Any, ...]
 """One or two arrays, see the module's text."""
@@ -158,7 +158,7 @@ class DiagonalGaussian(ActionDistribution):
         """−½ Σ z² − Σ ln σ − ½ n ln 2π with z = (a − μ)/σ."""
         mean, log_std = parameters
         z = (actions - mean) * namespace(mean).exp(-log_std)
-        return -0.5 * (z * z).sum(1) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
+        return -0.5 * row_sums(z * z) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
 
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
         """The score is (z/σ, z² − 1)."""
@@ -166,7 +166,7 @@ class DiagonalGaussian(ActionDistribution):
         inverse_std = namespace(mean).exp(-log_std)
         z = (actions - mean) * inverse_std
         squares = z * z
-        log_prob = -0.5 * squares.sum(1) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
+        log_prob = -0.5 * row_sums(squares) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
         return log_prob, (z * inverse_std, squares - 1)
 
     def entropy(self, parameters: Parameters) -> Any:
@@ -187,7 +187,7 @@ class DiagonalGaussian(ActionDistribution):
         log_ratio = new_log_std - log_std
         z = (mean - new_mean) * xp.exp(-new_log_std)
         spread = (log_ratio + 0.5 * xp.expm1(-2 * log_ratio)).sum()
-        return 0.5 * (z * z).sum(1) + spread
+        return 0.5 * row_sums(z * z) + spread
 
     def fisher_metric(self, parameters: Parameters, tangent: Parameters) -> Parameters:
         """M = diag(1/σ², 2)."""
@@ -231,20 +231,20 @@ class Categorical(ActionDistribution):
     def entropy(self, parameters: Parameters) -> Any:
         """H = −Σ p ln p."""
         log_p = log_softmax(parameters[0])
-        return -(namespace(log_p).exp(log_p) * log_p).sum(1)
+        return -row_sums(namespace(log_p).exp(log_p) * log_p)
 
     def entropy_gradient(self, parameters: Parameters) -> Parameters:
         """−p (ln p + H)."""
         log_p = log_softmax(parameters[0])
         p = namespace(log_p).exp(log_p)
-        return (-p * (log_p - (p * log_p).sum(1)[:, None]),)
+        return (-p * (log_p - row_sums(p * log_p)[:, None]),)
 
     def evaluate(self, parameters: Parameters, actions: Any, entropy_gradient: bool) -> Evaluation:
         """One softmax for all."""
         log_p = log_softmax(parameters[0])
         p = namespace(log_p).exp(log_p)
         chosen = (_rows(log_p), actions[:, 0])
-        entropy = -(p * log_p).sum(1)
+        entropy = -row_sums(p * log_p)
         gradient = (-p * (log_p + entropy[:, None]),) if entropy_gradient else ()
         score = -p
         score[chosen] += 1
@@ -253,14 +253,14 @@ class Categorical(ActionDistribution):
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ p (ln p − ln p')."""
         log_p = log_softmax(old[0])
-        return (namespace(log_p).exp(log_p) * (log_p - log_softmax(new[0]))).sum(1)
+        return row_sums(namespace(log_p).exp(log_p) * (log_p - log_softmax(new[0])))
 
     def fisher_metric(self, parameters: Parameters, tangent: Parameters) -> Parameters:
         """M = diag(p) − p pᵀ."""
         log_p = log_softmax(parameters[0])
         p = namespace(log_p).exp(log_p)
         weighted = p * tangent[0]
-        return (weighted - p * weighted.sum(1)[:, None],)
+        return (weighted - p * row_sums(weighted)[:, None],)
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ class Bernoulli(ActionDistribution):
     def log_prob(self, parameters: Parameters, actions: Any) -> Any:
         """Σ a l − ln(1 + e^l)."""
         (logits,) = parameters
-        return (actions * logits - softplus(logits)).sum(1)
+        return row_sums(actions * logits - softplus(logits))
 
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
         """The score is a − σ(l)."""
@@ -360,7 +360,7 @@ class Bernoulli(ActionDistribution):
     def entropy(self, parameters: Parameters) -> Any:
         """Σ ln(1 + e^l) − σ(l) l."""
         (logits,) = parameters
-        return (softplus(logits) - sigmoid(logits) * logits).sum(1)
+        return row_sums(softplus(logits) - sigmoid(logits) * logits)
 
     def entropy_gradient(self, parameters: Parameters) -> Parameters:
         """−l σ(l) (1 − σ(l))."""
@@ -370,7 +370,7 @@ class Bernoulli(ActionDistribution):
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ σ(l) (l − l') − ln(1 + e^l) + ln(1 + e^l')."""
         (logits,), (new_logits,) = old, new
-        return (sigmoid(logits) * (logits - new_logits) - softplus(logits) + softplus(new_logits)).sum(1)
+        return row_sums(sigmoid(logits) * (logits - new_logits) - softplus(logits) + softplus(new_logits))
 
     def fisher_metric(self, parameters: Parameters, tangent: Parameters) -> Parameters:
         """M = diag(σ(l) (1 − σ(l)))."""
@@ -386,8 +386,8 @@ def log_softmax(logits: Any) -> Any:
     :return: shape (batch, n)
     """
     xp = namespace(logits)
-    shifted = logits - xp.amax(logits, 1)[:, None]
-    return shifted - xp.log(xp.exp(shifted).sum(1))[:, None]
+    shifted = logits - row_maxima(logits)
+    return shifted - xp.log(row_sums(xp.exp(shifted)))[:, None]
 
 
 def softplus(x: Any) -> Any:
