@@ -1,7 +1,7 @@
 import pytest
 import torch as th
 
-ENGINES = ["autograd"]
+ENGINES = ["autograd", "closed_form"]
 
 
 @pytest.fixture(params=ENGINES)

@@ -47,10 +47,10 @@ MLP_CASES = {
     "value clipping, discrete": Case({"clip_range_vf": 0.01, "ent_coef": 0.01}, DISCRETE),
     "target_kl": Case({"target_kl": 0.002, "n_epochs": 20, "learning_rate": 3e-3}),
     "target_kl, discrete": Case({"target_kl": 0.0005, "n_epochs": 20, "learning_rate": 3e-3}, DISCRETE),
-    "truncated minibatch": Case({"n_steps": 50, "batch_size": 32}),
-    "truncated minibatch of one": Case({"n_steps": 33, "batch_size": 13}, DISCRETE),
+    "truncated minibatch": Case({"n_steps": 25, "batch_size": 32}),
+    "truncated minibatch of one": Case({"n_steps": 10, "batch_size": 13}, DISCRETE),
     "one minibatch": Case({"batch_size": 128}),
-    "no normalisation": Case({"normalize_advantage": False, "n_steps": 8, "batch_size": 1, "n_epochs": 2}),
+    "no normalisation": Case({"normalize_advantage": False, "n_steps": 4, "batch_size": 1, "n_epochs": 2}),
     "ReLU": Case({"policy_kwargs": {"activation_fn": th.nn.ReLU}}),
     "uneven net_arch": Case({"policy_kwargs": {"net_arch": {"pi": [32, 16, 8], "vf": [24]}}}, DISCRETE),
     "linear": Case({"policy_kwargs": {"net_arch": []}}),
@@ -74,15 +74,15 @@ OTHER_CASES = {
     "gSDE, full_std": Case({"use_sde": True, "policy_kwargs": {"full_std": False, "use_expln": True}}),
     "dict observations": Case(observation=OBSERVATION_SPACES["dict"], action=DISCRETE, policy="MultiInputPolicy"),
     "multi-discrete observations": Case(observation=OBSERVATION_SPACES["multi_discrete"]),
-    "images": Case({"n_steps": 8, "n_epochs": 2, "batch_size": 8}, DISCRETE, IMAGE, "CnnPolicy"),
+    "images": Case({"n_steps": 4, "n_epochs": 2, "batch_size": 8}, DISCRETE, IMAGE, "CnnPolicy"),
     "images, separate extractors": Case(
-        {"n_steps": 8, "n_epochs": 2, "batch_size": 8, "policy_kwargs": {"share_features_extractor": False}},
+        {"n_steps": 4, "n_epochs": 2, "batch_size": 8, "policy_kwargs": {"share_features_extractor": False}},
         DISCRETE,
         IMAGE,
         "CnnPolicy",
     ),
     "dict with image": Case(
-        {"n_steps": 8, "n_epochs": 2, "batch_size": 8},
+        {"n_steps": 4, "n_epochs": 2, "batch_size": 8},
         BOX,
         OBSERVATION_SPACES["dict_with_image"],
         "MultiInputPolicy",
@@ -92,7 +92,7 @@ OTHER_CASES = {
 
 def twins(case: Case, **ours: Any) -> tuple[StockPPO, PPO]:
     """SB3's model and ours with the same parameters."""
-    arguments = {"n_steps": 64, "batch_size": 32, "n_epochs": 4, "seed": 0, "device": "cpu", **case.arguments}
+    arguments = {"n_steps": 32, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu", **case.arguments}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
         models = [

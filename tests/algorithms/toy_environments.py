@@ -77,7 +77,7 @@ class ToyEnv(gym.Env):
 
 
 def toy(
-    observation: spaces.Space = VECTOR, action: spaces.Space = ACTION_SPACES["box_1"], n_envs: int = 2, seed: int = 0
+    observation: spaces.Space = VECTOR, action: spaces.Space = ACTION_SPACES["box_1"], n_envs: int = 4, seed: int = 0
 ) -> VecEnv:
     """Vectorised :class:`ToyEnv`."""
     return make_vec_env(lambda: ToyEnv(observation, action), n_envs, seed=seed)
