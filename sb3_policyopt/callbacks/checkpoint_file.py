@@ -1,0 +1,136 @@
+"""
+A checkpoint on disk: the zip that SB3 writes, with one more entry that SB3's loader does not look at.
+
+A zip holds a checksum of every entry, and its table of contents comes last, so a file whose entries all pass their check
+is complete. It gets its name only once it is on the disk, so a crash leaves either the whole file or none.
+"""
+
+import io
+import os
+import pickle
+import re
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+STATE_ENTRY = "training_state.pkl"
+_NAME = re.compile(r"rl_model_(\d+)_steps\.zip")
+
+
+class Checkpoint(NamedTuple):
+    """
+    A complete checkpoint that was read back.
+
+    :param path: where it is
+    :param model: the file, which SB3's loader understands
+    :param state: what SB3's zip does not hold
+    """
+
+    path: Path
+    model: io.BytesIO
+    state: dict[str, Any]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """
+    The checkpoints in a folder, under the names that SB3's ``CheckpointCallback`` and the zoo's ``enjoy`` use.
+
+    :param folder: may be missing
+    :return: oldest first
+    """
+    found = [(int(match[1]), path) for path in folder.glob("rl_model_*_steps.zip") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def write(folder: Path, model: BaseAlgorithm, state: dict[str, Any], keep: int) -> Path:
+    """
+    Write a checkpoint, and only then delete the oldest.
+
+    :param folder: an existing folder
+    :param model: what SB3 saves
+    :param state: what else there is to keep
+    :param keep: number of checkpoints to leave
+    :return: the new file
+    :raises OSError: if it cannot be written; the earlier checkpoints are then all still there
+    """
+    buffer = io.BytesIO()  # in memory first: what then can fail is the disk alone
+    model.save(buffer)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr(STATE_ENTRY, pickle.dumps(state, protocol=pickle.HIGHEST_PROTOCOL))
+    path = folder / f"rl_model_{model.num_timesteps}_steps.zip"
+    try:
+        _write_atomically(path, buffer.getbuffer())
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"The checkpoint of timestep {model.num_timesteps} could not be written ({error.strerror}); the earlier "
+            "checkpoints are untouched. Make room or choose another folder, and run the same script again",
+            str(path),
+        ) from error
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _write_atomically(path: Path, content: memoryview) -> None:
+    """
+    Put a file in place as a whole or not at all, also if the power fails.
+
+    :param path: the file
+    :param content: its bytes
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name is on the disk once the folder is
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """
+    Read the newest complete checkpoint. Torn ones are passed over, and set aside under another name.
+
+    :param folder: may be missing
+    :return: None if there is none
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            return _read(path)
+        except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+            aside = path.with_name(path.name + ".torn")
+            os.replace(path, aside)
+            warnings.warn(f"{path} is not a complete checkpoint ({error}): passed over, and renamed to {aside.name}")
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """
+    Read a checkpoint, every entry of which is checked.
+
+    :param path: the file
+    :return: its content
+    :raises zipfile.BadZipFile: if something of it is missing or changed
+    """
+    model = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(model) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"bad checksum of {damaged}")
+        state = pickle.loads(archive.read(STATE_ENTRY))
+    model.seek(0)
+    return Checkpoint(path, model, state)

@@ -1,0 +1,282 @@
+"""The callback that makes a run continue, after whatever ended it, to the same final bits."""
+
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_policyopt import arguments
+from sb3_policyopt.callbacks import checkpoint_file, generators, logs
+from sb3_policyopt.callbacks.attributes import ChangingAttributes
+from sb3_policyopt.callbacks.checkpoint_file import Checkpoint
+from sb3_policyopt.callbacks.environments import StateNotKeptError, VecEnvState
+from sb3_policyopt.on_policy import PolicyOptimization
+
+
+class ResumableCheckpointCallback(BaseCallback):
+    """
+    Save everything that training depends on, and go on from it when the same script is run again.
+
+    ::
+
+        model = PPO("MlpPolicy", "HalfCheetah-v5", seed=0)
+        model.learn(1_000_000, callback=ResumableCheckpointCallback("ckpt", save_freq=50_000))
+
+    The first run starts from scratch. If it is killed, the next run of the script continues from the newest complete
+    checkpoint in the folder, to the parameters that the first run would have had, bit for bit on the same machine and
+    versions. Once the training is complete, running the script again returns the trained model at once.
+
+    Kept are parameters, optimizer, random generators, step counts, ``VecNormalize`` and other wrappers, the state of the
+    environments, episode statistics, the logger's files, and what other callbacks have gathered. If the state of an
+    environment cannot be kept, a warning says so, and a resumed run starts with new episodes, which are the same in every
+    run that resumes from that checkpoint.
+
+    A checkpoint is also a model of SB3: ``PPO.load("ckpt/rl_model_50000_steps.zip")``. It contains pickles, so resume only
+    from folders that you trust. One folder belongs to one call of ``learn``.
+
+    :param path: the folder of the checkpoints; it is created if it is missing
+    :param save_freq: timesteps (of all environments together) between two checkpoints, each made at the start of a rollout
+    :param keep: number of checkpoints to leave; the oldest is deleted after a new one is complete
+    :param verbose: 0 no output, 1 says what is saved and from where training goes on
+    :raises ValueError: if an argument makes no sense, or the folder holds checkpoints of another kind of run
+    :raises OSError: if a checkpoint cannot be written; the earlier ones are then untouched
+    """
+
+    model: PolicyOptimization
+
+    def __init__(self, path: str | os.PathLike[str], save_freq: int, keep: int = 2, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.path = Path(path)
+        self.save_freq = arguments.integer("save_freq", save_freq)
+        self.keep = arguments.integer("keep", keep)
+        self.started = False
+        self.warned = False
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, PolicyOptimization):
+            raise TypeError(
+                f"ResumableCheckpointCallback needs PPO or TRPO of sb3_policyopt, got {type(self.model).__module__}."
+                f"{type(self.model).__name__}, which draws random numbers before a rollout's callbacks"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    # ------------------------------------------------------------------ when
+
+    def _on_training_start(self) -> None:
+        model = self.model
+        assert model.env is not None
+        self.environments = VecEnvState(model.env)
+        self.callbacks: ChangingAttributes | None = None
+        self.trained = ChangingAttributes(
+            {"model": model, **_numbered(self.environments.wrappers)},
+            exclude={*model._excluded_save_params(), *VecEnvState.wrapper_attributes, "start_time"},
+        )
+        self.last_saved = model.num_timesteps
+        self.resumed = checkpoint_file.newest(self.path)
+        if self.resumed is not None:
+            self._check(self.resumed)
+            self._restore_training(self.resumed)
+            self.last_saved = model.num_timesteps
+        self.started = True
+
+    def _on_rollout_start(self) -> None:
+        self._after_all_started()
+        if self.model.num_timesteps - self.last_saved >= self.save_freq:
+            self.save()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if not self.started:  # rl-zoo3 ends also what an error kept from starting
+            return
+        self._after_all_started()
+        model = self.model
+        rollouts = model._n_iterations * model.n_steps * model.n_envs
+        whole = model.num_timesteps == model._num_timesteps_at_start + rollouts  # not in the middle of one, or of its update
+        if whole and model.num_timesteps >= max(model._total_timesteps, self.last_saved + 1):
+            self.save()
+
+    def _after_all_started(self) -> None:
+        """Look at the other callbacks once, when all of them have started and change only with the training."""
+        if self.callbacks is not None:
+            return
+        others = _descendants(self.locals["callback"], self)
+        self.callbacks = ChangingAttributes(_numbered(others), exclude={"model", "parent", "locals", "globals"})
+        self.their_environments = {
+            f"{name}.{attribute}": VecEnvState(value)
+            for name, callback in self.callbacks.objects.items()
+            for attribute, value in vars(callback).items()
+            if isinstance(value, VecEnv)
+        }
+        if self.resumed is not None:
+            self._restore_surroundings(self.resumed)
+            self.resumed = None
+
+    # ------------------------------------------------------------------ saving
+
+    def save(self) -> None:
+        """
+        Write a checkpoint of this moment, which must be the start of a rollout.
+
+        :raises OSError: if it cannot be written; the earlier ones are then untouched
+        """
+        model = self.model
+        assert self.callbacks is not None
+        state = {
+            "run": self._run(),
+            "elapsed": time.time_ns() - model.start_time,
+            "trained": self.trained.state(),
+            "environments": self._capture("The training environment", self.environments),
+            "callbacks": self.callbacks.state(),
+            "their_environments": {name: self._capture(name, venv) for name, venv in self.their_environments.items()},
+            "logs": logs.capture(model.logger),
+            "exploration": generators.exploration_matrices(model),
+            "generators": generators.capture(),
+        }
+        path = checkpoint_file.write(self.path, model, state, self.keep)
+        self.last_saved = model.num_timesteps
+        if self.verbose >= 1:
+            print(f"Saved {path}")
+
+    def _run(self) -> dict[str, Any]:
+        """What must be the same in the run that resumes."""
+        model = self.model
+        return {
+            "algorithm": type(model).__name__,
+            "observation space": str(model.observation_space),
+            "action space": str(model.action_space),
+            "number of environments": model.n_envs,
+            "first timestep of this learn()": model._num_timesteps_at_start,
+            "last timestep": model._total_timesteps,
+        }
+
+    def _capture(self, name: str, environments: VecEnvState) -> Any:
+        """
+        The state of environments, or None with one warning.
+
+        :param name: for the warning
+        :param environments: which
+        :return: the state
+        """
+        try:
+            return environments.capture()
+        except StateNotKeptError as error:
+            if not self.warned:
+                warnings.warn(
+                    f"{name} cannot be kept in a checkpoint: {error}. A resumed run will start with new episodes; give the "
+                    "environment get_state() and set_state(state) to continue exactly."
+                )
+            self.warned = True
+            return None
+
+    # ------------------------------------------------------------------ restoring
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        """
+        Refuse a checkpoint of another run.
+
+        :param checkpoint: the newest one
+        :raises ValueError: that names the difference
+        """
+        before, now = checkpoint.state["run"], self._run()
+        for fact, value in before.items():
+            if fact != "last timestep" and now[fact] != value:
+                raise ValueError(
+                    f"{checkpoint.path} cannot be continued by this script: its {fact} is {value}, here it is {now[fact]}. "
+                    "Choose another folder for ResumableCheckpointCallback, or restore the old setting"
+                )
+        if before["last timestep"] != now["last timestep"]:
+            warnings.warn(
+                f"{checkpoint.path} is of a training to timestep {before['last timestep']}, which now goes to "
+                f"{now['last timestep']}: schedules follow the new end from here on"
+            )
+
+    def _restore_training(self, checkpoint: Checkpoint) -> None:
+        """
+        Bring model, wrappers and environments to where they were.
+
+        :param checkpoint: of the same run
+        :raises ValueError: if the networks differ
+        """
+        model, state = self.model, checkpoint.state
+        try:
+            model.set_parameters(checkpoint.model, exact_match=True, device=model.device)  # type: ignore[arg-type]
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{checkpoint.path} cannot be continued by this script, because its networks or its optimizer differ: {error}"
+            ) from error
+        self.trained.restore(state["trained"])
+        model.start_time = time.time_ns() - state["elapsed"]
+        if state["environments"] is None:
+            self._start_new_episodes()
+        else:
+            self.environments.restore(state["environments"])
+        generators.restore_exploration_matrices(model, state["exploration"])
+        generators.restore(state["generators"])
+        if self.verbose >= 1:
+            print(f"Going on from {checkpoint.path} to timestep {model._total_timesteps}")
+
+    def _start_new_episodes(self) -> None:
+        """Reset the environments with a seed that depends on the checkpoint only."""
+        model = self.model
+        assert model.env is not None
+        seed = np.random.SeedSequence((model.seed or 0, model.num_timesteps)).generate_state(1)[0]
+        model.env.seed(int(seed))
+        model._last_obs = model.env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+        if model._vec_normalize_env is not None:
+            model._last_original_obs = model._vec_normalize_env.get_original_obs()
+
+    def _restore_surroundings(self, checkpoint: Checkpoint) -> None:
+        """
+        Bring the other callbacks, the logger and, last of all, the random generators to where they were.
+
+        :param checkpoint: of the same run
+        """
+        assert self.callbacks is not None
+        state = checkpoint.state
+        if state["callbacks"].keys() != self.callbacks.objects.keys():
+            warnings.warn(
+                f"{checkpoint.path} was written beside the callbacks {sorted(state['callbacks'])}, now there are "
+                f"{sorted(self.callbacks.objects)}; those that are new start afresh"
+            )
+        self.callbacks.restore(state["callbacks"])
+        for name, environment in state["their_environments"].items():
+            if environment is not None and name in self.their_environments:
+                self.their_environments[name].restore(environment)
+        logs.restore(self.model.logger, state["logs"])
+        generators.restore(state["generators"])
+
+
+def _numbered(things: list[Any]) -> dict[str, Any]:
+    """
+    Names that are the same in every run of a script.
+
+    :param things: objects in the order in which the script made them
+    :return: by number and class
+    """
+    return {f"{number} {type(thing).__name__}": thing for number, thing in enumerate(things)}
+
+
+def _descendants(callback: BaseCallback, exclude: BaseCallback) -> list[BaseCallback]:
+    """
+    A callback and all that it calls.
+
+    :param callback: the outermost one
+    :param exclude: left out
+    :return: in a fixed order
+    """
+    found = [] if callback is exclude else [callback]
+    for name, value in vars(callback).items():
+        children = value if isinstance(value, list) else [value]
+        if name != "parent" and callback is not exclude:
+            for child in children:
+                if isinstance(child, BaseCallback):
+                    found += _descendants(child, exclude)
+    return found
