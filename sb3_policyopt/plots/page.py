@@ -92,6 +92,8 @@ def _draw_learning_curve(axes: Axes, experiments: Sequence[Experiment]) -> None:
     environments = sorted({run.env for e in experiments for run in e.runs} - {""})
     axes.set_title("Learning curve: " + ", ".join(environments) if environments else "Learning curve", fontsize=11, loc="left")
     axes.set_ylabel("return per episode")
+    if np.abs(axes.get_ylim()).max() >= 1e5:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("environment steps")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     styles = [Line2D([], [], color="0.3", label="training, exploring")]

@@ -1,0 +1,158 @@
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from sb3_policyopt.plots import plot_run, plot_runs
+from sb3_policyopt.plots.experiments import group
+from sb3_policyopt.plots.page import _drawable, _figure
+from sb3_policyopt.plots.panels import PANELS, PPO_PANELS, TRPO_PANELS
+from sb3_policyopt.plots.runs import RETURN, STEPS, read_run
+
+HEADER = f"{STEPS},rollout/ep_rew_mean,train/clip_fraction,train/approx_kl,train/explained_variance"
+
+
+def figure_of(*paths, pool_seeds=True):
+    experiments = group([read_run(path) for path in paths], pool_seeds)
+    sections = [(algo, _drawable(panels, experiments, algo)) for algo, panels in PANELS.items()]
+    return _figure(experiments, [section for section in sections if section[1]])
+
+
+def axes_by_title(figure):
+    return {axes.get_title(loc="left"): axes for axes in figure.get_axes() if axes.get_title(loc="left")}
+
+
+def texts(figure):
+    return "\n".join(text.get_text() for axes in figure.get_axes() if axes.get_legend() for text in axes.get_legend().get_texts())
+
+
+def write_log(folder, *rows, header=HEADER):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "progress.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_picture_is_written_where_asked(logs, tmp_path, suffix):
+    out = tmp_path / "deep" / "er" / f"page.{suffix}"
+    assert plot_run(logs / "trpo" / "CartPole-v1_1", out) == out
+    assert out.stat().st_size > 5000
+
+
+def test_picture_holds_the_colours_of_both_algorithms(logs, tmp_path):
+    out = plot_runs([logs / "ppo" / "CartPole-v1_1", logs / "trpo" / "CartPole-v1_1"], tmp_path / "page.png")
+    pixels = matplotlib.image.imread(out)[..., :3].reshape(-1, 3)
+    for color in ("#0072B2", "#D55E00"):
+        assert np.any(np.all(np.abs(pixels - to_rgb(color)) < 0.02, axis=1))
+
+
+def test_every_trpo_panel_shows_the_log(logs):
+    """All panels but that of an outcome draw the numbers of the log; a CartPole policy has no standard deviation."""
+    run = read_run(logs / "trpo" / "Pendulum-v1_1")
+    axes = axes_by_title(figure_of(run.path))
+    for panel in TRPO_PANELS:
+        if panel.column == "train/line_search_reason":
+            continue
+        drawn = [line.get_ydata() for line in axes[panel.title].get_lines()]
+        for column in (panel.column, *(column for column, _, _ in panel.companions)):
+            assert any(np.array_equal(line, run.series(column)[1]) for line in drawn), column
+
+
+def test_every_ppo_panel_shows_the_log(logs):
+    run = read_run(logs / "ppo" / "CartPole-v1_1")
+    axes = axes_by_title(figure_of(run.path))
+    for panel in PPO_PANELS:
+        if panel.column == "train/std":
+            assert panel.title not in axes
+        else:
+            drawn = [line.get_ydata() for line in axes[panel.title].get_lines()]
+            assert any(np.array_equal(line, panel.scale * run.series(panel.column)[1]) for line in drawn), panel.column
+
+
+def test_learning_curve_and_evaluations(logs):
+    run = read_run(logs / "ppo" / "CartPole-v1_1")
+    axes = axes_by_title(figure_of(run.path))["Learning curve: CartPole-v1"]
+    drawn = [line.get_ydata() for line in axes.get_lines()]
+    assert any(np.array_equal(line, run.series(RETURN)[1]) for line in drawn)
+    assert any(np.array_equal(line, run.evaluations["mean"]) for line in drawn)
+
+
+def test_outcomes_of_the_line_search(tmp_path):
+    header = f"{STEPS},train/is_line_search_success,train/line_search_reason"
+    rows = ["1,1.0,accepted", "2,0.0,kl_exceeded", "3,1.0,accepted", "4,1.0,accepted"]
+    axes = axes_by_title(figure_of(write_log(tmp_path, *rows, header=header)))["Line search: outcomes (% of updates)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["accepted", "kl exceeded"]
+    assert [bar.get_width() for bar in axes.patches] == [75, 25]
+
+
+def test_outcomes_of_sb3_contrib_which_gives_no_reason(tmp_path):
+    run = write_log(tmp_path, "1,1.0", "2,0.0", header=f"{STEPS},train/is_line_search_success")
+    axes = axes_by_title(figure_of(run))["Line search: outcomes (% of updates)"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["accepted", "rejected"]
+
+
+def test_seeds_are_pooled_into_one_curve(logs):
+    paths = sorted((logs / "ppo").iterdir())
+    assert "2 runs" in texts(figure_of(*paths))
+    pooled, alone = (group([read_run(path) for path in paths], pool) for pool in (True, False))
+    assert [e.label for e in pooled] == ["PPO"]
+    assert [e.label for e in alone] == ["PPO, CartPole-v1_1", "PPO, CartPole-v1_2"]
+    panel = axes_by_title(figure_of(*paths))["Clipped samples (fraction)"]
+    assert len(panel.collections) == 1  # the band
+
+
+def test_other_hyperparameters_are_another_experiment(tmp_path):
+    for number, batch_size in [(1, 64), (2, 64), (3, 32)]:
+        folder = write_log(tmp_path / "ppo" / f"Ant-v4_{number}", "1,2,0.1,0.2,0.3")
+        (folder / "config.yml").write_text(f"batch_size: {batch_size}\nseed: {number}\n")
+    experiments = group([read_run(path) for path in sorted((tmp_path / "ppo").iterdir())])
+    assert {e.label: len(e.runs) for e in experiments} == {"PPO, batch_size=64": 2, "PPO, batch_size=32": 1}
+
+
+def test_other_log_folder_is_another_experiment(tmp_path):
+    runs = [read_run(write_log(tmp_path / root / "ppo" / "Ant-v4_1", "1,2,0.1,0.2,0.3")) for root in ("old", "new")]
+    assert [e.label for e in group(runs)] == ["PPO, old", "PPO, new"]
+
+
+def test_environments_and_algorithms_in_the_labels(logs):
+    runs = [logs / "trpo" / "CartPole-v1_1", logs / "trpo" / "Pendulum-v1_1", logs / "ppo" / "CartPole-v1_1"]
+    assert [e.label for e in group([read_run(r) for r in runs])] == ["TRPO, CartPole-v1", "TRPO, Pendulum-v1", "PPO"]
+
+
+def test_many_runs_have_distinct_colours_and_labels(tmp_path):
+    runs = [read_run(write_log(tmp_path / f"run{i}", "1,2,0.1,0.2,0.3")) for i in range(12)]
+    experiments = group(runs)
+    assert len({tuple(e.color) for e in experiments}) == len({e.label for e in experiments}) == 12
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["1,2,0.1,0.2,0.3"],
+        ["1,2,,,", "2,3,,,"],
+        ["1,,0.1,nan,inf", "2,,0.2,nan,-inf"],
+        ["1,2,0.1,0.2,word", "2,2,word,0.2,other"],
+        [f"{i},{-i},0,1e-300,1e300" for i in range(500)],
+        ["5,1,0.1,0.2,0.3", "5,2,0.1,0.2,0.3", "4,1,0.1,0.2,0.3"],
+    ],
+    ids=["one row", "no metrics", "nan", "words", "extremes", "steps repeated and out of order"],
+)
+def test_odd_logs_are_drawn(tmp_path, rows):
+    folder = write_log(tmp_path / "run", *rows)
+    assert plot_run(folder, tmp_path / "page.png").exists()
+    assert plot_runs([folder, write_log(tmp_path / "other", "1,2,0.1,0.2,0.3")], tmp_path / "page.png").exists()
+
+
+def test_evaluations_alone_are_drawn(logs, tmp_path):
+    (tmp_path / "evaluations.npz").write_bytes((logs / "ppo" / "CartPole-v1_1" / "evaluations.npz").read_bytes())
+    assert plot_run(tmp_path, tmp_path / "page.png").exists()
+
+
+def test_nothing_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_run(write_log(tmp_path, "1,100", header=f"{STEPS},time/fps"), tmp_path / "page.png")
+
+
+def test_unknown_format(logs, tmp_path):
+    with pytest.raises(ValueError, match=r"must end in one of \.png, \.pdf"):
+        plot_run(logs / "ppo" / "CartPole-v1_1", tmp_path / "page.docx")
