@@ -134,6 +134,22 @@ def test_T5_metric_of_the_parameters_is_the_covariance_of_the_score(case: Case, 
 
 
 @cases
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 5))
+def test_the_evaluation_of_a_minibatch_is_made_of_its_parts(case: Case, seed, scale):
+    parameters = as_tensors(case.parameters(seed, scale=scale))
+    actions = case.actions_and_weights(parameters)[-1][0]
+    together = case.family.evaluate(parameters, actions, entropy_gradient=True)
+    log_prob, score = case.family.log_prob_and_score(parameters, actions)
+    for ours, part in zip(
+        (together.log_prob, together.entropy, *together.score, *together.entropy_gradient),
+        (log_prob, case.family.entropy(parameters), *score, *case.family.entropy_gradient(parameters)),
+        strict=True,
+    ):
+        arrays_equal(ours, part)
+    assert case.family.evaluate(parameters, actions, entropy_gradient=False).entropy_gradient == ()
+
+
+@cases
 def test_numpy_and_torch_give_the_same_numbers(case: Case):
     for dtype, tolerance in ((np.float64, 1e-14), (np.float32, 2e-6)):
         old, new = (tuple(p.astype(dtype) for p in case.parameters(seed, scale=2.0)) for seed in (0, 1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from distribution_cases import CASES, Case, expectation
-from torch.func import jacrev
+from torch.autograd import functional
 
 from sb3_policyopt.maths import losses
 
@@ -20,9 +20,14 @@ cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 extractors = pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
 
 
-def hessian(function: Callable[[th.Tensor], th.Tensor]) -> Callable[[th.Tensor], th.Tensor]:
-    """Second derivatives, reverse over reverse (``torch.func.hessian`` takes seconds to load its forward mode)."""
-    return jacrev(jacrev(function))
+def jacobian(function: Callable[[th.Tensor], th.Tensor], theta: th.Tensor) -> th.Tensor:
+    """First derivatives of every output."""
+    return functional.jacobian(function, theta)
+
+
+def hessian(function: Callable[[th.Tensor], th.Tensor], theta: th.Tensor) -> th.Tensor:
+    """Second derivatives of every output."""
+    return functional.jacobian(lambda t: functional.jacobian(function, t, create_graph=True), theta)
 
 
 class Network:
@@ -72,7 +77,7 @@ class Network:
 def hessian_of_the_kl(network: Network) -> th.Tensor:
     """T4: the second derivative of E_s[D(π_old‖π_θ)] at θ = θ_old."""
     old = network.parameters(network.theta)
-    return hessian(lambda theta: network.case.family.kl(old, network.parameters(theta)).mean())(network.theta)
+    return hessian(lambda theta: network.case.family.kl(old, network.parameters(theta)).mean(), network.theta)
 
 
 def mean_over_states_and_actions(network: Network, function: Callable[[th.Tensor], th.Tensor]) -> th.Tensor:
@@ -81,7 +86,7 @@ def mean_over_states_and_actions(network: Network, function: Callable[[th.Tensor
 
 def scores(network: Network, actions: th.Tensor) -> th.Tensor:
     """∇_θ ln π_θ(a|s), shape (batch, n_parameters)."""
-    return jacrev(lambda theta: network.case.family.log_prob(network.parameters(theta), actions))(network.theta)
+    return jacobian(lambda theta: network.case.family.log_prob(network.parameters(theta), actions), network.theta)
 
 
 def covariance_of_the_score(network: Network) -> th.Tensor:
@@ -91,7 +96,7 @@ def covariance_of_the_score(network: Network) -> th.Tensor:
 
 def jacobians_around_the_metric(network: Network) -> th.Tensor:
     """T5: E_s[JᵀMJ], J the Jacobian of the distribution's parameters, M their metric."""
-    jacobians = jacrev(network.parameters)(network.theta)
+    jacobians = functional.jacobian(network.parameters, network.theta)
     # The log standard deviation has no axis for the batch; every state has the same row of it.
     rows = [j if j.dim() == 3 else j.expand(BATCH, *j.shape) for j in jacobians]
     parameters, total = network.parameters(network.theta), th.zeros(len(network.theta), len(network.theta)).double()
@@ -127,7 +132,7 @@ def test_T4_the_fisher_matrix_is_positive_semi_definite_and_plus_the_covariance(
     assert eigenvalues.max() > 0.01
 
     mean_hessian = mean_over_states_and_actions(
-        network, lambda a: hessian(lambda theta: network.case.family.log_prob(network.parameters(theta), a))(network.theta)
+        network, lambda a: hessian(lambda theta: network.case.family.log_prob(network.parameters(theta), a), network.theta)
     )
     np.testing.assert_allclose(mean_hessian, -fisher, rtol=0, atol=1e-12)
 
@@ -150,7 +155,7 @@ def test_T4_kl_has_zero_value_and_gradient_at_the_old_parameters_and_half_the_fi
         return case.family.kl(old, network.parameters(theta)).mean()
 
     assert abs(kl(network.theta).item()) < 1e-15
-    np.testing.assert_allclose(jacrev(kl)(network.theta), np.zeros(len(network.theta)), atol=1e-15)
+    np.testing.assert_allclose(jacobian(kl, network.theta), np.zeros(len(network.theta)), atol=1e-15)
     direction = th.randn(len(network.theta), generator=th.Generator().manual_seed(1), dtype=th.float64)
     errors = [
         abs(kl(network.theta + t * direction).item() - 0.5 * t**2 * (direction @ fisher @ direction).item())
@@ -173,7 +178,7 @@ def test_T3_the_surrogate_to_first_order(case, shared):
         return losses.surrogate(losses.probability_ratio(log_prob, old_log_prob), advantages)
 
     # S1: the gradient of the surrogate at θ_old is the policy gradient E[A ∇ln π].
-    gradient = jacrev(surrogate)(network.theta)
+    gradient = jacobian(surrogate, network.theta)
     np.testing.assert_allclose(gradient, (advantages[:, None] * scores(network, actions)).mean(0), atol=1e-14)
     direction = th.randn(len(network.theta), generator=generator, dtype=th.float64)
     errors = [
@@ -189,7 +194,7 @@ def test_T5_the_policy_does_not_know_the_parameters_that_only_the_critic_uses(ca
     network = Network(case, shared)
     mask, fisher = network.only_the_critics(), hessian_of_the_kl(network)
     assert (fisher[mask] == 0).all() and (fisher[:, mask] == 0).all()
-    used_by_the_critic = jacrev(network.value)(network.theta).abs().sum(0) > 0
+    used_by_the_critic = jacobian(network.value, network.theta).abs().sum(0) > 0
     assert used_by_the_critic[mask].all()
     in_both = used_by_the_critic & (fisher.diagonal() > 0)
     assert in_both.any() == shared
