@@ -1,0 +1,114 @@
+"""What a user can get wrong is answered in one sentence with exit code 2, and leaves nothing behind."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from sb3_policyopt import __main__ as command_line
+from sb3_policyopt.__main__ import main
+from tests.zoo.conftest import run_process
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("trian", "no command trian, did you mean train?"),
+        ("train --env CartPol-v1", "no environment CartPol-v1, did you mean CartPole-v1?"),
+        ("train --algo trop", "no algorithm trop: did you mean trpo?"),
+        ("train --algo ppo2 --env CartPole-v1", "no algorithm ppo2: did you mean ppo?"),
+        ("train --gym-packages nosuchpackage", "No module named 'nosuchpackage'"),
+        ("train -conf nosuch.yml", "-conf nosuch.yml: there is no such file"),
+        ("train -conf nosuch.module", "-conf nosuch.module: neither"),
+        ("train -conf sb3_policyopt.errors", "has no dictionary called hyperparams"),
+        ("train -i nosuch.zip", "-i nosuch.zip: there is no such .zip file"),
+        ("train --nosuchflag", "unrecognized arguments: --nosuchflag"),
+        ("train --vec-env threads", "invalid choice: 'threads'"),
+        ("train -params gama:0.9", "ppo has no hyperparameter gama, did you mean gamma?"),
+        ("train -params gamma:2.0", "gamma must be at least 0 and at most 1, got 2.0"),
+        ("train -params policy:MlpPolicy", "a string in quotes of its own"),
+        ("train --env HumanoidStandup-v2", "moved to the gymnasium-robotics project"),
+        ("enjoy --algo trpo -f logs", "The logs/trpo folder was not found"),
+        ("record_video --algo ppo -f logs --exp-id 3", "The logs/ppo/CartPole-v1_3 folder was not found"),
+        ("record_training --algo ppo -f logs", "The logs/ppo folder was not found"),
+        ("benchmark --log-dir logs", "no run of the zoo in this folder"),
+        ("plot_train -a ppo -e CartPole-v1 -f logs", "no run of ppo on CartPole-v1 in logs"),
+        ("all_plots", "say what to draw"),
+        ("plot_from_file", "say what to draw"),
+        ("plot_from_file -i nosuch", "-i nosuch: there is no such .pkl file"),
+    ],
+)
+def test_one_sentence(command: str, expected: str, capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("sb3-policyopt: ") and expected in error
+    assert not list(empty_folder.rglob("*.monitor.csv")), "an empty run folder would be the next command's latest run"
+
+
+def test_a_process_exits_with_the_code_and_without_traceback(empty_folder: Path) -> None:
+    result = run_process("-m sb3_policyopt train --env CartPol-v1".split(), empty_folder)
+    assert result.returncode == 2
+    assert result.stderr == "sb3-policyopt: there is no environment CartPol-v1, did you mean CartPole-v1?\n"
+
+
+def test_a_missing_extra_is_named_with_its_pip_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rl_zoo3", None)
+    for name in [name for name in sys.modules if name.startswith("sb3_policyopt.zoo")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["train"]) == 2
+    assert "train needs rl_zoo3, which is not installed: pip install 'sb3-policyopt[zoo]'" in capsys.readouterr().err
+
+
+def test_a_missing_environment_package_is_named_with_its_pip_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d.lunar_lander", raising=False)
+    monkeypatch.delitem(sys.modules, "gymnasium.envs.box2d", raising=False)
+    assert main(["train", "--env", "LunarLander-v3", "-n", "10"]) == 2
+    assert "pip install 'sb3-policyopt[envs]'" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(argv: list[str]) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(command_line, "resolve", lambda command: broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train"])
+
+
+def test_an_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "resolve", lambda command: interrupted)
+    assert main(["train"]) == 130
+
+
+def test_a_training_that_meets_nan_fails_with_1(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (empty_folder / "nan_environment.py").write_text(
+        "import gymnasium\n"
+        "class NanReward(gymnasium.Wrapper):\n"
+        "    def step(self, action):\n"
+        "        observation, _, *rest = self.env.step(action)\n"
+        "        return observation, float('nan'), *rest\n"
+        "gymnasium.register('NanReward-v0', lambda: NanReward(gymnasium.make('CartPole-v1')))\n"
+    )
+    monkeypatch.syspath_prepend(str(empty_folder))
+    options = "--env NanReward-v0 --gym-packages nan_environment -n 4096 --eval-freq -1"
+    assert main(["train", *options.split()]) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("sb3-policyopt: ")
+    (provenance,) = empty_folder.rglob("provenance.json")
+    assert json.loads(provenance.read_text())["finished"] is False
