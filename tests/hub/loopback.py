@@ -31,7 +31,7 @@ class Repo:
     messages: list = field(default_factory=list)
 
     def commit(self, branch, files, message):
-        text = json.dumps([branch, message, len(self.commits), sorted(files)])
+        text = json.dumps([branch, message, len(self.commits), {name: _oid(content) for name, content in files.items()}])
         sha = hashlib.sha1(text.encode()).hexdigest()
         self.commits[sha], self.branches[branch] = dict(files), sha
         self.messages.append(message)

@@ -1,0 +1,267 @@
+"""What goes wrong is told in one sentence, ends with an exit code, and leaves nothing behind."""
+
+import io
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import Client
+from runs import make_run
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "logs"
+    make_run(folder, "ppo", "CartPole-v1", records=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def forget(hub):
+    hub.repos.clear()
+    hub.failures.clear()
+    hub.requests.clear()
+
+
+def push(logs, *more, organization="me"):
+    return ("push_to_hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", logs, "-orga", organization, "--no-video", *more)
+
+
+def load(folder, *more):
+    return ("load_from_hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", folder, "-orga", "me", *more)
+
+
+def test_missing_run(client, hub, tmp_path):
+    result = client.command(*push(tmp_path))
+    assert result.code == 1 and "no run folder" in result.sentence
+    assert not hub.requests
+
+
+def test_damaged_zip(client, logs, tmp_path):
+    shutil.copytree(logs, tmp_path / "logs")
+    (tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").write_bytes(b"half a z")
+    result = client.command(*push(tmp_path / "logs"))
+    assert result.code == 1 and "not a zip file" in result.sentence
+
+
+@pytest.mark.parametrize(("token", "sentence"), [("hf_stranger", "refuses your token"), ("", "hf auth login")])
+def test_wrong_token_and_no_token(client, hub, logs, token, sentence):
+    result = client.command(*push(logs), token=token)
+    assert result.code == 1 and sentence in result.sentence
+    assert not hub.repos
+
+
+def test_no_network(logs, tmp_path):
+    client = Client("http://127.0.0.1:9", tmp_path / "offline")  # the discard port: nobody listens
+    pushed, loaded = client.command(*push(logs)), client.command(*load(tmp_path / "new"))
+    client.close()
+    for result in (pushed, loaded):
+        assert result.code == 1 and "cannot be reached" in result.sentence
+    assert not (tmp_path / "new").exists()
+
+
+def test_foreign_namespace(client, hub, logs):
+    result = client.command(*push(logs, organization="someone-else"))
+    assert result.code == 1 and "no right to write to someone-else/ppo-CartPole-v1" in result.sentence
+    assert not hub.repos
+
+
+def test_name_that_is_none(client, hub, logs):
+    result = client.command(*push(logs, "-name", "no spaces please"))
+    assert result.code == 1 and "no spaces please" in result.sentence
+    assert not hub.repos
+
+
+def test_repository_of_another_agent(client, hub, logs):
+    client.command(*push(logs, "-name", "agent"))
+    files = dict(hub.repos["me/agent"].files())
+    files["trpo-Pendulum-v1.zip"] = files.pop("ppo-CartPole-v1.zip")
+    hub.repos["me/agent"].commit("main", files, "another agent")
+    result = client.command(*push(logs, "-name", "agent"))
+    assert result.code == 1 and "holds another agent (trpo-Pendulum-v1.zip)" in result.sentence
+    assert hub.repos["me/agent"].files() == files
+
+
+def test_private_does_not_hide_a_public_repository(client, hub, logs):
+    assert client.command(*push(logs)).code == 0
+    result = client.command(*push(logs, "--private"))
+    assert result.code == 1 and "exists and is public" in result.sentence
+    hub.repos.clear()
+    assert client.command(*push(logs, "--private")).code == 0
+    assert hub.repos["me/ppo-CartPole-v1"].private
+
+
+@pytest.mark.parametrize("request_", [("POST", "/commit/"), ("POST", "/preupload/"), ("PUT", "/lfs/"), ("POST", "/branch/")])
+def test_half_finished_upload_leaves_no_repository(client, hub, logs, request_):
+    hub.objects.clear()
+    hub.fail(*request_, 400)
+    result = client.command(*push(logs, "--revision", "v1"))
+    assert result.code == 1
+    assert "error (400)" in result.sentence
+    assert hub.seen("POST", "/api/repos/create") and not hub.repos
+
+
+def test_half_finished_upload_spares_a_repository_that_was_there(client, hub, logs):
+    assert client.command(*push(logs)).code == 0
+    before = hub.repos["me/ppo-CartPole-v1"].files()
+    hub.fail("POST", "/commit/", 400)
+    assert client.command(*push(logs, "--seed", "1")).code == 1
+    assert hub.repos["me/ppo-CartPole-v1"].files() == before
+
+
+def test_failed_removal_is_told(client, hub, logs):
+    hub.fail("POST", "/commit/", 400)
+    hub.fail("DELETE", "/api/repos/delete", 400)
+    result = client.command(*push(logs))
+    assert result.code == 1 and f"delete {hub.url}/me/ppo-CartPole-v1 yourself" in result.sentence
+
+
+def test_agent_that_does_not_run_is_not_published(client, hub, logs, tmp_path):
+    shutil.copytree(logs, tmp_path / "logs")
+    config = tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1" / "config.yml"
+    config.write_text("policy: MlpPolicy\nframe_stack: 4\n")
+    result = client.command(*push(tmp_path / "logs"))
+    assert result.code == 1 and "does not run in CartPole-v1" in result.sentence
+    assert not hub.repos
+
+
+def test_dry_run_sends_nothing(client, hub, logs, tmp_path):
+    result = client.command(*push(logs, "--dry-run", tmp_path / "dry"))
+    assert result.code == 0
+    assert (tmp_path / "dry" / "README.md").is_file() and not (tmp_path / "dry" / "replay.mp4").exists()
+    assert "<video" not in (tmp_path / "dry" / "README.md").read_text()
+    assert not hub.requests
+    again = client.command(*push(logs, "--dry-run", tmp_path / "dry"))
+    assert again.code == 1 and "not an empty folder" in again.sentence
+
+
+def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client, hub, logs):
+    assert client.command(*push(logs)).code == 0
+    repo = hub.repos["me/ppo-CartPole-v1"]
+    repo.commit("main", repo.files() | {"replay.mp4": b"of an earlier agent", "LICENSE": b"mine"}, "by hand")
+    assert client.command(*push(logs)).code == 0
+    assert "replay.mp4" not in repo.files() and repo.files()["LICENSE"] == b"mine"
+
+
+def test_revision(client, hub, logs, tmp_path):
+    assert client.command(*push(logs, "--revision", "v1")).code == 0
+    repo = hub.repos["me/ppo-CartPole-v1"]
+    assert set(repo.files("main")) == {".gitattributes"} and "README.md" in repo.files("v1")
+    assert "--revision v1" in repo.files("v1")["README.md"].decode()
+    missing = client.command(*load(tmp_path / "main"))
+    assert missing.code == 1 and "has no file 'ppo-CartPole-v1.zip'" in missing.sentence
+    assert client.command(*load(tmp_path / "v1", "--revision", "v1")).code == 0
+    unknown = client.command(*load(tmp_path / "v2", "--revision", "v2"))
+    assert unknown.code == 1 and "no branch, tag or commit 'v2'" in unknown.sentence
+
+
+# -- loading --------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_repository(client, tmp_path):
+    result = client.command(*load(tmp_path / "logs"))
+    assert result.code == 1 and "there is no repository me/ppo-CartPole-v1" in result.sentence
+    assert not (tmp_path / "logs").exists()
+
+
+def test_existing_run_folder_is_kept_without_force(client, logs, tmp_path):
+    assert client.command(*push(logs)).code == 0
+    assert client.command(*load(tmp_path, "--exp-id", "3")).code == 0
+    run = tmp_path / "ppo" / "CartPole-v1_3"
+    (run / "mine").touch()
+    result = client.command(*load(tmp_path, "--exp-id", "3"))
+    assert result.code == 1 and "--force" in result.sentence and (run / "mine").exists()
+    assert client.command(*load(tmp_path, "--exp-id", "3", "--force")).code == 0
+    assert not (run / "mine").exists() and (run / "CartPole-v1.zip").is_file()
+    assert client.command(*load(tmp_path)).out.strip().endswith("CartPole-v1_4")
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def hostile(name, files, witness):
+    """The files of a repository, one of which runs code when it is opened carelessly."""
+    files = dict(files)
+    if name == "zip":  # SB3's part of the zip, with a bomb in place of the seed
+        import base64
+        import json
+
+        import cloudpickle
+
+        source, target = zipfile.ZipFile(io.BytesIO(files["ppo-CartPole-v1.zip"])), io.BytesIO()
+        with zipfile.ZipFile(target, "w") as archive:
+            for entry in source.namelist():
+                content = source.read(entry)
+                if entry == "data":
+                    bomb = base64.b64encode(cloudpickle.dumps(Bomb(witness))).decode()
+                    content = json.dumps(json.loads(content) | {"seed": {":type:": "int", ":serialized:": bomb}})
+                archive.writestr(entry, content)
+        files["ppo-CartPole-v1.zip"] = target.getvalue()
+    elif name == "vec_normalize.pkl":
+        files[name] = pickle.dumps(Bomb(witness))
+    elif name == "vec_normalize.npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, settings=np.array(Bomb(witness), dtype=object))
+        files[name] = buffer.getvalue()
+    elif name == "normalize":
+        files["config.yml"] += f"normalize: \"open('{witness}', 'w')\"\n".encode()
+    elif name == "wrapper":
+        files["config.yml"] += f"env_wrapper:\n- subprocess.Popen:\n    executable: {witness}\n".encode()
+    else:
+        files[name] = f"!!python/object/apply:builtins.open ['{witness}', 'w']\n".encode()
+    return files
+
+
+@pytest.mark.parametrize(
+    ("name", "is_refused"),
+    [
+        ("zip", False),  # the bomb is not looked at
+        ("vec_normalize.pkl", True),
+        ("vec_normalize.npz", True),
+        ("config.yml", True),
+        ("args.yml", True),
+        ("env_kwargs.yml", True),
+        ("normalize", True),
+        ("wrapper", True),
+    ],
+)
+def test_hostile_repository_runs_nothing(client, hub, logs, tmp_path, name, is_refused):
+    assert client.command(*push(logs)).code == 0
+    repo, witness = hub.repos["me/ppo-CartPole-v1"], tmp_path / "pwned"
+    repo.commit("main", hostile(name, repo.files(), witness), "hostile")
+    result = client.command(*load(tmp_path / "logs"))
+    assert not witness.exists()
+    if is_refused:
+        assert result.code == 1 and "Traceback" not in result.err
+        assert not list((tmp_path / "logs").rglob("*"))
+        return
+    assert result.code == 0
+    # What landed on the disk is harmless to those who unpickle it, too.
+    from stable_baselines3 import PPO as StockPPO
+
+    StockPPO.load(tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip", device="cpu")
+    assert not witness.exists()
+
+
+def test_stock_agent_is_refused_unless_trusted(client, hub, logs, tmp_path):
+    assert client.command(*push(logs)).code == 0
+    repo = hub.repos["me/ppo-CartPole-v1"]
+    source, target = zipfile.ZipFile(io.BytesIO(repo.files()["ppo-CartPole-v1.zip"])), io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for entry in source.namelist():
+            if entry != "policyopt.json":
+                archive.writestr(entry, source.read(entry))
+    repo.commit("main", repo.files() | {"ppo-CartPole-v1.zip": target.getvalue()}, "as stock SB3 saves it")
+    result = client.command(*load(tmp_path))
+    assert result.code == 1 and "can only be unpickled" in result.sentence and "--trust" in result.sentence
+    assert client.command(*load(tmp_path, "--trust")).code == 0
+    assert (tmp_path / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").read_bytes() == target.getvalue()
