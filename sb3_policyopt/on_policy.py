@@ -103,6 +103,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         self._skips = SkipCounter()
         self._n_iterations = 0  # complete ones of this call of learn; a resumed run counts on
         self.schedules: dict[str, FloatSchedule] = {}
+        self.scheduled_values: dict[str, float] = {}
         super().__init__(
             policy,
             env,
@@ -167,8 +168,11 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
             value = getattr(self, name)
             if callable(value) or isinstance(value, str):
                 self.schedules[name] = FloatSchedule(arguments.coefficient(name, value))
+            elif name in self.schedules and value != self.scheduled_values[name]:
+                del self.schedules[name]  # somebody assigned a number, which holds from now on
             if name in self.schedules:
-                setattr(self, name, self.schedules[name](self._current_progress_remaining))
+                self.scheduled_values[name] = self.schedules[name](self._current_progress_remaining)
+                setattr(self, name, self.scheduled_values[name])
         return {name: getattr(self, name) for name in self.schedules}
 
     # ------------------------------------------------------------------ engine
