@@ -28,7 +28,7 @@ def number(
     :param value: what the user passed
     :param minimum: smallest value allowed
     :param maximum: largest value allowed
-    :param exclusive: True if the minimum itself is not allowed
+    :param exclusive: True if the bounds themselves are not allowed
     :param infinite: True if infinity is allowed
     :return: the value as a Python float
     :raises TypeError: if it is no real number
@@ -37,10 +37,15 @@ def number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     result = float(value)
-    inside = minimum < result if exclusive else minimum <= result
-    if not inside or result > maximum or (math.isinf(result) and not infinite):
+    if infinite and result == math.inf:
+        return result
+    inside = minimum < result < maximum if exclusive else minimum <= result <= maximum
+    if not inside or math.isinf(result):
         bounds = f"{'greater than' if exclusive else 'at least'} {minimum:g}"
-        bounds += f" and at most {maximum:g}" if math.isfinite(maximum) else "" if infinite else " and finite"
+        if math.isfinite(maximum):
+            bounds += f" and {'less than' if exclusive else 'at most'} {maximum:g}"
+        elif not infinite:
+            bounds += " and finite"
         raise ValueError(f"{name} must be {bounds}, got {value!r}")
     return result
 
