@@ -1,0 +1,123 @@
+"""Every coefficient follows a schedule: a number, a callable of progress_remaining, or "lin_X"."""
+
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from toy_environments import collect, parameter_vector, toy
+
+from sb3_policyopt import PPO, TRPO
+
+# What each coefficient is logged as.
+COEFFICIENTS = [
+    *((PPO, name) for name in ("learning_rate", "clip_range", "clip_range_vf")),
+    *((PPO, name) for name in ("ent_coef", "vf_coef", "max_grad_norm", "target_kl")),
+    *((TRPO, name) for name in ("learning_rate", "target_kl", "cg_damping")),
+]
+SMALL = {"n_steps": 16, "batch_size": 64, "seed": 0, "device": "cpu"}
+
+
+class Log(BaseCallback):
+    """Keeps what is logged: one dict an iteration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = []
+
+    def _on_training_start(self) -> None:
+        dump = self.logger.dump
+
+        def keep_and_dump(step=0):
+            self.rows.append(dict(self.logger.name_to_value))
+            dump(step)
+
+        self.logger.dump = keep_and_dump
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def logged(model, name, timesteps, callback=None, **options):
+    log = Log()
+    model.learn(timesteps, callback=[log, *([callback] if callback else [])], **options)
+    return [row[f"train/{name}"] for row in log.rows]
+
+
+@pytest.mark.parametrize(("cls", "name"), COEFFICIENTS)
+@pytest.mark.parametrize("value", ["lin_0.08", lambda progress: 0.08 * progress], ids=["lin_X", "callable"])
+def test_the_current_value_is_used_and_logged(cls, name, value, engine):
+    model = cls("MlpPolicy", toy(), engine=engine, **{**SMALL, name: value})
+    # Four iterations of 64 transitions; the update after the k-th sees the progress 1 − k/4.
+    assert logged(model, name, 256) == pytest.approx([0.06, 0.04, 0.02, 0.0])
+    if name == "learning_rate":
+        assert model.policy.optimizer.param_groups[0]["lr"] == 0
+    elif name in cls.coefficient_names:
+        assert getattr(model, name) == 0  # a plain float, which stock SB3 understands
+    else:
+        assert getattr(model, name)(0.5) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(("cls", "name"), COEFFICIENTS)
+def test_the_schedule_is_what_the_update_uses(cls, name, engine):
+    """A schedule that gives 0.02 at the first update leads where the number 0.02 leads."""
+    results = []
+    for value in (0.02, lambda progress: 0.02 + 0.3 * (progress - 0.5)):
+        model = cls("MlpPolicy", toy(), engine=engine, **{**SMALL, name: value})
+        collect(model)
+        model._current_progress_remaining = 0.5
+        model.train()
+        results.append(parameter_vector(model.policy))
+    assert th.equal(*results)
+
+
+class Assign(BaseCallback):
+    """Set an attribute of the model at the start of the second rollout, as users of SB3 schedule coefficients."""
+
+    def __init__(self, name: str, value: object) -> None:
+        super().__init__()
+        self.name, self.value, self.rollouts = name, value, 0
+
+    def _on_rollout_start(self) -> None:
+        self.rollouts += 1
+        if self.rollouts == 2:
+            setattr(self.model, self.name, self.value)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), [(cls, name) for cls in (PPO, TRPO) for name in cls.coefficient_names], ids=lambda x: getattr(x, "__name__", x)
+)
+@pytest.mark.parametrize("first", [0.08, "lin_0.08"])
+def test_a_coefficient_assigned_during_training_takes_effect(cls, name, first, engine):
+    model = cls("MlpPolicy", toy(), engine=engine, **{**SMALL, name: first})
+    model.learn(256, callback=Assign(name, 0.05))
+    assert getattr(model, name) == 0.05
+
+    model = cls("MlpPolicy", toy(), engine=engine, **{**SMALL, name: first})
+    model.learn(256, callback=Assign(name, "lin_0.2"))
+    assert getattr(model, name) == 0
+    model._current_progress_remaining = 0.5
+    model.train()
+    assert getattr(model, name) == pytest.approx(0.1)
+
+
+def test_nonsense_assigned_during_training_is_refused():
+    model = PPO("MlpPolicy", toy(), **SMALL)
+    with pytest.raises(ValueError, match="ent_coef"):
+        model.learn(256, callback=Assign("ent_coef", "lin_x"))
+
+
+@pytest.mark.parametrize(("cls", "name"), COEFFICIENTS)
+@pytest.mark.parametrize("value", ["lin_0.08", lambda progress: 0.08 * progress], ids=["lin_X", "callable"])
+def test_schedules_survive_save_and_load(cls, name, value, tmp_path):
+    cls("MlpPolicy", toy(), **{**SMALL, name: value}).learn(64).save(tmp_path / "model")
+    model = cls.load(tmp_path / "model", env=toy(), device="cpu")
+    assert logged(model, name, 256) == pytest.approx([0.06, 0.04, 0.02, 0.0])
+
+
+def test_a_longer_training_goes_on_where_the_schedule_stands():
+    model = PPO("MlpPolicy", toy(), ent_coef="lin_0.08", **SMALL)
+    # 64 of 64 steps done, then 64 more of 128 in all: progress 0 at the end of each.
+    assert logged(model, "ent_coef", 64) == pytest.approx([0.0])
+    assert logged(model, "ent_coef", 192, reset_num_timesteps=False) == pytest.approx([0.04, 0.02, 0.0])
