@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import arguments, rollout
+from sb3_policyopt import arguments, rollout, workers
 from sb3_policyopt.engines import Batch, Engine, choose_engine
 from sb3_policyopt.engines.autograd import AutogradEngine
 from sb3_policyopt.engines.rollout_data import is_stock
@@ -238,21 +238,22 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         :param progress_bar: whether to show one
         :return: the trained model, itself
         """
-        total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
-        self._n_iterations = 0
-        callback.on_training_start(locals(), globals())
-        assert self.env is not None
-        while self.num_timesteps < total_timesteps:
-            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
-                break
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            self.train()
-            self._n_iterations += 1
-            if log_interval is not None and self._n_iterations % log_interval == 0:
-                self.dump_logs(self._n_iterations)
-        callback.on_training_end()
+        with workers.guarded(self):
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
+            self._n_iterations = 0
+            callback.on_training_start(locals(), globals())
+            assert self.env is not None
+            while self.num_timesteps < total_timesteps:
+                if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                    break
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self.train()
+                self._n_iterations += 1
+                if log_interval is not None and self._n_iterations % log_interval == 0:
+                    self.dump_logs(self._n_iterations)
+            callback.on_training_end()
         return self
 
     # ------------------------------------------------------------------ pieces of an update

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ DISTRIBUTIONS = (
 )
 
 
+@cache
 def installed_versions() -> dict[str, str]:
     """
-    Look up what is installed.
+    Look up what is installed, once.
 
     :return: version by distribution, of those in ``DISTRIBUTIONS`` that are installed, and of Python
     """
