@@ -177,13 +177,13 @@ class AutogradEngine(Engine):
 
     def surrogate_and_kl(self, rollout: Batch, old: Any) -> tuple[float, float]:
         """One forward pass without a graph."""
-        totals = th.zeros(2, device=self.policy.device)
+        totals: Any = 0.0
         with th.no_grad(), unvalidated():
             for (piece, share), old_parts in zip(self._micro_batches(rollout), old, strict=True):
                 distribution = self.policy.get_distribution(piece.observations)
                 objective = self.objectives.surrogate(piece, distribution.log_prob(piece.actions))
                 kl = joint_kl(old_parts, torch_distributions(distribution)).mean()
-                totals += share * th.stack((objective, kl))
+                totals = totals + share * th.stack((objective, kl))
         objective_mean, kl_mean = totals.tolist()
         return objective_mean, kl_mean
 
