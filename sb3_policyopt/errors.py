@@ -11,3 +11,7 @@ class NonFiniteError(ValueError):
 
 class UserError(Exception):
     """Something a user of the command line got wrong: it is shown as one sentence, without a traceback."""
+
+
+class RankLostError(RuntimeError):
+    """Another process of a distributed training failed or is gone; the message names its rank and says why."""

@@ -1,0 +1,338 @@
+"""
+Several processes as one: the only place that talks to ``torch.distributed``.
+
+A launcher (``torchrun``, Slurm, Kubernetes) starts the same script several times and tells each process its rank in the
+environment variables ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``. Without them, or with one process,
+every function here is the identity and nothing of ``torch.distributed`` is initialised.
+
+Tensors on the CPU travel by gloo, tensors on a GPU by nccl. What the ranks say to each other, and when, is the business of
+:mod:`sb3_policyopt.ranks`.
+"""
+
+import atexit
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch as th
+import torch.distributed as dist
+
+from sb3_policyopt.errors import RankLostError
+
+T = TypeVar("T")
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The environment variables by which a launcher says that there are several processes."""
+
+TIMEOUT = "SB3_POLICYOPT_TIMEOUT"
+"""Environment variable: seconds that a rank waits for the others (for a rollout, an evaluation on rank 0), 1800 if unset."""
+
+KNOCKS = 10
+"""How often a survivor tries the doors of the others before it concludes that all are alive."""
+
+
+def world_size() -> int:
+    """
+    Number of processes that train together.
+
+    :return: 1 without a launcher
+    """
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHER) else 1
+
+
+def rank() -> int:
+    """
+    The number of this process.
+
+    :return: 0 … world_size − 1; 0 without a launcher
+    """
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
+
+
+def timeout() -> timedelta:
+    """
+    How long a rank waits for the others.
+
+    :return: from the environment variable ``SB3_POLICYOPT_TIMEOUT``, in seconds
+    :raises ValueError: if that is not a positive number
+    """
+    text = os.environ.get(TIMEOUT, "1800")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{TIMEOUT} must be a positive number of seconds, got {text!r}")
+    return timedelta(seconds=seconds)
+
+
+def choose_device() -> None:
+    """Make "cuda" mean this rank's own GPU of its host; nothing to do without a launcher or a GPU."""
+    if world_size() > 1 and th.cuda.is_available():
+        th.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())) % th.cuda.device_count())
+
+
+class _Group:
+    """
+    The connection to the other ranks.
+
+    Every rank opens a door: a listening socket whose connections the operating system accepts as long as the process lives,
+    however busy it is. So a survivor can tell a rank that is gone from one that is slow.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = rank(), world_size()
+        self.timeout = timeout()
+        try:
+            self.store, _, _ = next(dist.rendezvous("env://", timeout=self.timeout))
+        except RuntimeError as error:  # rank 0 keeps the store, unless torchrun does
+            raise RankLostError(f"no rendezvous at {_master()}: {error}. Has rank 0 started, and can it be reached?") from error
+        self.store.set_timeout(self.timeout)
+        self.door = _open_door()
+        self.store.set(f"door/{self.rank}", f"{self.door.getsockname()[0]} {self.door.getsockname()[1]} {os.getpid()}")
+        self._wait_for_all()
+        gpu_for_each = th.cuda.is_available() and th.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        backend = "cpu:gloo,cuda:nccl" if gpu_for_each else "gloo"
+        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=self.timeout)
+        atexit.register(self.leave)
+
+    def _wait_for_all(self) -> None:
+        """Wait until every rank has opened its door."""
+        try:
+            self.store.wait([f"door/{other}" for other in range(self.size)], self.timeout)
+        except RuntimeError as error:
+            absent = [other for other in range(self.size) if not self.store.check([f"door/{other}"])]
+            raise RankLostError(
+                f"{_names(absent)} did not start training within {self.timeout.total_seconds():g} s ({TIMEOUT}) at {_master()}"
+            ) from error
+
+    def leave(self, failed: bool = False) -> None:
+        """
+        Close the connections, so that those who still wait for this rank learn it.
+
+        :param failed: whether something may be under way, which nccl would wait for
+        """
+        atexit.unregister(self.leave)
+        if failed and self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(1)  # the rendezvous ends with this process: let the others read why
+        self.door.close()
+        if dist.is_initialized() and not (failed and dist.get_backend() != "gloo"):
+            dist.destroy_process_group()
+
+    # ------------------------------------------------------------------ faults
+
+    def settle(self, cause: str) -> str:
+        """
+        Agree on why training ends: whoever says it first is believed by all.
+
+        :param cause: what this rank knows
+        :return: what all say
+        """
+        try:
+            settled: bytes = self.store.compare_set("cause", "", cause)
+            return settled.decode()
+        except RuntimeError:
+            return f"{cause} (rank 0, which kept the rendezvous, cannot be reached)"
+
+    def diagnose(self, error: BaseException) -> str:
+        """
+        Find out who is missing.
+
+        :param error: what the exchange with the others ended in
+        :return: a sentence that names the rank
+        """
+        try:
+            if self.store.check(["cause"]):
+                return self.settle("")
+            addresses = {other: self.store.get(f"door/{other}").decode() for other in range(self.size) if other != self.rank}
+        except RuntimeError:
+            return f"rank 0, which kept the rendezvous at {_master()}, is gone: its process was killed or its host is down"
+        for _ in range(KNOCKS):
+            gone = [other for other, address in addresses.items() if not _opens(address)]
+            if gone:
+                hosts = ", ".join(f"process {addresses[other].split()[2]} on {addresses[other].split()[0]}" for other in gone)
+                return self.settle(f"{_names(gone)} is gone: {hosts} was killed or its host is down")
+            time.sleep(0.1)
+        return self._call_roll(error)
+
+    def _call_roll(self, error: BaseException) -> str:
+        """
+        Name the ranks that are alive but elsewhere.
+
+        :param error: what the exchange with the others ended in
+        :return: a sentence that names them
+        """
+        self.store.set(f"waiting/{self.rank}", "")
+        missing = list(range(self.size))
+        for _ in range(5 * KNOCKS):
+            missing = [other for other in missing if not self.store.check([f"waiting/{other}"])]
+            if not missing:
+                return self.settle(f"the connection between the ranks failed: {error}")
+            time.sleep(0.1)
+        return self.settle(
+            f"{_names(missing)} is alive but did not come to the exchange within {self.timeout.total_seconds():g} s; if an "
+            f"environment or a callback there is slow and not stuck, raise {TIMEOUT}"
+        )
+
+
+def _open_door() -> socket.socket:
+    """
+    A socket on the address by which this host reaches the others.
+
+    :return: listening
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing
+        own = probe.getsockname()[0]
+    return socket.create_server((own, 0), family=family, backlog=128)
+
+
+def _opens(address: str) -> bool:
+    """
+    Whether a rank's process is alive.
+
+    :param address: host, port and process
+    :return: False if nobody answers
+    """
+    host, port, _ = address.split()
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _names(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _master() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
+_group: _Group | None = None
+
+
+def connect() -> None:
+    """
+    Meet the other ranks, unless that was done before.
+
+    :raises RankLostError: if one of them does not come in time
+    """
+    global _group
+    if world_size() > 1 and _group is None:
+        _group = _Group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """
+    Within this context an error on one rank is an error on all of them.
+
+    :raises RankLostError: if another rank failed or is gone; it names that rank and says why
+    """
+    connect()
+    if _group is None:
+        yield
+        return
+    try:
+        yield
+    except RankLostError:
+        _group.leave(failed=True)
+        raise
+    except BaseException as error:
+        _group.settle(f"rank {_group.rank} failed with {type(error).__name__}: {error}")
+        _group.leave(failed=True)
+        raise
+
+
+def _exchange(collective: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """
+    Take part in a collective operation.
+
+    :param collective: of ``torch.distributed``
+    :param arguments: for it
+    :param options: for it
+    :return: what it returns
+    :raises RankLostError: if it fails
+    """
+    connect()
+    assert _group is not None
+    try:
+        return collective(*arguments, **options)
+    except RuntimeError as error:
+        raise RankLostError(f"training ended on rank {_group.rank} because {_group.diagnose(error)}") from error
+
+
+def sum_(tensor: th.Tensor) -> th.Tensor:
+    """
+    The sum over all ranks, the same bits on each.
+
+    :param tensor: overwritten
+    :return: the same tensor
+    """
+    if world_size() > 1:
+        _exchange(dist.all_reduce, tensor)
+    return tensor
+
+
+def max_(tensor: th.Tensor) -> th.Tensor:
+    """
+    The largest over all ranks, entry by entry.
+
+    :param tensor: overwritten
+    :return: the same tensor
+    """
+    if world_size() > 1:
+        _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def broadcast_(tensor: th.Tensor) -> th.Tensor:
+    """
+    What rank 0 has.
+
+    :param tensor: overwritten on the other ranks
+    :return: the same tensor
+    """
+    if world_size() > 1:
+        _exchange(dist.broadcast, tensor, src=0)
+    return tensor
+
+
+def gather(thing: T) -> list[T]:
+    """
+    What each rank has, on every rank.
+
+    :param thing: can be pickled
+    :return: one entry a rank, in their order
+    """
+    things = [thing] * world_size()
+    if world_size() > 1:
+        _exchange(dist.all_gather_object, things, thing)
+    return things
+
+
+def from_rank_0(thing: T) -> T:
+    """
+    What rank 0 has, on every rank.
+
+    :param thing: can be pickled; counts on rank 0 only
+    :return: rank 0's
+    """
+    things = [thing]
+    if world_size() > 1:
+        _exchange(dist.broadcast_object_list, things, src=0)
+    return things[0]
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    gather(None)
+
