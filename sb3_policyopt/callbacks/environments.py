@@ -286,7 +286,7 @@ class VecEnvState:
         for state in states:
             if isinstance(state, str):
                 raise StateNotKeptError(state)
-        return states
+        return {"states": states, "seeds": list(self.venv._seeds), "options": list(self.venv._options)}
 
     def restore(self, state: Any) -> None:
         """
@@ -298,7 +298,8 @@ class VecEnvState:
         if not isinstance(self.venv, (DummyVecEnv, SubprocVecEnv)):
             self.venv.set_state(state)  # type: ignore[attr-defined]
             return
-        for index, env_state in enumerate(state):
+        self.venv._seeds, self.venv._options = state["seeds"], state["options"]  # for the next reset; most often none
+        for index, env_state in enumerate(state["states"]):
             for reason in self.venv.env_method("restore_training_state", env_state, indices=index):
                 if reason is not None:
                     raise ValueError(f"The state of environment {index} could not be restored: {reason}")

@@ -1,0 +1,94 @@
+"""A run that ends at any moment goes on to the same final bits."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from resume_scenarios import CONTEXT, ROLLOUT, Crash, fingerprint, lives_until_killed, progress, train
+
+
+def interrupted_and_resumed(folder, crash_at, **options):
+    with pytest.raises(Crash):
+        train(folder, crash_at=crash_at, **options)
+    return train(folder, **options)
+
+
+SCENARIOS = {
+    "PPO": {"algorithm": "PPO"},
+    "PPO by autograd": {"algorithm": "PPO", "engine": "autograd"},
+    "TRPO": {"algorithm": "TRPO"},
+    "TRPO by autograd": {"algorithm": "TRPO", "engine": "autograd"},
+    "gSDE": {"algorithm": "PPO", "use_sde": True, "sde_sample_freq": 7},
+    "gSDE once a rollout": {"algorithm": "TRPO", "use_sde": True},
+    "discrete actions": {"algorithm": "PPO", "env": "CartPole-v1"},
+    "MuJoCo": {"algorithm": "TRPO", "env": "Hopper-v5"},
+    "in worker processes": {"algorithm": "PPO", "env": "Hopper-v5", "subprocesses": True},
+    "all generators in use": {"algorithm": "PPO", "noisy": True},
+    "frame stack": {"algorithm": "PPO", "frame_stack": True},
+    "schedules": {"algorithm": "PPO", "clip_range": "lin_0.3", "ent_coef": "lin_0.1", "target_kl": "lin_1.0"},
+    "evaluation": {"algorithm": "PPO", "env": "CartPole-v1", "evaluate": True},
+}
+
+
+@pytest.mark.parametrize("options", SCENARIOS.values(), ids=SCENARIOS.keys())
+def test_same_final_bits(tmp_path, options):
+    if "Hopper" in options.get("env", ""):
+        pytest.importorskip("mujoco")
+    whole = train(tmp_path / "whole", **options)
+    resumed = interrupted_and_resumed(tmp_path / "resumed", 5.6 * ROLLOUT, **options)
+    assert fingerprint(resumed) == fingerprint(whole)
+    assert progress(tmp_path / "resumed") == progress(tmp_path / "whole")
+    if options.get("evaluate"):
+        evaluations = [np.load(tmp_path / run / "evaluations.npz") for run in ("whole", "resumed")]
+        for name in ("timesteps", "results", "ep_lengths"):
+            np.testing.assert_array_equal(evaluations[0][name], evaluations[1][name])
+
+
+def test_without_the_checkpoint_the_bits_differ(tmp_path):
+    """The comparison above can fail: the state of the environment alone makes a difference."""
+    whole = train(tmp_path / "whole")
+    other = train(tmp_path / "other", noisy=True)
+    differing = {name for name, value in fingerprint(whole).items() if fingerprint(other)[name] != value}
+    assert {"policy action_net.weight", "optimizer 0 exp_avg", "generators", "VecNormalize"} <= differing
+
+
+@settings(max_examples=6)
+@given(crashes=st.lists(st.integers(2, 10 * ROLLOUT - 2), min_size=1, max_size=3), save_freq=st.sampled_from((1, 100, 300)))
+def test_any_number_of_interruptions(tmp_path_factory, crashes, save_freq):
+    options = {"env": "CartPole-v1", "save_freq": save_freq}
+    folder = tmp_path_factory.mktemp("runs")
+    whole = train(folder / "whole", **options)
+    for crash_at in sorted(crashes):
+        with pytest.raises(Crash):
+            train(folder / "resumed", crash_at=crash_at, **options)
+    assert fingerprint(train(folder / "resumed", **options)) == fingerprint(whole)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = train(tmp_path)
+    rows = progress(tmp_path)
+    # Every step of a rollout would crash.
+    again = train(tmp_path, crash_at=0)
+    assert fingerprint(again) == fingerprint(first)
+    assert progress(tmp_path) == rows
+
+
+@pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
+@pytest.mark.parametrize(("algorithm", "subprocesses"), [("PPO", False), ("TRPO", True)])
+def test_kill(tmp_path, algorithm, subprocesses):
+    options = {"algorithm": algorithm, "subprocesses": subprocesses, "env": "CartPole-v1", "save_freq": ROLLOUT}
+    kills, equal_endings = lives_until_killed(tmp_path, options, kills=3, seed=0)
+    assert kills == 3
+    assert equal_endings >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
+@pytest.mark.parametrize("engine", ["autograd", "closed_form"])
+@pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
+def test_many_kills(tmp_path, algorithm, engine):
+    env = "CartPole-v1" if algorithm == "PPO" else "Pendulum-v1"
+    options = {"algorithm": algorithm, "engine": engine, "env": env, "save_freq": ROLLOUT, "total": 30 * ROLLOUT}
+    kills, equal_endings = lives_until_killed(tmp_path, options, kills=25, seed=1)
+    print(f"{algorithm} {engine}: {kills} kills, {equal_endings} equal endings")
+    assert kills == 25
