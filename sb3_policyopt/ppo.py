@@ -157,7 +157,7 @@ class PPO(PolicyOptimization):
         engine, coefficients = self._start_update(), self._coefficients()
         rollout = engine.load(self.rollout_buffer)
         means = Means()
-        with engine.updating():
+        with engine.updating(self.batch_size):
             for _ in range(self.n_epochs):
                 epoch = self._epoch(engine, rollout, coefficients)
                 means.extend(epoch)

@@ -212,7 +212,7 @@ class TRPO(PolicyOptimization):
         :return: what to log
         """
         means = Means()
-        with engine.updating(critic_only=True):
+        with engine.updating(self.batch_size, critic_only=True):
             for _ in range(self.n_critic_updates):
                 epoch = Means()
                 for minibatch in self._minibatches(rollout):

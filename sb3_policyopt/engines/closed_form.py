@@ -17,6 +17,7 @@ and everything that the algorithms ask for is made of them, with the slopes of :
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from torch import nn
 
 from sb3_policyopt.engines.action_spaces import make_action_distribution
 from sb3_policyopt.engines.activations import Activation, make_activation
+from sb3_policyopt.engines.blas import threads_for
 from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.maths import losses
@@ -246,6 +248,7 @@ class ClosedFormEngine(Engine):
             self.trunks = [Trunk(self.actor.trunk.widths, activation, [0, self.n_actor])]
         else:
             self.trunks = [self.actor.trunk, self.critic.trunk]
+        self._largest_layer = max(layer.in_features * layer.out_features for layer in actor_layers + critic_layers)
         # The views of θ and of its gradient never change, as the vectors never move.
         self.layers = [trunk.layers(self.theta) for trunk in self.trunks]
         self.layer_gradients = [trunk.layers(self.gradient) for trunk in self.trunks]
@@ -253,6 +256,15 @@ class ClosedFormEngine(Engine):
         self.actor_head, self.critic_head = self.actor.head(self.theta), self.critic.head(self.theta)
         self.critic_layer_gradients = self.critic.trunk.layers(self.gradient)
         self.critic_head_gradient = self.critic.head(self.gradient)
+
+    def _threads(self, batch: int) -> AbstractContextManager[None]:
+        """
+        Threads that suit the networks' matrix products.
+
+        :param batch: number of samples
+        :return: a context
+        """
+        return threads_for(batch * self._largest_layer)
 
     # ------------------------------------------------------------------ rollout
 
@@ -271,15 +283,17 @@ class ClosedFormEngine(Engine):
             self.start_rollout(1, len(self._noise[0]) if len(self._noise) else len(observations))
         noise = self._noise[self._next_noise]
         self._next_noise += 1
-        parameters, values, *_ = self._outputs(self.features(observations))
+        with self._threads(len(observations)):
+            parameters, values, *_ = self._outputs(self.features(observations))
         actions = self.action_distribution.sample(parameters, noise)
         log_prob = self.action_distribution.log_prob(parameters, actions)
         return actions.reshape(-1, *self.action_shape), values, log_prob
 
     def value(self, observations: Any) -> Array:
         """One forward pass of the critic."""
-        hidden, _ = self.critic.trunk.forward(self.critic_layers, self.features(observations))
-        return self._values(hidden[-1][-1])
+        with self._threads(len(observations)):
+            hidden, _ = self.critic.trunk.forward(self.critic_layers, self.features(observations))
+            return self._values(hidden[-1][-1])
 
     def _outputs(self, x: Array, with_slopes: bool = False) -> tuple[Any, Array, list[Any]]:
         """
@@ -329,6 +343,12 @@ class ClosedFormEngine(Engine):
         shuffled = rollout.rows(np.random.permutation(rollout.size))
         for start in range(0, rollout.size, batch_size):
             yield shuffled.rows(slice(start, start + batch_size))
+
+    @contextmanager
+    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
+        """As the base class, with threads that suit the minibatches."""
+        with self._threads(batch_size), super().updating(batch_size, critic_only):
+            yield
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
         """P5 and its gradient Jᵀ ∂(−L)/∂output."""
@@ -415,6 +435,10 @@ class ClosedFormEngine(Engine):
 
     def expansion(self, rollout: Batch, thinning: int = 1) -> Expansion:
         """g = Jᵀ ∂J/∂output, and F as Jᵀ M J."""
+        with self._threads(rollout.size):
+            return self._expansion(rollout, thinning)
+
+    def _expansion(self, rollout: Batch, thinning: int) -> Expansion:
         hidden, slopes = self.actor.trunk.forward(self.actor_layers, rollout.observations, with_slopes=True)
         mean_or_logits, *log_std = self._parameters(hidden[-1][0])
         old = (mean_or_logits, *(part.copy() for part in log_std))
@@ -458,6 +482,33 @@ class ClosedFormEngine(Engine):
         def product(vector: th.Tensor) -> th.Tensor:
             direction: Array = vector.numpy()
             along = self.actor.head(direction)
+            with self._threads(batch):
+                moved = trunk.tangent(self.actor_layers, hidden, slopes, trunk.layers(direction))
+                output = hidden[-1][0] @ along.weight.T
+                output += along.bias
+                if moved is not None:
+                    output += moved[0] @ self.actor_head.weight.T
+                tangent = (output, direction[None, self.n_actor - self.actor.n_out :]) if self.gaussian else (output,)
+                metric = self.action_distribution.fisher_metric(parameters, tangent)
+                slopes_of_output = [part / batch for part in metric]
+                return th.from_numpy(self._actor_transpose_product(hidden, slopes, slopes_of_output))
+
+        return product
+
+    def _fisher(self, hidden: list[Array], slopes: list[Array]) -> Callable[[th.Tensor], th.Tensor]:
+        """
+        T5: v ↦ Jᵀ M J v / batch.
+
+        :param hidden: from the actor's forward pass
+        :param slopes: from the actor's forward pass
+        :return: the function
+        """
+        trunk, batch = self.actor.trunk, hidden[0].shape[1]
+        parameters = self._parameters(hidden[-1][0])
+
+        def product(vector: th.Tensor) -> th.Tensor:
+            direction: Array = vector.numpy()
+            along = self.actor.head(direction)
             moved = trunk.tangent(self.actor_layers, hidden, slopes, trunk.layers(direction))
             output = hidden[-1][0] @ along.weight.T
             output += along.bias
@@ -471,8 +522,9 @@ class ClosedFormEngine(Engine):
 
     def surrogate_and_kl(self, rollout: Batch, old: Any) -> tuple[float, float]:
         """One forward pass of the actor."""
-        hidden, _ = self.actor.trunk.forward(self.actor_layers, rollout.observations)
-        parameters = self._parameters(hidden[-1][0])
+        with self._threads(rollout.size):
+            hidden, _ = self.actor.trunk.forward(self.actor_layers, rollout.observations)
+            parameters = self._parameters(hidden[-1][0])
         log_prob = self.action_distribution.log_prob(parameters, rollout.actions)
         ratio = losses.probability_ratio(log_prob, rollout.old_log_prob)
         kl = self.action_distribution.kl(old, parameters)

@@ -230,10 +230,11 @@ class Engine(ABC):
         return {id(parameter) for parameter in trainable} == known and self.flat.is_bound()
 
     @contextmanager
-    def updating(self, critic_only: bool = False) -> Iterator[None]:
+    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
         """
         Around a series of :meth:`step`: bind gradients and optimizer state before, and show the state after.
 
+        :param batch_size: transitions per minibatch
         :param critic_only: True if only the critic's own parameters will be stepped
         """
         first = self._actor_count if critic_only else 0
