@@ -131,10 +131,10 @@ class ContinuedCSV(CSVOutputFormat):
 def _rows_until(path: Path, num_timesteps: int) -> tuple[list[str], list[dict[str, str]]]:
     if num_timesteps == 0 or not path.is_file():
         return [], []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values() and _steps(row) <= num_timesteps]
-        return list(reader.fieldnames or []), rows
+    text = path.read_text(encoding="utf-8")
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a crash may have cut the last line short
+    rows = [row for row in reader if _steps(row) <= num_timesteps]
+    return list(reader.fieldnames or []), rows
 
 
 def _steps(row: Mapping[str, str]) -> float:

@@ -50,7 +50,8 @@ def test_enjoy_evaluates_the_agent(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    assert main("enjoy --algo trpo --env CartPole-v1 -f logs --no-render -n 600 --load-best".split()) == 0
+    agent = ["--algo", "trpo", "--env", "CartPole-v1", "-f", "logs"]
+    assert main(["enjoy", *agent, "--no-render", "-n", "600", "--load-best"]) == 0
     output = capsys.readouterr().out
     assert "best_model.zip" in output and "Mean reward:" in output
 
@@ -138,7 +139,8 @@ def test_record_training_films_every_checkpoint(workplace: Path, cli: Run) -> No
 
 def test_training_goes_on_from_a_zip_in_subprocesses(tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """``-i`` with VecNormalize, evaluation, and environments in processes of their own."""
-    common = "--algo trpo --env Pendulum-v1 -n 512 --seed 3 -params normalize:True n_steps:128 target_kl:lin_0.02 cg_damping:lin_0.1"
+    params = "-params normalize:True n_steps:128 target_kl:lin_0.02 cg_damping:lin_0.1"
+    common = f"--algo trpo --env Pendulum-v1 -n 512 --seed 3 {params}"
     monkeypatch.chdir(tmp_path)
     assert main(f"train {common} --eval-freq -1".split()) == 0
     cli(tmp_path, f"train {common} -i logs/trpo/Pendulum-v1_1/Pendulum-v1.zip --vec-env subproc --eval-freq 256")

@@ -53,7 +53,7 @@ def test_one_sentence(command: str, expected: str, capsys: pytest.CaptureFixture
 
 
 def test_a_process_exits_with_the_code_and_without_traceback(empty_folder: Path) -> None:
-    result = run_process("-m sb3_policyopt train --env CartPol-v1".split(), empty_folder)
+    result = run_process(["-m", "sb3_policyopt", "train", "--env", "CartPol-v1"], empty_folder)
     assert result.returncode == 2
     assert result.stderr == "sb3-policyopt: there is no environment CartPol-v1, did you mean CartPole-v1?\n"
 
