@@ -96,8 +96,8 @@ def _headline(card: Card) -> str:
     return (
         f"# **{agent.class_name}** agent playing **{agent.env_id}**\n\n"
         f"Mean return **{score.mean:.2f} ± {score.std:.2f}** (standard deviation over {protocol.n_episodes} episodes, "
-        f"{actions} actions, environment seed {protocol.seed}) after {stored.get('num_timesteps', 0):,} steps of training with "
-        f"{seed}.\n\n"
+        f"{actions} actions, environment seed {protocol.seed}) after {stored.get('num_timesteps', 0):,} steps of training "
+        f"with {seed}.\n\n"
         f"Trained with [sb3-policyopt]({HOMEPAGE}), {agent.class_name} for "
         "[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3). "
         "The returns of the single episodes stand in [results.json](results.json)."

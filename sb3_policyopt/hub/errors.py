@@ -22,6 +22,8 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
     """
     try:
         yield
+    except HubError:
+        raise
     except (errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
         raise HubError(_first_line(error)) from error
     except errors.LocalTokenNotFoundError as error:
@@ -42,13 +44,23 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
     except errors.HfHubHTTPError as error:
         raise HubError(_http_sentence(error, repo_id)) from error
     except (errors.HTTPError, OSError) as error:
-        if not _is_network_error(error):
+        if not is_network_error(error):
             raise
         raise HubError(f"the Hub cannot be reached ({type(error).__name__}): check your network") from error
+    except (RuntimeError, ValueError) as error:  # how huggingface_hub wraps the failure of one file among several
+        reason = "" if error.__cause__ is None else f" ({_first_line(error.__cause__)})"
+        raise HubError(_first_line(error).rstrip(".") + reason) from error
 
 
-def _is_network_error(error: Exception) -> bool:
-    """A failure of the HTTP client (httpx or requests, whichever huggingface_hub uses), as against one of a local file."""
+def is_network_error(error: Exception) -> bool:
+    """
+    Tell whether the Hub could not be reached at all.
+
+    :param error: what ``huggingface_hub`` raised
+    :return: True for a failure of its HTTP client (httpx or requests) or for its offline mode, not for an answer of the Hub
+    """
+    if isinstance(error, (errors.HfHubHTTPError, errors.OfflineModeIsEnabled)):
+        return not isinstance(error, errors.HfHubHTTPError)
     package = type(error).__module__.partition(".")[0]
     return package.startswith(("httpx", "requests", "urllib3")) or isinstance(error, (ConnectionError, TimeoutError))
 
@@ -64,6 +76,6 @@ def _http_sentence(error: errors.HfHubHTTPError, repo_id: str) -> str:
     return f"the Hub answered with an error ({status or 'no status'}): {_first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

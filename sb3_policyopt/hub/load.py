@@ -7,13 +7,13 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.hub.agent import file_name_of, latest_run
-from sb3_policyopt.hub.errors import HubError, one_sentence
+from sb3_policyopt.hub.errors import HubError, is_network_error, one_sentence
 from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
 from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, load_plain
 from sb3_policyopt.safe_zip import PickleRequiredError, SelfDescribing, read_description
@@ -52,8 +52,7 @@ def load_from_hub(
     :raises HubError: if there is no such repository or file, or the Hub cannot be reached
     :raises PickleRequiredError: if the agent cannot be loaded without unpickling, and ``safe`` is True
     """
-    with one_sentence(repo_id, revision=revision):
-        files = HfApi(token=token).list_repo_files(repo_id, revision=revision)
+    files = _files(repo_id, revision, token)
     filename = filename or _only_zip(repo_id, files)
 
     def download(name: str) -> str:
@@ -103,9 +102,7 @@ def download_run(
         run /= f"{name}_{exp_id or latest_run(folder, algo, env_id) + 1}"
     if run.exists() and not force:
         raise HubError(f"{run} exists: pass --force to replace it, or --exp-id 0 for a new folder")
-    with one_sentence(repo_id, revision=revision):
-        files = HfApi().list_repo_files(repo_id, revision=revision)
-
+    files = _files(repo_id, revision)
     folder.mkdir(parents=True, exist_ok=True)
     # Beside the target: what is complete is renamed into place, what is not leaves nothing behind.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
@@ -173,6 +170,18 @@ def _extract_metrics(path: str, run: Path) -> None:
             name = PurePosixPath(entry).name
             if name == entry and (name.endswith(".csv") or name == "evaluations.npz"):
                 (run / name).write_bytes(archive.read(entry))
+
+
+def _files(repo_id: str, revision: "str | None", token: "str | None" = None) -> list[str]:
+    """The names of the files of a repository, or without network those of its copy in the cache."""
+    with one_sentence(repo_id, revision=revision):
+        try:
+            siblings = HfApi(token=token).repo_info(repo_id, revision=revision).siblings or []
+            return [sibling.rfilename for sibling in siblings]
+        except Exception as error:
+            if not is_network_error(error):
+                raise
+            return [path.name for path in Path(snapshot_download(repo_id, revision=revision, local_files_only=True)).iterdir()]
 
 
 def _download(repo_id: str, name: str, revision: "str | None", token: "str | None") -> str:

@@ -295,12 +295,17 @@ def _write_records(agent: Agent, folder: Path) -> dict[str, Any]:
         shutil.copyfile(agent.statistics_path, folder / "vec_normalize.pkl")
         save_statistics(statistics, folder / "vec_normalize.npz")
     with zipfile.ZipFile(folder / "train_eval_metrics.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(agent.run_folder.iterdir()) if agent.run_folder else []:
-            if path.suffix == ".csv" or path.name == "evaluations.npz":
-                archive.write(path, path.name)
+        for path in _metrics(agent):
+            archive.write(path, path.name)
     provenance = _provenance(agent)
     _write_json(folder / "provenance.json", provenance)
     return provenance
+
+
+def _metrics(agent: Agent) -> list[Path]:
+    """The logs of the training: what it recorded, monitor files, evaluations."""
+    files = sorted(agent.run_folder.iterdir()) if agent.run_folder else []
+    return [path for path in files if path.suffix == ".csv" or path.name == "evaluations.npz"]
 
 
 def _public(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -349,7 +354,8 @@ def _film(agent: Agent, model: BaseAlgorithm, protocol: Protocol, path: Path, n_
 
 def _draw(agent: Agent, path: Path, report: Report) -> bool:
     """Draw the page of the training, if it left anything to draw."""
-    if agent.run_folder is None:
+    if agent.run_folder is None or not _metrics(agent):
+        report("No picture of the training, which left no logs")
         return False
     from sb3_policyopt.plots import plot_run
 

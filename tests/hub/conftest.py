@@ -11,7 +11,7 @@ import pytest
 from loopback import Hub
 
 # Runs at the start of every child: no address but the loopback one, and on demand no sb3_policyopt.
-SITECUSTOMIZE = '''
+SITECUSTOMIZE = """
 import os, socket, sys
 
 def _allowed(address):
@@ -34,10 +34,10 @@ if os.environ.get("WITHOUT_POLICYOPT"):
             if name.partition(".")[0] == "sb3_policyopt":
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     sys.meta_path.insert(0, _Absent())
-'''
+"""
 
 # A child that runs many commands, so that PyTorch is imported once: it reads argument lists, and answers with what came of them.
-WORKER = '''
+WORKER = """
 import contextlib, io, json, os, sys
 from sb3_policyopt.hub.cli import load_main, push_main
 
@@ -53,7 +53,7 @@ for line in sys.stdin:
         except BaseException as error:
             code = f"{type(error).__name__}: {error}"
     print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
-'''
+"""
 
 
 @dataclass
@@ -83,7 +83,9 @@ class Client:
         site.mkdir()
         (site / "sitecustomize.py").write_text(SITECUSTOMIZE)
         self.forbidden = self.folder / "forbidden.txt"
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DISPLAY", "WAYLAND", "MUJOCO_GL"))}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DISPLAY", "WAYLAND", "MUJOCO_GL"))
+        }
         self.environment = kept | {
             "PYTHONPATH": str(site),
             "HF_ENDPOINT": hub_url,
