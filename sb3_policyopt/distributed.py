@@ -90,7 +90,9 @@ class _Group:
         try:
             self.store, _, _ = next(dist.rendezvous("env://", timeout=self.timeout))
         except RuntimeError as error:  # rank 0 keeps the store, unless torchrun does
-            raise RankLostError(f"no rendezvous at {_master()}: {error}. Has rank 0 started, and can it be reached?") from error
+            raise RankLostError(
+                f"no rendezvous at {_master()}: {error}. Has rank 0 started, and can it be reached?"
+            ) from error
         self.store.set_timeout(self.timeout)
         self.door = _open_door()
         self.store.set(f"door/{self.rank}", f"{self.door.getsockname()[0]} {self.door.getsockname()[1]} {os.getpid()}")
@@ -335,4 +337,3 @@ def from_rank_0(thing: T) -> T:
 def barrier() -> None:
     """Wait until every rank is here."""
     gather(None)
-

@@ -19,12 +19,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import arguments, rollout, workers
+from sb3_policyopt import arguments, distributed, ranks, rollout, workers
 from sb3_policyopt.engines import Batch, Engine, choose_engine
 from sb3_policyopt.engines.autograd import AutogradEngine
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import SkipCounter
-from sb3_policyopt.maths.losses import explained_variance, normalize
+from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.safe_zip import SelfDescribing
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
@@ -99,6 +99,8 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         if options["sde_sample_freq"] != -1:
             arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=-1)
         arguments.integer("stats_window_size", options["stats_window_size"])
+        distributed.choose_device()
+        options["verbose"] = options["verbose"] if distributed.rank() == 0 else 0
         self.engine_in_use: Engine | None = None
         self._skips = SkipCounter()
         self._n_iterations = 0  # complete ones of this call of learn; a resumed run counts on
@@ -147,6 +149,14 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
                 f"Info: (n_steps={self.n_steps} and n_envs={n_envs})",
                 stacklevel=4,
             )
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed all random generators and the environments, differently on every rank.
+
+        :param seed: the same on every rank; None for none
+        """
+        super().set_random_seed(ranks.seed_of_this_rank(seed, self.n_envs))
 
     # ------------------------------------------------------------------ coefficients
 
@@ -237,8 +247,9 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         :param reset_num_timesteps: False continues the count (and the schedules) of an earlier call
         :param progress_bar: whether to show one
         :return: the trained model, itself
+        :raises RankLostError: if another rank of a distributed training failed or is gone
         """
-        with workers.guarded(self):
+        with ranks.training(self), workers.guarded(self):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
@@ -250,11 +261,22 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
                     break
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 self.train()
+                ranks.keep_together(self)
                 self._n_iterations += 1
                 if log_interval is not None and self._n_iterations % log_interval == 0:
                     self.dump_logs(self._n_iterations)
             callback.on_training_end()
         return self
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """
+        The callbacks that run on this rank.
+
+        :param callback: the user's
+        :param progress_bar: whether to show one
+        :return: one callback that calls them
+        """
+        return super()._init_callback(*ranks.callbacks_of_this_rank(callback, progress_bar))
 
     # ------------------------------------------------------------------ pieces of an update
 
@@ -270,9 +292,19 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
             self.logger.record(f"train/{name}", value)
         return engine
 
-    def _minibatches(self, rollout: Batch) -> Iterator[Batch]:
+    def _minibatches(self, rollout: Batch, normalized: bool = False) -> Iterator[Batch]:
         """
         One pass over the rollout in shuffled minibatches.
+
+        :param rollout: all transitions
+        :param normalized: whether to normalise advantages, if they are to be at all
+        :return: the minibatches
+        """
+        return ranks.in_step(self._cut(rollout), normalized and self.normalize_advantage)
+
+    def _cut(self, rollout: Batch) -> Iterator[Batch]:
+        """
+        Shuffle and cut the rollout.
 
         :param rollout: all transitions
         :return: the minibatches; from the buffer's own ``get`` if it has one
@@ -292,7 +324,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         :param batch: transitions
         :return: the same with normalised advantages, if they are to be
         """
-        return batch._replace(advantages=normalize(batch.advantages)) if self.normalize_advantage else batch
+        return batch._replace(advantages=ranks.normalize(batch.advantages)) if self.normalize_advantage else batch
 
     def _clamp_log_std(self) -> None:
         """Hold the policy's log standard deviation within ``log_std_bounds``, if there are any."""
@@ -307,7 +339,8 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         :param terms: values by name
         """
         buffer = self.rollout_buffer
-        terms["explained_variance"] = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        terms = ranks.reduce_maxima(terms)
+        terms["explained_variance"] = explained_variance(buffer.values, buffer.returns, ranks.variance)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):
             std = th.exp(self.policy.log_std.detach())
             terms["std"], terms["std_min"] = std.mean().item(), std.min().item()

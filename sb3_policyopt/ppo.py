@@ -14,6 +14,7 @@ from sb3_policyopt.engines import Batch, Engine, PPOCoefficients, Terms
 from sb3_policyopt.maths import losses
 from sb3_policyopt.metrics import Means
 from sb3_policyopt.on_policy import PolicyOptimization
+from sb3_policyopt.ranks import SharedGradient
 
 SelfPPO = TypeVar("SelfPPO", bound="PPO")
 
@@ -176,9 +177,9 @@ class PPO(PolicyOptimization):
         :param coefficients: the numbers of P5
         :return: the terms of each minibatch; the last one was not stepped on if its KL was too large
         """
-        epoch = Means()
-        for minibatch in self._minibatches(rollout):
-            terms = engine.ppo_gradient(self._normalized(minibatch), coefficients)  # ∇(−L), P1-P5
+        epoch, gradient = Means(), SharedGradient(engine.flat.gradient)
+        for minibatch in self._minibatches(rollout, normalized=True):
+            terms = gradient(engine.ppo_gradient, minibatch, coefficients)  # ∇(−L), P1-P5
             epoch.add(terms)
             if self.kl_stop == "minibatch" and self._too_far(terms["approx_kl"]):
                 break

@@ -9,7 +9,7 @@ things as they are.
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, cast
@@ -326,7 +326,7 @@ def variance(array: "np.ndarray[Any, Any]") -> Any:
     if world_size() == 1:
         return np.var(array)
     total = RunningMeanStd(epsilon=0.0)
-    for count, mean, var in gather((array.size, np.mean(array, dtype=np.float64), np.var(array, dtype=np.float64))):
+    for count, mean, var in gather((array.size, np.asarray(array.mean(dtype=np.float64)), np.asarray(array.var(dtype=np.float64)))):
         total.update_from_moments(mean, var, count)
     return total.var
 
@@ -344,7 +344,7 @@ def normalize(advantages: Any) -> Any:
     return losses.normalize(advantages) if world_size() == 1 else _normalize_pieces([advantages])[0]
 
 
-def in_step(minibatches: Iterable[Batch], normalized: bool) -> Iterable[Batch]:
+def in_step(minibatches: Iterator[Batch], normalized: bool) -> Iterator[Batch]:
     """
     Let the ranks take their minibatches together.
 
@@ -383,7 +383,7 @@ def _normalize_pieces(pieces: list[Any]) -> list[Any]:
     centred = values - (totals(values) / counts)[piece_of]
     deviations = (totals(centred**2) / (counts - 1).clamp(min=1)).sqrt() + 1e-8
     normal = th.where(counts[piece_of] > 1, centred / deviations[piece_of], values.double()).to(values.dtype)
-    parts = list(normal.split(sizes))
+    parts = list(th.split(normal, sizes))
     return parts if isinstance(pieces[0], th.Tensor) else [part.numpy() for part in parts]
 
 

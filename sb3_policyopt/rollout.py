@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import check_observations, explain, is_finite
 from sb3_policyopt.maths.advantages import gae, value_targets
+from sb3_policyopt.ranks import SharedRollout
 
 if TYPE_CHECKING:
     from sb3_policyopt.on_policy import PolicyOptimization
@@ -35,7 +36,7 @@ def collect(
     :param callback: called at the start, after each step and at the end
     :param rollout_buffer: filled with n_rollout_steps × n_envs transitions, advantages and value targets
     :param n_rollout_steps: steps of each environment
-    :return: False if the callback asked to stop, and the rollout is then incomplete
+    :return: False if a callback asked to stop (on any rank), and the rollout is then incomplete
     :raises NonFiniteError: if an observation, a reward, a value or an action is not finite; it names the environment
     """
     assert self._last_obs is not None, "No previous observation was provided"
@@ -47,6 +48,7 @@ def collect(
     to_env_action = action_converter(self)
     store = storing_function(rollout_buffer)
     n_steps = 0
+    shared = SharedRollout(self, env.num_envs)
     if self.use_sde:
         self.policy.reset_noise(env.num_envs)
     engine.start_rollout(n_rollout_steps, env.num_envs)
@@ -63,17 +65,18 @@ def collect(
         clipped_actions = to_env_action(actions)
 
         new_obs, rewards, dones, infos = env.step(clipped_actions)
-        self.num_timesteps += env.num_envs
+        self.num_timesteps += shared.n_envs
 
         callback.update_locals(locals())
         if not callback.on_step():
-            return False
+            return shared.end(complete=False)
 
         self._update_info_buffer(infos, dones)
         n_steps += 1
 
         rewards = np.asarray(rewards, dtype=np.float32)
         if dones.any():
+            shared.note(infos, dones)
             rewards = rewards + self.gamma * truncation_values(self, dones, infos)
         if not is_finite(rewards):
             raise explain(n_steps - 1, reward=rewards)
@@ -89,6 +92,8 @@ def collect(
     values = th.from_numpy(last_values)[:, None]
     finish(self, rollout_buffer, last_values, dones)
 
+    if not shared.end(complete=True):
+        return False
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True

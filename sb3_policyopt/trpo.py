@@ -17,6 +17,7 @@ from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
 from sb3_policyopt.metrics import Means
 from sb3_policyopt.on_policy import PolicyOptimization
+from sb3_policyopt.ranks import SharedGradient, led
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -153,7 +154,7 @@ class TRPO(PolicyOptimization):
         """T11: one step of the policy to the border of the trust region, then the critic."""
         engine = self._start_update()
         rollout = engine.load(self.rollout_buffer)
-        policy_terms = self._update_policy(engine, self._normalized(rollout))
+        policy_terms = led(self._update_policy, engine, self._normalized(rollout))
         critic_terms = self._update_critic(engine, rollout)
         self._n_updates += 1
         self._record({**policy_terms, **critic_terms})
@@ -211,12 +212,12 @@ class TRPO(PolicyOptimization):
         :param rollout: all transitions
         :return: what to log
         """
-        means = Means()
+        means, gradient = Means(), SharedGradient(engine.flat.gradient[engine.n_actor :])
         with engine.updating(self.batch_size, critic_only=True):
             for _ in range(self.n_critic_updates):
                 epoch = Means()
                 for minibatch in self._minibatches(rollout):
-                    terms = engine.value_gradient(minibatch)
+                    terms = gradient(engine.value_gradient, minibatch)
                     step_terms = engine.step(math.inf, terms["value_loss"])
                     epoch.add({**terms, "skipped_updates": step_terms["skipped_updates"]})
                 means.extend(epoch)

@@ -5,6 +5,7 @@ Every function serves torch tensors and NumPy arrays alike. Per-sample arrays ha
 The derivatives are what the closed-form engine multiplies by the networks' Jacobians; autograd finds the same ones.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -210,13 +211,16 @@ def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> d
     }
 
 
-def explained_variance(predictions: "np.ndarray[Any, Any]", targets: "np.ndarray[Any, Any]") -> float:
+def explained_variance(
+    predictions: "np.ndarray[Any, Any]", targets: "np.ndarray[Any, Any]", variance: Callable[..., Any] = np.var
+) -> float:
     """
     1 − Var[G − V] / Var[G]: 1 for a perfect critic, 0 for one that predicts a constant, NaN for constant targets.
 
     :param predictions: V, any shape
     :param targets: G, the same shape
+    :param variance: how to measure one; over more data than these, for example
     :return: the fraction of the targets' variance that the values explain
     """
-    variance = float(np.var(targets))
-    return float("nan") if variance == 0 else 1.0 - float(np.var(targets - predictions)) / variance
+    of_targets = float(variance(targets))
+    return float("nan") if of_targets == 0 else 1.0 - float(variance(targets - predictions)) / of_targets
