@@ -24,6 +24,12 @@ def run_process(arguments: list[str], folder: Path, **environment: str) -> subpr
 
 
 @pytest.fixture(scope="session")
+def process() -> Run:
+    """Runs Python with some arguments in some folder, whatever comes of it."""
+    return run_process
+
+
+@pytest.fixture(scope="session")
 def cli() -> Run:
     """Runs ``sb3-policyopt`` and expects success."""
 

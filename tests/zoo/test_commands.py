@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sb3_policyopt.__main__ import COMMANDS, main
-from tests.zoo.conftest import Run, run_process
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -153,9 +155,9 @@ def test_training_goes_on_from_a_zip_in_subprocesses(tmp_path: Path, cli: Run, m
     assert radii == pytest.approx([0.01, 0.0])
 
 
-def test_the_stock_command_trains_our_class(tmp_path: Path) -> None:
+def test_the_stock_command_trains_our_class(tmp_path: Path, process: Run) -> None:
     command = "-m rl_zoo3.train --algo trpo --env CartPole-v1 -n 1024 --eval-freq -1 --gym-packages sb3_policyopt.zoo"
-    result = run_process(command.split(), tmp_path)
+    result = process(command.split(), tmp_path)
     assert result.returncode == 0, result.stderr
     run = tmp_path / "logs" / "trpo" / "CartPole-v1_1"
     assert json.loads((run / "provenance.json").read_text())["algorithm"] == "sb3_policyopt.trpo.TRPO"
@@ -164,9 +166,9 @@ def test_the_stock_command_trains_our_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_stock_enjoy_loads_our_class(workplace: Path) -> None:
+def test_the_stock_enjoy_loads_our_class(workplace: Path, process: Run) -> None:
     command = "-m rl_zoo3.enjoy --algo trpo --env CartPole-v1 -f logs -n 300 --no-render --gym-packages sb3_policyopt.zoo"
-    result = run_process(command.split(), workplace)
+    result = process(command.split(), workplace)
     assert result.returncode == 0 and "Mean reward:" in result.stdout, result.stderr
 
 

@@ -31,7 +31,16 @@ def installed(env_id: str) -> bool:
 
 def experiment(algo: str, env_id: str, folder: Path, **options: Any) -> Experiment:
     return Experiment(
-        argparse.Namespace(), algo, env_id, str(folder), eval_freq=-1, verbose=0, seed=0, device="cpu", **options
+        argparse.Namespace(),
+        algo,
+        env_id,
+        str(folder),
+        eval_freq=-1,
+        log_interval=-1,
+        verbose=0,
+        seed=0,
+        device="cpu",
+        **options,
     )
 
 

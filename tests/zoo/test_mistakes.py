@@ -1,14 +1,15 @@
 """What a user can get wrong is answered in one sentence with exit code 2, and leaves nothing behind."""
 
 import json
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sb3_policyopt import __main__ as command_line
 from sb3_policyopt.__main__ import main
-from tests.zoo.conftest import run_process
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +53,10 @@ def test_one_sentence(command: str, expected: str, capsys: pytest.CaptureFixture
     assert not list(empty_folder.rglob("*.monitor.csv")), "an empty run folder would be the next command's latest run"
 
 
-def test_a_process_exits_with_the_code_and_without_traceback(empty_folder: Path) -> None:
-    result = run_process(["-m", "sb3_policyopt", "train", "--env", "CartPol-v1"], empty_folder)
+def test_a_process_exits_with_the_code_and_without_traceback(
+    empty_folder: Path, process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    result = process(["-m", "sb3_policyopt", "train", "--env", "CartPol-v1"], empty_folder)
     assert result.returncode == 2
     assert result.stderr == "sb3-policyopt: there is no environment CartPol-v1, did you mean CartPole-v1?\n"
 
