@@ -111,8 +111,6 @@ class Engine(ABC):
         self._adam: dict[bool, FlatAdam] = {}
         self._fused: FlatAdam | None = None
         self._stepped_gradient = self.flat.gradient
-        in_use = {id(parameter) for parameter in self.flat.parameters}
-        self._unused = {id(p) for p in policy.parameters() if p.requires_grad and id(p) not in in_use}
 
     @property
     def actor_parameters(self) -> th.Tensor:
@@ -226,7 +224,7 @@ class Engine(ABC):
         :param trainable: the policy's parameters that require a gradient
         :return: False once a parameter was replaced, added, frozen or moved
         """
-        known = {id(parameter) for parameter in self.flat.parameters} | self._unused
+        known = {id(parameter) for parameter in self.flat.parameters}
         return {id(parameter) for parameter in trainable} == known and self.flat.is_bound()
 
     @contextmanager
@@ -239,6 +237,7 @@ class Engine(ABC):
         """
         first = self._actor_count if critic_only else 0
         self.flat.bind_gradients(first)
+        self._forget_foreign_gradients()
         self._stepped_gradient = self.flat.gradient[self.flat.offsets[first] :]
         self._fused = None
         if FlatAdam.suits(self.policy.optimizer) and self._owns_all_of_optimizer():
@@ -253,18 +252,24 @@ class Engine(ABC):
         finally:
             if self._fused is not None:
                 self._fused.finish()
+            self.policy.action_dist.distribution = None  # it would keep the last graph alive, and no deepcopy could be made
+
+    def _forget_foreign_gradients(self) -> None:
+        """Drop the gradients of parameters frozen since the last update, along which the optimizer would still step."""
+        mine = {id(parameter) for parameter in self.flat.parameters}
+        for group in self.policy.optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in mine:
+                    parameter.grad = None
 
     def _owns_all_of_optimizer(self) -> bool:
         """
-        Whether the optimizer steps the parameters of the flat vector and no others that have a gradient.
+        Whether the optimizer steps all parameters of the flat vector.
 
         :return: True if so
         """
-        mine = {id(parameter) for parameter in self.flat.parameters}
-        theirs = [parameter for group in self.policy.optimizer.param_groups for parameter in group["params"]]
-        return mine <= {id(parameter) for parameter in theirs} and all(
-            id(parameter) in mine or parameter.grad is None for parameter in theirs
-        )
+        theirs = {id(parameter) for group in self.policy.optimizer.param_groups for parameter in group["params"]}
+        return {id(parameter) for parameter in self.flat.parameters} <= theirs
 
     def step(self, max_norm: float, loss: Any) -> Terms:
         """
