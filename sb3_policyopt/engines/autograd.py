@@ -219,8 +219,8 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[list[nn.Parameter], lis
     Tell actor and critic apart by the autograd graph, never by name.
 
     :param policy: any SB3 actor-critic policy
-    :return: the parameters that the action distribution depends on, shared ones among them; and those that only the
-        value depends on. Frozen parameters and parameters that neither uses are in no list
+    :return: the parameters that the action distribution depends on, shared ones among them; and all others, those that
+        only the value or an overridden loss depends on. Frozen parameters are in no list
     """
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     was_training = policy.training
@@ -231,11 +231,10 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[list[nn.Parameter], lis
             distribution = policy.get_distribution(observations)
             log_prob = distribution.log_prob(distribution.mode())
             in_actor = _reached(log_prob.sum(), trainable)
-            in_value = _reached(policy.predict_values(observations).sum(), trainable)
     finally:
         policy.set_training_mode(was_training)
     actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
-    critic = [parameter for parameter, a, c in zip(trainable, in_actor, in_value, strict=True) if c and not a]
+    critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
     if not actor:
         raise ValueError("policy: its action distribution depends on no trainable parameter; is everything frozen?")
     return actor, critic
