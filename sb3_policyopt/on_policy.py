@@ -253,7 +253,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
-            self._n_iterations = 0
+            iteration = self._n_iterations = 0  # noqa: F841 (SB3's callbacks find it in their locals)
             callback.on_training_start(locals(), globals())
             assert self.env is not None
             while self.num_timesteps < total_timesteps:
