@@ -18,7 +18,9 @@ def train(folder: Path, algorithm, env_id: str, seed: int, steps: int, **kwargs)
     env = make_vec_env(env_id, n_envs=2, seed=seed, monitor_dir=str(folder))
     model = algorithm("MlpPolicy", env, seed=seed, device="cpu", **kwargs)
     model.set_logger(configure(str(folder), ["csv"]))
-    evaluation = EvalCallback(Monitor(gym.make(env_id)), eval_freq=steps // 4, log_path=str(folder), n_eval_episodes=2, verbose=0)
+    evaluation = EvalCallback(
+        Monitor(gym.make(env_id)), eval_freq=steps // 4, log_path=str(folder), n_eval_episodes=2, verbose=0
+    )
     model.learn(steps, callback=evaluation)
     model.logger.close()
     return folder

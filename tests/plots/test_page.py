@@ -23,7 +23,8 @@ def axes_by_title(figure):
 
 
 def texts(figure):
-    return "\n".join(text.get_text() for axes in figure.get_axes() if axes.get_legend() for text in axes.get_legend().get_texts())
+    legends = [axes.get_legend() for axes in figure.get_axes() if axes.get_legend()]
+    return "\n".join(text.get_text() for legend in legends for text in legend.get_texts())
 
 
 def write_log(folder, *rows, header=HEADER):
@@ -32,9 +33,8 @@ def write_log(folder, *rows, header=HEADER):
     return folder
 
 
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_picture_is_written_where_asked(logs, tmp_path, suffix):
-    out = tmp_path / "deep" / "er" / f"page.{suffix}"
+def test_picture_is_written_where_asked(logs, tmp_path):
+    out = tmp_path / "deep" / "er" / "page.pdf"
     assert plot_run(logs / "trpo" / "CartPole-v1_1", out) == out
     assert out.stat().st_size > 5000
 
@@ -138,9 +138,9 @@ def test_many_runs_have_distinct_colours_and_labels(tmp_path):
     ids=["one row", "no metrics", "nan", "words", "extremes", "steps repeated and out of order"],
 )
 def test_odd_logs_are_drawn(tmp_path, rows):
-    folder = write_log(tmp_path / "run", *rows)
-    assert plot_run(folder, tmp_path / "page.png").exists()
-    assert plot_runs([folder, write_log(tmp_path / "other", "1,2,0.1,0.2,0.3")], tmp_path / "page.png").exists()
+    logs = {"Odd-v0_1": rows, "Odd-v0_2": rows[:1], "x": rows}  # two runs of one experiment, one alone
+    runs = [write_log(tmp_path / name, *lines) for name, lines in logs.items()]
+    assert plot_runs(runs, tmp_path / "page.png").exists()
 
 
 def test_evaluations_alone_are_drawn(logs, tmp_path):

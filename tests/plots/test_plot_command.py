@@ -7,7 +7,8 @@ from sb3_policyopt.plots.cli import main
 
 
 def command(*arguments, cwd=None):
-    return subprocess.run([sys.executable, "-m", "sb3_policyopt", "plot", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    words = [sys.executable, "-m", "sb3_policyopt", "plot", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, cwd=cwd)
 
 
 def test_command_draws_all_runs_of_a_folder(logs, tmp_path):

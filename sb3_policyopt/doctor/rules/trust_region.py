@@ -78,8 +78,8 @@ def trust_region_unused(log: pd.DataFrame, settings: Settings) -> Finding | None
         "warning",
         "The trust region is hardly used: accepted steps are far shorter than target_kl allows.",
         f"The median of KL / target_kl over {len(ratio)} accepted steps is {ratio.median():.2g}.",
-        "A large cg_damping, or a line search that has to shrink every step, makes this: lower cg_damping, look at "
-        "train/step_fraction, and lower target_kl if it is small.",
+        "The line search has to shorten every step (train/step_fraction): lower sub_sampling_factor, collect more samples per "
+        "update (n_steps, n_envs), or lower target_kl, until full steps are accepted.",
         "The optimum of TRPO's problem lies on the border of the trust region (arXiv 1502.05477, app. C: the step is "
         "scaled to it).",
     )
@@ -89,13 +89,15 @@ def trust_region_unused(log: pd.DataFrame, settings: Settings) -> Finding | None
 def kl_model_off(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The quadratic model of the KL does not describe the steps taken."""
     steps = _steps(log, settings).dropna(subset=["kl", "predicted"])
-    ratio = (steps["kl"] / steps["predicted"].where(steps["predicted"] > 0)).dropna()
-    if len(ratio) < 5 or 1 / 3 <= ratio.median() <= 3:
+    ratio = (steps["kl"] / steps["predicted"]).where((steps["kl"] > 0) & (steps["predicted"] > 0)).dropna()
+    factor = float(np.exp(np.log(ratio).abs().median()))  # too small or too large, either way
+    if len(ratio) < 5 or not factor > 3:
         return None
     return Finding(
         "warning",
         "The KL of the steps is not what its quadratic model predicts.",
-        f"The median of true KL / predicted KL over {len(ratio)} accepted steps is {ratio.median():.3g}.",
+        f"In {len(ratio)} accepted steps the true KL was {ratio.min():.2g} to {ratio.max():.2g} times the predicted one, typically "
+        f"off by a factor of {factor:.2g}.",
         _CONSERVATIVE + " With sub_sampling_factor > 1 lower it: the curvature is then estimated from too few samples.",
         "½ΔᵀFΔ is the second-order expansion of the KL (TRPO, arXiv 1502.05477, app. C); where it fails, so does the "
         "direction F⁻¹g.",

@@ -1,0 +1,120 @@
+"""Real trainings with absurd settings, each a second long, trained once and only if a test asks for it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+
+from sb3_policyopt import PPO, TRPO
+
+UPDATES = 12
+
+
+class Scaled(gym.RewardWrapper):
+    """Multiplies the reward."""
+
+    def __init__(self, env, factor):
+        super().__init__(env)
+        self.factor = factor
+
+    def reward(self, reward):
+        return float(reward) * self.factor
+
+
+class OneOutlier(gym.RewardWrapper):
+    """Rewards as they are, but for a single enormous one."""
+
+    def __init__(self, env, at):
+        super().__init__(env)
+        self.at, self.steps = at, 0
+
+    def reward(self, reward):
+        self.steps += 1
+        return 1e6 if self.steps == self.at else float(reward)
+
+
+class Turncoat(gym.Wrapper):
+    """Ends every episode at once from some step on, as an environment does that breaks."""
+
+    def __init__(self, env, at):
+        super().__init__(env)
+        self.at, self.steps = at, 0
+
+    def step(self, action):
+        self.steps += 1
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated or self.steps > self.at, truncated, info
+
+
+def cartpole():
+    return gym.make("CartPole-v1")
+
+
+def pendulum():
+    return gym.make("Pendulum-v1")
+
+
+def vanishing_coefficient(progress_remaining):
+    """A schedule that somebody got wrong: zero after the first third."""
+    return 1e-3 if progress_remaining > 2 / 3 else 0.0
+
+
+# name: algorithm, environment, arguments of the constructor
+RUNS = {
+    "ppo healthy": (PPO, cartpole, {"n_steps": 512, "learning_rate": 1e-3, "gamma": 0.98}),
+    "trpo healthy": (TRPO, cartpole, {"n_steps": 512}),
+    "huge learning rate": (PPO, cartpole, {"learning_rate": 0.1}),
+    "tiny learning rate": (PPO, cartpole, {"learning_rate": 1e-9}),
+    "learning rate falls to zero": (PPO, cartpole, {"learning_rate": vanishing_coefficient}),
+    "clip range falls to zero": (PPO, cartpole, {"clip_range": vanishing_coefficient}),
+    "rewards times 1000": (PPO, lambda: Scaled(pendulum(), 1000.0), {}),
+    "rewards over a million": (PPO, lambda: Scaled(cartpole(), 1e-6), {}),
+    "one enormous reward": (PPO, lambda: OneOutlier(cartpole(), 900), {}),
+    "entropy bonus too large": (PPO, pendulum, {"ent_coef": 5.0, "learning_rate": 3e-2}),
+    "tiny standard deviation": (PPO, pendulum, {"policy_kwargs": {"log_std_init": -8.0}}),
+    "no clipping": (
+        PPO,
+        pendulum,
+        {
+            "clip_range": 10.0,
+            "vf_coef": 0.0,
+            "learning_rate": 1e-2,
+            "batch_size": 128,
+            "policy_kwargs": {"log_std_init": -3.0},
+        },
+    ),
+    "episodes cut short": (PPO, lambda: Turncoat(cartpole(), 2500), {"n_steps": 256, "learning_rate": 1e-3, "gamma": 0.98}),
+    "endless episodes": (PPO, lambda: gym.make("Pendulum-v1", max_episode_steps=10**6), {}),
+    "huge trust region, one try": (TRPO, cartpole, {"target_kl": 50.0, "line_search_max_iter": 1}),
+    # Two samples cannot tell the curvature: the full step is far too long, and its hundredth too short.
+    "curvature from two samples": (TRPO, pendulum, {"sub_sampling_factor": 64, "line_search_shrinking_factor": 0.01}),
+    "curvature from two samples, no line search": (TRPO, pendulum, {"sub_sampling_factor": 64, "line_search": False}),
+    "one iteration of CG": (TRPO, cartpole, {"cg_max_steps": 1, "cg_damping": 1e-6}),
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Callable[[str], Path]:
+    """A function from the name of a run to its folder, with ``progress.csv`` and its arguments in ``provenance.json``."""
+    done: dict[str, Path] = {}
+
+    def train(name: str) -> Path:
+        if name not in done:
+            algorithm, environment, arguments = RUNS[name]
+            folder = tmp_path_factory.mktemp("run")
+            arguments = {"n_steps": 128, **arguments}
+            # The seed goes to the policy too: a run that alarms does so every time.
+            model = algorithm("MlpPolicy", make_vec_env(environment, seed=3), seed=3, device="cpu", **arguments)
+            model.set_logger(configure(str(folder), ["csv"]))
+            model.learn(UPDATES * arguments["n_steps"])
+            model.logger.close()
+            known = {key: value for key, value in arguments.items() if isinstance(value, (int, float))}
+            (folder / "provenance.json").write_text(json.dumps({"n_envs": 1, "hyperparameters": known}))
+            done[name] = folder
+        return done[name]
+
+    return train

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+
+import pytest
+
+from sb3_policyopt.doctor.cli import main
+
+
+def test_command_on_a_healthy_run(trained):
+    done = subprocess.run(
+        [sys.executable, "-m", "sb3_policyopt", "doctor", str(trained("ppo healthy"))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Healthy: nothing looks wrong." in done.stdout
+
+
+def test_findings_in_plain_sentences(trained, capsys):
+    assert main([str(trained("huge learning rate")), str(trained("ppo healthy"))]) == 1
+    out = capsys.readouterr().out
+    assert out.index("ERROR: Updates change the policy too much") < out.index("Healthy: nothing looks wrong.")
+    assert all(head in out for head in ("  Seen:   train/approx_kl was above", "  Try:    Lower learning_rate", "  Source: "))
+    assert max(map(len, out.splitlines())) <= 110 or str(trained("ppo healthy")) in out
+
+
+@pytest.mark.parametrize(
+    "content, words", [(None, "There is no run folder"), ("time/total_timesteps,a\n1,2\n", "holds no update")]
+)
+def test_mistakes_are_told_in_one_sentence(tmp_path, capsys, content, words):
+    folder = tmp_path / "run"
+    if content:
+        folder.mkdir()
+        (folder / "progress.csv").write_text(content)
+    assert main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_missing_extra_is_told_with_the_pip_line():
+    code = "import sys; sys.modules['pandas'] = None; from sb3_policyopt.doctor.cli import main; sys.exit(main(['x']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pandas: pip install 'sb3-policyopt[plots]'" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,188 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+
+from sb3_policyopt import PPO
+from sb3_policyopt.doctor.report import examine, to_text
+from sb3_policyopt.doctor.rules import RULES
+from sb3_policyopt.plots.runs import NONFINITE, STEPS, Run, read_run
+from sb3_policyopt.recording import RunRecorder
+
+# run of conftest.RUNS: rules that must find something in it
+PROVOKED = {
+    "huge learning rate": {"exploding_kl", "dead_entropy"},
+    "tiny learning rate": {"policy_stands_still"},
+    "learning rate falls to zero": {"zero_coefficient"},
+    "clip range falls to zero": {"zero_coefficient"},
+    "rewards times 1000": {"reward_scale", "useless_critic"},
+    "rewards over a million": {"reward_scale"},
+    "one enormous reward": {"exploding_gradient"},
+    "entropy bonus too large": {"exploding_std"},
+    "tiny standard deviation": {"vanishing_std", "clipped_away"},
+    "no clipping": {"largest_ratio", "few_effective_samples"},
+    "episodes cut short": {"return_collapsed"},
+    "endless episodes": {"no_episode"},
+    "huge trust region, one try": {"steps_rejected"},
+    "curvature from two samples": {"trust_region_unused", "kl_model_off"},
+    "curvature from two samples, no line search": {"trust_region_left", "kl_model_off"},
+    "one iteration of CG": {"cg_not_converging"},
+}
+WITHOUT_A_RUN = {"nonfinite_metrics", "skipped_updates", "stopped_early", "truncated_minibatch"}  # tests of their own, below
+
+
+def found(folder):
+    return {finding.rule: finding for finding in examine(read_run(folder)).findings}
+
+
+@pytest.mark.parametrize("name", PROVOKED)
+def test_rule_is_provoked_by_a_real_run(trained, name):
+    findings = found(trained(name))
+    assert PROVOKED[name] <= set(findings)
+    for finding in findings.values():
+        assert any(character.isdigit() for character in finding.evidence), "evidence is numbers"
+        assert finding.what and finding.advice and finding.source
+
+
+def test_every_rule_has_a_test_that_provokes_it():
+    rules = {rule.name for family in RULES.values() for rule in family}
+    assert rules == set().union(*PROVOKED.values()) | WITHOUT_A_RUN
+
+
+@pytest.mark.parametrize("name", ["ppo healthy", "trpo healthy"])
+def test_healthy_run_gives_no_alarm(trained, name):
+    report = examine(read_run(trained(name)))
+    assert report.findings == ()
+    assert len(report.made) >= 12
+    assert "Healthy: nothing looks wrong." in to_text(report)
+
+
+def test_numbers_of_the_evidence_are_those_of_the_log(trained):
+    folder = trained("huge learning rate")
+    kl = pd.read_csv(folder / "progress.csv")["train/approx_kl"]
+    evidence = found(folder)["exploding_kl"].evidence
+    assert f"above 0.1 in {(kl > 0.1).sum()} of {len(kl)} updates" in evidence
+    assert f"median {kl.median():.3g}, largest {kl.max():.3g}" in evidence
+
+
+def write(folder, rows):
+    logger = configure(str(folder), ["csv"])
+    for row in rows:
+        for key, value in row.items():
+            logger.record(key, value)
+        logger.dump()
+    logger.close()
+    return folder
+
+
+def test_nonfinite_metrics(tmp_path):
+    rows = [{STEPS: 10 * i, "train/loss": float("nan") if i > 2 else 0.1, "train/value_loss": 1.0} for i in range(1, 6)]
+    finding = found(write(tmp_path, rows))["nonfinite_metrics"]
+    assert finding.evidence == "From step 30 on: train/loss in 3 rows."
+
+
+def test_explained_variance_may_be_undefined(tmp_path):
+    """SB3 logs nan where all returns are equal."""
+    rows = [{STEPS: 10 * i, "train/explained_variance": float("nan"), "train/loss": 1.0} for i in range(1, 6)]
+    assert "nonfinite_metrics" not in found(write(tmp_path, rows))
+
+
+def test_skipped_updates(tmp_path):
+    rows = [{STEPS: i, "train/skipped_updates": 2.0 * (i == 7), "train/loss": 1.0} for i in range(1, 21)]
+    finding = found(write(tmp_path, rows))["skipped_updates"]
+    assert finding.severity == "warning" and "1 of 20 rows, 2 at most" in finding.evidence
+
+
+def make_model(**arguments):
+    return PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0, n_epochs=1, **arguments)
+
+
+class PowerCut(BaseCallback):
+    def _on_step(self):
+        if self.num_timesteps == 300:
+            raise RuntimeError("power cut")
+        return True
+
+
+def test_run_that_broke_off(tmp_path):
+    recorder = RunRecorder(tmp_path)
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_model(n_steps=64).learn(1000, callback=[recorder, PowerCut()])
+    assert "step 256 of 1000 (26%)" in found(tmp_path)["stopped_early"].evidence
+
+
+def test_run_that_came_to_its_end(tmp_path):
+    make_model(n_steps=64).learn(256, callback=RunRecorder(tmp_path))
+    assert json.loads((tmp_path / "provenance.json").read_text())["finished"]
+    report = examine(read_run(tmp_path))
+    assert "stopped_early" in report.made and "stopped_early" not in {finding.rule for finding in report.findings}
+
+
+@pytest.mark.filterwarnings("ignore:.*mini-batch")
+@pytest.mark.parametrize("given", [{"batch_size": 48}, {}], ids=["given", "default"])
+def test_truncated_minibatch(tmp_path, given):
+    """100 = 2 · 48 + 4 = 64 + 36; of its divisors 50 is nearest to both."""
+    make_model(n_steps=100, **given).learn(300, callback=RunRecorder(tmp_path, {"n_steps": 100, **given}))
+    finding = found(tmp_path)["truncated_minibatch"]
+    rest = 4 if given else 36
+    assert f"a rest of {rest}." in finding.evidence and "e.g. 50." in finding.advice
+
+
+def test_dividing_batch_size_is_fine(tmp_path):
+    make_model(n_steps=96, batch_size=48).learn(288, callback=RunRecorder(tmp_path, {"n_steps": 96, "batch_size": 48}))
+    report = examine(read_run(tmp_path))
+    assert "truncated_minibatch" in report.made and not {f.rule for f in report.findings} & {"truncated_minibatch"}
+
+
+def test_normalised_rewards_are_not_on_a_wild_scale(tmp_path):
+    rows = [{STEPS: i, "train/value_loss": 1e9, "train/explained_variance": 0.9} for i in range(1, 6)]
+    write(tmp_path, rows)
+    assert "reward_scale" in found(tmp_path)
+    for normalize, silent in [("true", True), ("{norm_reward: false}", False), ("\"{'norm_reward': False}\"", False)]:
+        (tmp_path / "config.yml").write_text(f"normalize: {normalize}\n")
+        assert ("reward_scale" not in found(tmp_path)) == silent
+
+
+def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path):
+    """The same metrics alarm in a run that did not learn."""
+    sick = [
+        {"train/explained_variance": -0.5, "train/entropy_loss": -0.7 * 0.5**i, "train/clip_fraction": 0.1} for i in range(12)
+    ]
+    for name, returns in [("solved", np.linspace(20, 500, 12)), ("stuck", np.full(12, 20.0))]:
+        write(tmp_path / name, [{STEPS: i, "rollout/ep_rew_mean": r, **row} for i, (r, row) in enumerate(zip(returns, sick))])
+    symptoms = {"useless_critic", "dead_entropy"}
+    assert not symptoms & set(found(tmp_path / "solved"))
+    assert symptoms <= set(found(tmp_path / "stuck"))
+
+
+COLUMNS = sorted({column for family in RULES.values() for rule in family for column in rule.columns} - {NONFINITE, STEPS})
+CELLS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e-30, 1e30]))
+
+
+@given(st.data())
+def test_no_log_breaks_a_rule(data):
+    """Whatever numbers a log holds, every rule either says something or nothing."""
+    columns = data.draw(st.lists(st.sampled_from(COLUMNS), min_size=1, unique=True))
+    rows = data.draw(st.integers(1, 25))
+    log = pd.DataFrame({c: data.draw(st.lists(CELLS, min_size=rows, max_size=rows)) for c in columns})
+    if "train/line_search_reason" in data.draw(st.sampled_from([[], ["train/line_search_reason"]])):
+        log["train/line_search_reason"] = data.draw(
+            st.lists(st.sampled_from(["accepted", "zero_step", None]), min_size=rows, max_size=rows)
+        )
+    log[STEPS], log[NONFINITE] = np.arange(rows), ""
+    settings = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={"batch_size": st.integers(1, 100), "n_steps": st.integers(1, 100), "n_timesteps": st.integers(1, 100)},
+        )
+    )
+    run = Run("run", data.draw(st.sampled_from(["ppo", "trpo", ""])), "", log, pd.DataFrame(), {}, settings)
+    try:
+        to_text(examine(run))
+    except ValueError as error:
+        assert "cannot be judged" in str(error)
