@@ -49,13 +49,14 @@ def collect(
     store = storing_function(rollout_buffer)
     n_steps = 0
     shared = SharedRollout(self, env.num_envs)
+    discrete = isinstance(self.action_space, spaces.Discrete)
     if self.use_sde:
-        self.policy.reset_noise(env.num_envs)
+        draw_noise(self, env)
     engine.start_rollout(n_rollout_steps, env.num_envs)
 
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-            self.policy.reset_noise(env.num_envs)
+            draw_noise(self, env)
 
         obs_tensor = as_tensor(self._last_obs, self.device)
         actions, value, log_prob = engine.act(self._last_obs)
@@ -73,6 +74,8 @@ def collect(
 
         self._update_info_buffer(infos, dones)
         n_steps += 1
+        if discrete:
+            actions = actions.reshape(-1, 1)
 
         rewards = np.asarray(rewards, dtype=np.float32)
         if dones.any():
@@ -110,6 +113,17 @@ def as_tensor(observations: Any, device: th.device) -> Any:
     if isinstance(observations, np.ndarray) and device.type == "cpu":
         return th.from_numpy(observations)
     return obs_as_tensor(observations, device)
+
+
+def draw_noise(self: "PolicyOptimization", env: VecEnv) -> None:
+    """
+    Draw gSDE's noise matrices, without the graph that would tie them to the policy's parameters.
+
+    :param self: the algorithm
+    :param env: the training environments, each of which gets its own
+    """
+    with th.no_grad():
+        self.policy.reset_noise(env.num_envs)
 
 
 def action_converter(self: "PolicyOptimization") -> Any:
