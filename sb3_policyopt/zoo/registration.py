@@ -3,11 +3,11 @@
 import sys
 
 import rl_zoo3
-from rl_zoo3 import exp_manager, hyperparams_opt
+from rl_zoo3 import hyperparams_opt
 
 from sb3_policyopt.ppo import PPO
 from sb3_policyopt.trpo import TRPO
-from sb3_policyopt.zoo import shims
+from sb3_policyopt.zoo import experiment, shims
 from sb3_policyopt.zoo.experiment import Experiment
 from sb3_policyopt.zoo.sampling import sample_trpo_params
 
@@ -22,8 +22,6 @@ def register() -> None:
     rl_zoo3.ALGOS.update(ppo=PPO, trpo=TRPO)
     hyperparams_opt.HYPERPARAMS_SAMPLER["trpo"] = sample_trpo_params  # PPO's own ranges hold as they are
     shims.apply()
-    replaced = Experiment.__base__
-    for module in list(sys.modules.values()):  # rl_zoo3.train, which may be running as __main__, has its own reference
-        if vars(module).get("ExperimentManager") is replaced and module.__name__ != Experiment.__module__:
-            module.ExperimentManager = Experiment  # type: ignore[attr-defined]
-    assert exp_manager.ExperimentManager is Experiment
+    for module in list(sys.modules.values()):  # rl_zoo3.train, which may be running as __main__, has a reference of its own
+        if getattr(module, "__dict__", {}).get("ExperimentManager") is Experiment.__base__ and module is not experiment:
+            module.__dict__["ExperimentManager"] = Experiment

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
@@ -153,6 +154,36 @@ def test_training_goes_on_from_a_zip_in_subprocesses(tmp_path: Path, cli: Run, m
     # Two iterations: the linear schedule of target_kl has lost half of its value at the first, and all at the end.
     radii = [float(row["train/target_kl"]) for row in rows(run / "progress.csv") if row["time/iterations"]]
     assert radii == pytest.approx([0.01, 0.0])
+
+
+SEARCH = "-optimize --n-trials 1 --n-startup-trials 1 --eval-episodes 1 --no-optim-plots -n 128"
+
+
+@pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db"])
+def test_a_search_and_its_first_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = f"--algo trpo --env CartPole-v1 --storage {storage} --study-name study"
+    assert main(f"train {study} {SEARCH} --seed 0".split()) == 0
+    assert len(list(tmp_path.glob("logs/trpo/report_*.csv"))) == 1
+    assert not list(tmp_path.glob("logs/trpo/CartPole-v1_*")), "an empty run folder would be the latest run"
+    assert main(f"train {study} --trial-id 0 -n 64 --eval-freq -1".split()) == 0
+    (path,) = tmp_path.glob("logs/trpo/CartPole-v1_1/provenance.json")
+    used = json.loads(path.read_text())["hyperparameters"]
+    (report,) = (rows(report)[0] for report in tmp_path.glob("logs/trpo/report_*.csv"))
+    for name in ("target_kl", "cg_damping", "learning_rate", "n_critic_updates"):
+        assert float(used[name]) == pytest.approx(float(report[f"params_{name}"])), name
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    command = f"-m sb3_policyopt train --algo trpo --env Pendulum-v1 --storage study.log --study-name study {SEARCH}"
+    searches = [
+        subprocess.Popen([sys.executable, *command.split(), "--seed", str(seed)], cwd=tmp_path, stdout=subprocess.DEVNULL)
+        for seed in (0, 1)
+    ]
+    assert [search.wait(timeout=300) for search in searches] == [0, 0]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log")))
+    assert len(optuna.load_study(study_name="study", storage=storage).trials) == 2
 
 
 def test_the_stock_command_trains_our_class(tmp_path: Path, process: Run) -> None:
