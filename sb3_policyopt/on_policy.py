@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
 from gymnasium import spaces
@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import arguments, distributed, ranks, rollout, workers
 from sb3_policyopt.engines import Batch, Engine, choose_engine
-from sb3_policyopt.engines.autograd import AutogradEngine
+from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import SkipCounter
 from sb3_policyopt.maths.losses import explained_variance
@@ -108,7 +108,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         self.scheduled_values: dict[str, float] = {}
         super().__init__(
             policy,
-            env,
+            env,  # type: ignore[arg-type]  # SB3 takes None too, when it loads a model without an environment
             learning_rate=arguments.coefficient("learning_rate", learning_rate, exclusive=True),
             n_steps=arguments.integer("n_steps", n_steps),
             gamma=arguments.number("gamma", gamma, maximum=1.0),
@@ -193,11 +193,10 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
 
         :return: the engine, also in ``engine_in_use``
         """
-        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        current = self.engine_in_use
-        if current is None or current.policy is not self.policy or not current.serves(trainable):
-            self.engine_in_use = choose_engine(self.policy, self, self.engine, self.micro_batch_size, self.autograd_hooks())
-        assert self.engine_in_use is not None
+        objectives = cast("Objectives", self)  # PPO and TRPO have those of its hooks that their engine methods ask for
+        self.engine_in_use = choose_engine(
+            self.policy, objectives, self.engine, self.micro_batch_size, self.autograd_hooks(), self.engine_in_use
+        )
         return self.engine_in_use
 
     def autograd_hooks(self) -> list[str]:
@@ -253,7 +252,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
-            iteration = self._n_iterations = 0  # noqa: F841 (SB3's callbacks find it in their locals)
+            iteration = self._n_iterations = 0
             callback.on_training_start(locals(), globals())
             assert self.env is not None
             while self.num_timesteps < total_timesteps:

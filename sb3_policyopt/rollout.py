@@ -85,7 +85,7 @@ def collect(
             raise explain(n_steps - 1, reward=rewards)
 
         store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob)
-        self._last_obs = new_obs
+        self._last_obs = new_obs  # type: ignore[assignment]
         self._last_episode_starts = dones
 
     last_values = engine.value(new_obs)

@@ -153,15 +153,18 @@ class AutogradEngine(Engine):
             surrogate, gradient, _Fisher(self, rollout.rows(slice(None, None, thinning)) if thinning > 1 else rollout), old
         )
 
-    def _actor_gradient(self, scalar: th.Tensor, **options: bool) -> th.Tensor:
+    def _actor_gradient(self, scalar: th.Tensor, retain_graph: bool | None = None, create_graph: bool = False) -> th.Tensor:
         """
         The gradient with respect to the actor's parameters as one vector.
 
         :param scalar: what to differentiate
-        :param options: passed on to ``torch.autograd.grad``
+        :param retain_graph: whether the graph will be needed again
+        :param create_graph: whether the gradient itself will be differentiated
         :return: shape (n_actor,)
         """
-        gradients = th.autograd.grad(scalar, self.actor, materialize_grads=True, **options)
+        gradients = th.autograd.grad(
+            scalar, self.actor, retain_graph=retain_graph, create_graph=create_graph, materialize_grads=True
+        )
         return th.cat([gradient.reshape(-1) for gradient in gradients])
 
     def kl_to_itself(self, batch: Batch) -> th.Tensor:

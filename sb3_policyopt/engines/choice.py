@@ -11,8 +11,9 @@ from torch import nn
 
 from sb3_policyopt.engines.activations import make_activation
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
-from sb3_policyopt.engines.closed_form import ClosedFormEngine, hidden_activation
+from sb3_policyopt.engines.closed_form import ClosedFormEngine
 from sb3_policyopt.engines.engine import Engine
+from sb3_policyopt.engines.mlp_policy import hidden_activation
 
 POLICY_METHODS = (
     "forward",
@@ -37,6 +38,7 @@ def choose_engine(
     wanted: str,
     micro_batch_size: int | None,
     overridden: Sequence[str] = (),
+    current: Engine | None = None,
 ) -> Engine:
     """
     The fastest engine that computes exactly what the policy and the algorithm's hooks say.
@@ -46,6 +48,7 @@ def choose_engine(
     :param wanted: "auto", "autograd" or "closed_form"
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param overridden: names of the algorithm's methods that a subclass replaced and that only autograd can honour
+    :param current: the engine in use, which is kept if it is of the right kind and still fits the policy
     :return: the engine, bound to the policy's parameters
     :raises ValueError: if ``wanted`` is "closed_form" and something stands in its way
     """
@@ -58,9 +61,24 @@ def choose_engine(
             obstacle = "micro_batch_size is set"
     if wanted == "closed_form" and obstacle is not None:
         raise ValueError(f'engine="closed_form" cannot serve this policy: {obstacle}; use engine="auto"')
-    if wanted == "autograd" or obstacle is not None:
-        return AutogradEngine(policy, objectives, micro_batch_size)
-    return ClosedFormEngine(policy)
+    kind = AutogradEngine if wanted == "autograd" or obstacle is not None else ClosedFormEngine
+    if type(current) is kind and current.policy is policy and current.serves(trainable_parameters(policy)):
+        if isinstance(current, AutogradEngine):
+            current.micro_batch_size = micro_batch_size
+        return current
+    if kind is ClosedFormEngine:
+        return ClosedFormEngine(policy)
+    return AutogradEngine(policy, objectives, micro_batch_size)
+
+
+def trainable_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
+    """
+    The parameters that may change.
+
+    :param policy: any SB3 actor-critic policy
+    :return: those that require a gradient
+    """
+    return [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
 
 def closed_form_obstacle(policy: ActorCriticPolicy) -> str | None:

@@ -1,14 +1,8 @@
 """
 MlpPolicy on the CPU by explicit formulas, in NumPy on the memory of the torch parameters.
 
-A policy's two networks are chains of layers z = x Wᵀ + b, h = φ(z), with a linear head at the end. Write δx for a small
-change of x and x̄ for the derivative of a scalar with respect to x. The three passes through a layer are
-
-    forward     z = x Wᵀ + b              h = φ(z)
-    tangent     δz = x δWᵀ + δb + δx Wᵀ    δh = φ'(z) δz          (J v: how the output moves if the parameters move by v)
-    backward    z̄ = φ'(z) h̄               W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W   (Jᵀ u: the gradient of what has the slope u)
-
-and everything that the algorithms ask for is made of them, with the slopes of :mod:`sb3_policyopt.maths`:
+Everything that the algorithms ask for is made of a network's Jacobian J and its transpose (see :mod:`.mlp`), with the
+slopes of :mod:`sb3_policyopt.maths`:
 
     ∇(−L) = Jᵀ (∂(−L)/∂output)                 P5
     g     = Jᵀ (∂J/∂output)                     T3
@@ -18,7 +12,7 @@ and everything that the algorithms ask for is made of them, with the slopes of :
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -26,182 +20,19 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
 from sb3_policyopt.engines.action_spaces import make_action_distribution
-from sb3_policyopt.engines.activations import Activation, make_activation
+from sb3_policyopt.engines.activations import make_activation
 from sb3_policyopt.engines.blas import threads_for
 from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
+from sb3_policyopt.engines.mlp import Network, Trunk
+from sb3_policyopt.engines.mlp_policy import feature_extractor, hidden_activation, linear_layers
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import mean
 
 Array = NDArray[Any]
-
-
-class Layer(NamedTuple):
-    """Views of one layer's entries in a flat vector; the leading axis counts the networks of a stack."""
-
-    weight: Array
-    """shape (networks, n_out, n_in)"""
-    bias: Array
-    """shape (networks, 1, n_out)"""
-
-
-class Trunk:
-    """
-    The hidden layers of one network, or of two networks of equal shape, whose layers are then computed together.
-
-    :param widths: number of inputs, then of the units of each hidden layer
-    :param activation: φ
-    :param starts: where each network's entries begin in the flat vector; for each layer its weight, then its bias
-    """
-
-    def __init__(self, widths: list[int], activation: Activation | None, starts: list[int]) -> None:
-        self.widths = widths
-        self.activation = activation
-        self.starts = starts
-        self._work: dict[tuple[str, int, int], Array] = {}
-
-    @property
-    def size(self) -> int:
-        """Number of entries of one network."""
-        return sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
-
-    def layers(self, vector: Array) -> list[Layer]:
-        """
-        Views of the networks' layers in a vector of parameters, gradients or tangents.
-
-        :param vector: float32, one-dimensional and contiguous
-        :return: one entry a layer
-        """
-        stride = (self.starts[-1] - self.starts[0]) * vector.itemsize
-        start, result = self.starts[0], []
-        for n_in, n_out in zip(self.widths, self.widths[1:], strict=False):
-            result.append(
-                Layer(
-                    self._stacked(vector[start:], (n_out, n_in), stride),
-                    self._stacked(vector[start + n_out * n_in :], (1, n_out), stride),
-                )
-            )
-            start += n_out * (n_in + 1)
-        return result
-
-    def _stacked(self, vector: Array, shape: tuple[int, int], stride: int) -> Array:
-        itemsize = vector.itemsize
-        return np.lib.stride_tricks.as_strided(vector, (len(self.starts), *shape), (stride, shape[1] * itemsize, itemsize))
-
-    def work(self, name: str, layer: int, batch: int) -> Array:
-        """
-        A work array that is the same one whenever it is asked for, so that no minibatch allocates memory.
-
-        :param name: what it is for
-        :param layer: number of the layer
-        :param batch: number of samples
-        :return: float32, shape (networks, batch, units of the layer); with whatever it held before
-        """
-        key = (name, layer, batch)
-        if key not in self._work:
-            if len(self._work) > 200:
-                self._work.clear()
-            self._work[key] = np.empty((len(self.starts), batch, self.widths[layer]), np.float32)
-        return self._work[key]
-
-    def forward(self, layers: list[Layer], x: Array, with_slopes: bool = False) -> tuple[list[Array], list[Array]]:
-        """
-        z = x Wᵀ + b, h = φ(z) through all layers.
-
-        :param layers: of the parameters
-        :param x: shape (batch, n_in)
-        :param with_slopes: whether φ'(z) is wanted
-        :return: the input and each layer's h, and each layer's φ'(z), shape (networks, batch, n_out); valid until the
-            next call with the same batch size
-        """
-        batch = len(x)
-        hidden, slopes = [x[None]], []
-        for i, (weight, bias) in enumerate(layers, start=1):
-            z = np.matmul(hidden[-1], weight.swapaxes(1, 2), out=self.work("hidden", i, batch))
-            z += bias
-            slope = self.work("slope", i, batch) if with_slopes else None
-            assert self.activation is not None
-            self.activation(z, slope)
-            hidden.append(z)
-            slopes.append(slope)
-        return hidden, slopes  # type: ignore[return-value]
-
-    def tangent(self, layers: list[Layer], hidden: list[Array], slopes: list[Array], direction: list[Layer]) -> Array | None:
-        """
-        δz = x δWᵀ + δb + δx Wᵀ, δh = φ'(z) δz through all layers; the input does not move.
-
-        :param layers: of the parameters
-        :param hidden: from :meth:`forward`
-        :param slopes: from :meth:`forward`
-        :param direction: of the tangent v
-        :return: δh of the last layer, shape (networks, batch, n_out); None if there is no layer
-        """
-        moved: Array | None = None
-        batch = hidden[0].shape[1]
-        for i, (layer, along) in enumerate(zip(layers, direction, strict=True)):
-            change = np.matmul(hidden[i], along.weight.swapaxes(1, 2), out=self.work("tangent", i + 1, batch))
-            if moved is not None:
-                change += np.matmul(moved, layer.weight.swapaxes(1, 2), out=self.work("scratch", i + 1, batch))
-            change += along.bias
-            change *= slopes[i]
-            moved = change
-        return moved
-
-    def backward(self, layers: list[Layer], hidden: list[Array], slopes: list[Array], h_bar: Array, into: list[Layer]) -> None:
-        """
-        z̄ = φ'(z) h̄, W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W through all layers, the last one first.
-
-        :param layers: of the parameters
-        :param hidden: from :meth:`forward`
-        :param slopes: from :meth:`forward`
-        :param h_bar: slope of the scalar with respect to the last h, shape (networks, batch, n_out); overwritten
-        :param into: where W̄ and b̄ are written
-        """
-        ones = np.ones((1, h_bar.shape[1]), np.float32)
-        for i in reversed(range(len(layers))):
-            h_bar *= slopes[i]  # now z̄
-            np.matmul(h_bar.swapaxes(1, 2), hidden[i], out=into[i].weight)
-            np.matmul(ones, h_bar, out=into[i].bias)
-            if i > 0:
-                h_bar = np.matmul(h_bar, layers[i].weight, out=self.work("backward", i, h_bar.shape[1]))
-
-    def gradient_buffer(self, batch: int) -> Array:
-        """
-        The array in which to hand the last layer's h̄ to :meth:`backward`.
-
-        :param batch: number of samples
-        :return: float32, shape (networks, batch, units of the last layer)
-        """
-        return self.work("backward", len(self.widths) - 1, batch)
-
-
-class Network:
-    """
-    A trunk of one network with its linear head.
-
-    :param trunk: the hidden layers
-    :param n_out: number of outputs of the head
-    """
-
-    def __init__(self, trunk: Trunk, n_out: int) -> None:
-        self.trunk = trunk
-        self.n_out = n_out
-        self.head_start = trunk.starts[0] + trunk.size
-
-    def head(self, vector: Array) -> Layer:
-        """
-        Views of the head in a vector of parameters, gradients or tangents.
-
-        :param vector: float32, one-dimensional and contiguous
-        :return: weight of shape (n_out, n_hidden), bias of shape (n_out,)
-        """
-        n_in = self.trunk.widths[-1]
-        end = self.head_start + self.n_out * n_in
-        return Layer(vector[self.head_start : end].reshape(self.n_out, n_in), vector[end : end + self.n_out])
 
 
 class ClosedFormEngine(Engine):
@@ -215,8 +46,8 @@ class ClosedFormEngine(Engine):
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         actor_layers, critic_layers = linear_layers(policy)
-        actor = [parameter for layer in actor_layers for parameter in (layer.weight, layer.bias)]
-        critic = [parameter for layer in critic_layers for parameter in (layer.weight, layer.bias)]
+        actor: list[nn.Parameter] = [parameter for layer in actor_layers for parameter in (layer.weight, layer.bias)]
+        critic: list[nn.Parameter] = [parameter for layer in critic_layers for parameter in (layer.weight, layer.bias)]
         self.gaussian = isinstance(policy.action_space, spaces.Box)
         if self.gaussian:
             actor.append(policy.log_std)  # type: ignore[arg-type]
@@ -495,31 +326,6 @@ class ClosedFormEngine(Engine):
 
         return product
 
-    def _fisher(self, hidden: list[Array], slopes: list[Array]) -> Callable[[th.Tensor], th.Tensor]:
-        """
-        T5: v ↦ Jᵀ M J v / batch.
-
-        :param hidden: from the actor's forward pass
-        :param slopes: from the actor's forward pass
-        :return: the function
-        """
-        trunk, batch = self.actor.trunk, hidden[0].shape[1]
-        parameters = self._parameters(hidden[-1][0])
-
-        def product(vector: th.Tensor) -> th.Tensor:
-            direction: Array = vector.numpy()
-            along = self.actor.head(direction)
-            moved = trunk.tangent(self.actor_layers, hidden, slopes, trunk.layers(direction))
-            output = hidden[-1][0] @ along.weight.T
-            output += along.bias
-            if moved is not None:
-                output += moved[0] @ self.actor_head.weight.T
-            tangent = (output, direction[None, self.n_actor - self.actor.n_out :]) if self.gaussian else (output,)
-            metric = self.action_distribution.fisher_metric(parameters, tangent)
-            return th.from_numpy(self._actor_transpose_product(hidden, slopes, [part / batch for part in metric]))
-
-        return product
-
     def surrogate_and_kl(self, rollout: Batch, old: Any) -> tuple[float, float]:
         """One forward pass of the actor."""
         with self._threads(rollout.size):
@@ -543,51 +349,3 @@ class ClosedFormEngine(Engine):
         else:
             self.policy.optimizer.step()
         return {"grad_norm": norm, "skipped_updates": 0.0}
-
-
-def linear_layers(policy: ActorCriticPolicy) -> tuple[list[nn.Linear], list[nn.Linear]]:
-    """
-    The linear layers of actor and critic, heads last.
-
-    :param policy: an MlpPolicy
-    :return: the actor's layers, the critic's layers
-    """
-    actor = [module for module in policy.mlp_extractor.policy_net if isinstance(module, nn.Linear)]
-    critic = [module for module in policy.mlp_extractor.value_net if isinstance(module, nn.Linear)]
-    return [*actor, policy.action_net], [*critic, policy.value_net]  # type: ignore[list-item]
-
-
-def hidden_activation(policy: ActorCriticPolicy) -> nn.Module | None:
-    """
-    The activation between the layers; both networks have the same.
-
-    :param policy: an MlpPolicy
-    :return: the first activation module, None if there is no hidden layer
-    """
-    networks = (*policy.mlp_extractor.policy_net, *policy.mlp_extractor.value_net)
-    return next((module for module in networks if not isinstance(module, nn.Linear)), None)
-
-
-def feature_extractor(space: spaces.Space[Any], normalize_images: bool) -> Callable[[Any], Array]:
-    """
-    What SB3's preprocessing and FlattenExtractor do to observations.
-
-    :param space: Box, Discrete, MultiDiscrete or MultiBinary
-    :param normalize_images: whether images are divided by 255
-    :return: observations of shape (n, ...) ↦ float32 features of shape (n, n_features)
-    """
-    if isinstance(space, spaces.Discrete):
-        one_hot = np.eye(int(space.n), dtype=np.float32)
-        return lambda observations: one_hot[observations.reshape(-1)]
-    if isinstance(space, spaces.MultiDiscrete):
-        tables = [np.eye(int(n), dtype=np.float32) for n in space.nvec.reshape(-1)]
-        return lambda observations: np.concatenate(
-            [table[column] for table, column in zip(tables, observations.reshape(len(observations), -1).T, strict=True)], 1
-        )
-    scale = np.float32(255) if normalize_images and is_image_space(space) else None
-
-    def flatten(observations: Any) -> Array:
-        features: Array = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
-        return features if scale is None else features / scale
-
-    return flatten
