@@ -49,7 +49,9 @@ def _speeds(axes: Axes, cases: list[dict[str, Any]]) -> None:
 
 def _splits(axes: Axes, cases: list[dict[str, Any]]) -> None:
     contenders = list(cases[0]["measurements"])
-    positions, labels, place = [], [], 0.0
+    positions: list[float] = []
+    labels: list[str] = []
+    place = 0.0
     for case in cases:
         for contender in contenders:
             left = 0.0

@@ -18,14 +18,14 @@ class Ball(gym.Env[np.ndarray, int]):
     def __init__(self, size: int = 36, channels: int = 1):
         self.size = size
         self.observation_space = spaces.Box(0, 255, (channels, size, size), np.uint8)
-        self.action_space = spaces.Discrete(3)
+        self.action_space = spaces.Discrete(3)  # type: ignore[assignment]
         self.image = np.zeros((channels, size, size), np.uint8)
 
     def _draw(self) -> np.ndarray:
         self.image[:] = 0
         self.image[:, self.row : self.row + 3, self.column : self.column + 3] = 255
         self.image[:, -3:, self.paddle : self.paddle + 6] = 255
-        return self.image.copy()
+        return np.array(self.image)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """A ball at the top and the paddle in the middle."""

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import multiprocessing
 import resource
 import sys
 import time
@@ -54,11 +55,16 @@ def make_env(settings: Settings) -> VecEnv:
         words: dict[str, Any] = {"env_wrapper": ATARI_WRAPPER, "frame_stack": 4} if atari else {}
         env: VecEnv = envpool_vec_env(settings.env_id, settings.n_envs, seed=0, **words)
     else:
-        vec_env_cls: Any = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[settings.vec_env]
+        vec_env: dict[str, Any] = {"vec_env_cls": DummyVecEnv}
+        if settings.vec_env == "subproc":
+            # SB3's default start method would import torch in every one of the processes.
+            start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+            vec_env = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": start_method}}
         if atari:
-            env = VecFrameStack(make_atari_env(settings.env_id, settings.n_envs, seed=0, vec_env_cls=vec_env_cls), 4)
+            importlib.import_module("ale_py")  # registers its environments
+            env = VecFrameStack(make_atari_env(settings.env_id, settings.n_envs, seed=0, **vec_env), 4)
         else:
-            env = make_vec_env(settings.env_id, settings.n_envs, seed=0, vec_env_cls=vec_env_cls)
+            env = make_vec_env(settings.env_id, settings.n_envs, seed=0, **vec_env)
     return VecNormalize(env) if settings.normalize else env
 
 
