@@ -46,8 +46,8 @@ class ClosedFormEngine(Engine):
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         actor_layers, critic_layers = linear_layers(policy)
-        actor: list[nn.Parameter] = [parameter for layer in actor_layers for parameter in (layer.weight, layer.bias)]
-        critic: list[nn.Parameter] = [parameter for layer in critic_layers for parameter in (layer.weight, layer.bias)]
+        actor: list[nn.Parameter] = [parameter for layer in actor_layers for parameter in layer.parameters()]
+        critic: list[nn.Parameter] = [parameter for layer in critic_layers for parameter in layer.parameters()]
         self.gaussian = isinstance(policy.action_space, spaces.Box)
         if self.gaussian:
             actor.append(policy.log_std)  # type: ignore[arg-type]

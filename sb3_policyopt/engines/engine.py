@@ -252,7 +252,8 @@ class Engine(ABC):
         finally:
             if self._fused is not None:
                 self._fused.finish()
-            self.policy.action_dist.distribution = None  # it would keep the last graph alive, and no deepcopy could be made
+            # It would keep the last graph alive, and the policy could not be deep-copied.
+            self.policy.action_dist.distribution = None  # type: ignore[assignment]
 
     def _forget_foreign_gradients(self) -> None:
         """Drop the gradients of parameters frozen since the last update, along which the optimizer would still step."""
