@@ -1,0 +1,68 @@
+"""Several ranks are one process with all their environments: same data, same parameters."""
+
+import numpy as np
+import pytest
+import tape
+import torch as th
+from launch import run
+
+WORLD_SIZES = (1, 2, 3)
+
+
+@pytest.fixture(scope="module", params=WORLD_SIZES, ids=lambda n: f"{n}_ranks")
+def trained(request, tmp_path_factory):
+    """What each rank came to, for all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ended = run(request.param, "tape.py", folder)
+    assert [rank.code for rank in ended] == [0] * request.param, "\n".join(rank.output for rank in ended)
+    return [th.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+
+
+@pytest.fixture(scope="module")
+def in_one_process():
+    known = {}
+
+    def train(name, world_size):
+        if (name, world_size) not in known:
+            known[name, world_size] = tape.train_in_one_process(tape.CASES[name], world_size)
+        return known[name, world_size]
+
+    return train
+
+
+def relative_difference(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("name", tape.CASES)
+class TestRanks:
+    def test_they_come_to_the_parameters_of_one_process(self, trained, name, in_one_process):
+        # Float32 sums in another order: 3 updates of up to 36 steps, each with relative errors of some 1e-7.
+        one = in_one_process(name, len(trained))
+        rank_0 = trained[0][name]
+        assert relative_difference(rank_0["parameters"], one["parameters"]) < 2e-5
+        assert relative_difference(rank_0["moments"], one["moments"]) < 2e-4
+        assert rank_0["num_timesteps"] == one["num_timesteps"]
+        assert sorted(rank_0["episodes"]) == pytest.approx(sorted(one["episodes"]))
+
+    def test_they_log_the_numbers_of_one_process(self, trained, name, in_one_process):
+        one, rank_0 = in_one_process(name, len(trained))["metrics"], trained[0][name]["metrics"]
+        assert one.keys() == rank_0.keys()
+        # The fraction of a batch is not the mean of the fractions of its parts, and CG's last residuals are rounding errors.
+        for key in one.keys() - {"train/effective_sample_size", "train/cg_residual", "train/cg_iterations"}:
+            assert rank_0[key] == pytest.approx(one[key], rel=2e-3, abs=2e-6), key
+
+    def test_they_have_the_same_bits(self, trained, name):
+        for rank in trained[1:]:
+            assert np.array_equal(rank[name]["parameters"], trained[0][name]["parameters"])
+            assert np.array_equal(rank[name]["moments"], trained[0][name]["moments"])
+            assert rank[name]["num_timesteps"] == trained[0][name]["num_timesteps"]
+            assert rank[name]["episodes"] == trained[0][name]["episodes"]
+
+    def test_trpo_keeps_the_kl_over_all_states(self, trained, name):
+        case = tape.CASES[name]
+        if case.algorithm is not tape.TRPO:
+            return
+        sums, counts = np.array([rank[name]["kl"] for rank in trained]).T
+        assert 0 < sums.sum() / counts.sum() <= case.arguments["target_kl"]
+        assert sums.sum() / counts.sum() == pytest.approx(trained[0][name]["metrics"]["train/kl_divergence_loss"], rel=1e-4)
