@@ -23,6 +23,7 @@ from sb3_policyopt.callbacks import ResumableCheckpointCallback
 ALGORITHMS = {"PPO": PPO, "TRPO": TRPO}
 N_ENVS, N_STEPS = 2, 32
 ROLLOUT = N_ENVS * N_STEPS
+FASTEST = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class Crash(Exception):
@@ -70,7 +71,10 @@ def train(
     th.set_num_threads(1)
     random.seed(0)
     wrappers = {"wrapper_class": NoisyReward} if noisy else {}
-    venv = make_vec_env(env, N_ENVS, vec_env_cls=SubprocVecEnv if subprocesses else DummyVecEnv, **wrappers)
+    if subprocesses:
+        venv = make_vec_env(env, N_ENVS, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": FASTEST}, **wrappers)
+    else:
+        venv = make_vec_env(env, N_ENVS, vec_env_cls=DummyVecEnv, **wrappers)
     venv = VecNormalize(venv, clip_obs=5.0)
     if frame_stack:
         venv = VecFrameStack(venv, 2)

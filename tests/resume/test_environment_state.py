@@ -1,0 +1,209 @@
+"""An environment that is restored goes on as the one that was captured, whatever it has done in between."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces, wrappers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from resume_scenarios import FASTEST
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from sb3_policyopt.callbacks.environments import StateNotKeptError, VecEnvState, capture_env, restore_env
+
+CLASSIC = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1", "FrozenLake-v1")
+MUJOCO = ("HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "Pusher-v5")
+
+
+def play(env, n_steps, generator):
+    """Random actions; the episode starts again where it ends."""
+    trace = []
+    space = env.action_space
+    for _ in range(n_steps):
+        action = (
+            generator.uniform(space.low, space.high).astype(space.dtype)
+            if isinstance(space, spaces.Box)
+            else int(generator.integers(space.n))
+        )
+        observation, reward, terminated, truncated, _ = env.step(action)
+        trace.append((np.array(observation), float(reward), terminated, truncated))
+        if terminated or truncated:
+            trace.append((np.array(env.reset()[0]),))
+    return trace
+
+
+def assert_continues(make, before=30, elsewhere=17, after=80):
+    first, second = make(), make()
+    first.reset(seed=1)
+    play(first, before, np.random.default_rng(0))
+    state = capture_env(first)
+    second.reset(seed=2)
+    play(second, elsewhere, np.random.default_rng(5))
+    restore_env(second, state)
+    expected, continued = play(first, after, np.random.default_rng(7)), play(second, after, np.random.default_rng(7))
+    for one, other in zip(expected, continued, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    first.close()
+    second.close()
+
+
+def wrapped(env_id, **options):
+    env = gym.make(env_id, max_episode_steps=25, **options)
+    if isinstance(env.observation_space, spaces.Box):
+        env = wrappers.NormalizeObservation(env)
+        env = wrappers.FrameStackObservation(env, 2)
+    env = wrappers.TransformReward(env, lambda reward: 2 * reward)
+    return Monitor(env)
+
+
+@settings(max_examples=15)
+@given(env_id=st.sampled_from(CLASSIC), before=st.integers(0, 60), elsewhere=st.integers(0, 60))
+def test_classic_control_with_wrappers(env_id, before, elsewhere):
+    assert_continues(lambda: wrapped(env_id), before, elsewhere)
+
+
+@pytest.mark.parametrize("env_id", MUJOCO)
+def test_mujoco(env_id):
+    pytest.importorskip("mujoco")
+    assert_continues(lambda: wrapped(env_id))
+
+
+def test_mujoco_with_a_model_that_changes():
+    """A task may vary masses and gravity; they belong to the state."""
+    pytest.importorskip("mujoco")
+
+    class Heavier(gym.Wrapper):
+        def reset(self, **options):
+            result = self.env.reset(**options)
+            model = self.unwrapped.model
+            model.body_mass[1:] *= self.unwrapped.np_random.uniform(0.9, 1.2)
+            model.opt.gravity[2] = -9 - self.unwrapped.np_random.random()
+            return result
+
+    assert_continues(lambda: Heavier(gym.make("Hopper-v5", max_episode_steps=25)))
+
+
+def test_restoring_leaves_mujocos_structures_in_place():
+    """A renderer holds references to them."""
+    pytest.importorskip("mujoco")
+    env = gym.make("Hopper-v5")
+    env.reset(seed=0)
+    data, model = env.unwrapped.data, env.unwrapped.model
+    restore_env(env, capture_env(env))
+    assert env.unwrapped.data is data is env.unwrapped.mujoco_renderer.data
+    assert env.unwrapped.model is model
+
+
+def test_the_arcade_learning_environment():
+    ale_py = pytest.importorskip("ale_py")
+    gym.register_envs(ale_py)
+    assert_continues(lambda: gym.make("ALE/Pong-v5", repeat_action_probability=0.25), after=40)
+
+
+def test_what_cannot_be_kept_is_named():
+    pytest.importorskip("Box2D")
+    env = gym.make("LunarLander-v3")
+    env.reset(seed=0)
+    with pytest.raises(StateNotKeptError, match=r"LunarLander\.world \(b2World\) cannot be pickled"):
+        capture_env(env)
+
+
+class Opaque(gym.Env):
+    """Its state is in a generator, which cannot be pickled."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self):
+        self.numbers = self._count(0)
+
+    def _count(self, start):
+        number = start
+        while True:
+            yield number
+            number += 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action):
+        return self._observation(), 1.0, self.np_random.random() < 0.1, False, {}
+
+    def _observation(self):
+        self.last = next(self.numbers)
+        return np.array([np.sin(self.last + action_free_noise(self))])
+
+
+def action_free_noise(env):
+    return env.np_random.random()
+
+
+class Offering(Opaque):
+    """The same, but it offers its state."""
+
+    def get_state(self):
+        return self.last
+
+    def set_state(self, state):
+        self.numbers = self._count(state + 1)
+
+
+def test_an_environment_that_offers_its_state():
+    with pytest.raises(StateNotKeptError, match=r"Opaque\.numbers \(generator\)"):
+        capture_env(Opaque())
+    assert_continues(lambda: Monitor(Offering()))
+
+
+def test_an_environment_inside_another_object_is_not_taken_for_its_constructor_arguments():
+    """Gymnasium's EzPickle pickles an environment as the arguments it was made with, which loses its state."""
+    pytest.importorskip("mujoco")
+
+    class Holder:
+        def __init__(self):
+            self.inner = gym.make("Hopper-v5").unwrapped
+
+    env = gym.make("CartPole-v1")
+    env.unwrapped.simulator = Holder().inner
+    with pytest.raises(StateNotKeptError, match="pickled without its state"):
+        capture_env(env)
+
+
+def test_other_wrappers_are_refused():
+    env = gym.make("CartPole-v1")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="it was CartPoleEnv"):
+        restore_env(Monitor(gym.make("CartPole-v1")), capture_env(env))
+
+
+@pytest.mark.parametrize("venv_class", [DummyVecEnv, SubprocVecEnv])
+def test_vectorised(venv_class):
+    def make():
+        options = {"start_method": FASTEST} if venv_class is SubprocVecEnv else {}
+        return venv_class([lambda: wrapped("Pendulum-v1"), lambda: wrapped("Pendulum-v1")], **options)
+
+    first, second = make(), make()
+    generator = np.random.default_rng(0)
+    actions = generator.uniform(-2, 2, size=(60, 2, 1)).astype(np.float32)
+    first.seed(1)
+    first.reset()
+    for action in actions[:20]:
+        first.step(action)
+    state = VecEnvState(first).capture()
+    second.reset()
+    VecEnvState(second).restore(state)
+    for action in actions[20:]:
+        for one, other in zip(first.step(action)[:3], second.step(action)[:3], strict=True):
+            np.testing.assert_array_equal(one, other)
+    first.close()
+    second.close()
+
+
+def test_a_worker_survives_what_cannot_be_kept():
+    venv = SubprocVecEnv([Opaque, Opaque])
+    venv.reset()
+    with pytest.raises(StateNotKeptError, match="generator"):
+        VecEnvState(venv).capture()
+    assert venv.step(np.zeros(2, int))[0].shape == (2, 1)
+    venv.close()
