@@ -25,7 +25,7 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
     except HubError:
         raise
     except (errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
-        raise HubError(_first_line(error)) from error
+        raise HubError(_one_line(error)) from error
     except errors.LocalTokenNotFoundError as error:
         raise HubError("no Hugging Face token found: run `hf auth login`, or set the environment variable HF_TOKEN") from error
     except errors.GatedRepoError as error:
@@ -48,8 +48,8 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
             raise
         raise HubError(f"the Hub cannot be reached ({type(error).__name__}): check your network") from error
     except (RuntimeError, ValueError) as error:  # how huggingface_hub wraps the failure of one file among several
-        reason = "" if error.__cause__ is None else f" ({_first_line(error.__cause__)})"
-        raise HubError(_first_line(error).rstrip(".") + reason) from error
+        reason = "" if error.__cause__ is None else f" ({_one_line(error.__cause__)})"
+        raise HubError(_one_line(error).rstrip(".") + reason) from error
 
 
 def is_network_error(error: Exception) -> bool:
@@ -73,9 +73,8 @@ def _http_sentence(error: errors.HfHubHTTPError, repo_id: str) -> str:
         return f"your token has no right to write to {repo_id}: use a token with write access, and a namespace of yours"
     if status == 409:
         return f"{repo_id} was changed or created by someone else meanwhile: try again"
-    return f"the Hub answered with an error ({status or 'no status'}): {_first_line(error)}"
+    return f"the Hub answered with an error ({status or 'no status'}): {_one_line(error)}"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -36,7 +36,7 @@ if os.environ.get("WITHOUT_POLICYOPT"):
     sys.meta_path.insert(0, _Absent())
 """
 
-# A child that runs many commands, so that PyTorch is imported once: it reads argument lists, and answers with what came of them.
+# A child that runs many commands, so that PyTorch is imported once: it reads arguments, and answers with what came of them.
 WORKER = """
 import contextlib, io, json, os, sys
 from sb3_policyopt.hub.cli import load_main, push_main

@@ -1,0 +1,128 @@
+"""``push_to_hub`` and ``load_from_hub`` as functions, for those who do without the zoo."""
+
+import pytest
+from conftest import Client
+from loopback import Hub
+
+PRELUDE = """
+import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.hub import HubError, load_from_hub, push_to_hub
+from sb3_policyopt.safe_zip import PickleRequiredError
+
+SMALL = dict(n_steps=32, batch_size=32, device="cpu", seed=1)
+ONCE = dict(n_eval_episodes=2, video_length=0)
+
+def env(n_envs=1, env_id="CartPole-v1", **kwargs):
+    return make_vec_env(env_id, n_envs, seed=3, env_kwargs=kwargs)
+
+def same(one, other, observations):
+    for observation in observations:
+        np.testing.assert_array_equal(one.predict(observation, deterministic=True)[0], other.predict(observation, deterministic=True)[0])
+"""  # noqa: E501
+
+NORMALIZED = """
+venv = VecNormalize(env(2, "Pendulum-v1", g=5.0))
+model = TRPO("MlpPolicy", venv, **SMALL).learn(64)
+address = push_to_hub(model, "me/normalized", **ONCE)
+loaded, statistics = load_from_hub("me/normalized", device="cpu")
+assert loaded.env is None and statistics.venv is None and not statistics.training
+raw = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+np.testing.assert_array_equal(statistics.normalize_obs(raw), venv.normalize_obs(raw))
+same(model, loaded, statistics.normalize_obs(raw))
+
+again, statistics = load_from_hub("me/normalized", env=env(2, "Pendulum-v1", g=5.0), device="cpu")
+assert again.get_vec_normalize_env() is statistics
+statistics.training = statistics.norm_reward = True
+count = statistics.obs_rms.count
+again.learn(64, reset_num_timesteps=False)
+assert again.num_timesteps == 128 and statistics.obs_rms.count > count
+print(address)
+"""
+
+STACKED = """
+model = PPO("MlpPolicy", VecFrameStack(env(), 3), **SMALL).learn(32)
+push_to_hub(model, "me/stacked", **ONCE)
+loaded, statistics = load_from_hub("me/stacked", device="cpu")
+assert statistics is None and loaded.observation_space.shape == (12,)
+same(model, loaded, np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32))
+"""
+
+OWN_POLICY = """
+class OwnPolicy(ActorCriticPolicy):
+    pass
+
+model = PPO(OwnPolicy, env(), **SMALL)
+push_to_hub(model, "me/own", **ONCE)
+try:
+    load_from_hub("me/own", device="cpu")
+except PickleRequiredError as error:
+    assert "OwnPolicy" in str(error) and "safe=False" in str(error)
+else:
+    raise AssertionError("a pickle was loaded")
+assert type(load_from_hub("me/own", device="cpu", safe=False)[0].policy) is OwnPolicy
+given, _ = load_from_hub("me/own", device="cpu", custom_objects={"policy_class": OwnPolicy})
+same(model, given, np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
+"""
+
+ERRORS = """
+from stable_baselines3 import A2C
+class Unregistered(type(env().envs[0].unwrapped)):
+    spec = None
+
+def fails(action, sentence):
+    try:
+        action()
+    except HubError as error:
+        assert sentence in str(error), error
+        assert "\\n" not in str(error)
+    else:
+        raise AssertionError(f"no error: {sentence}")
+
+model = PPO("MlpPolicy", env(), **SMALL)
+fails(lambda: push_to_hub(A2C("MlpPolicy", env()), "me/x"), "only PPO and TRPO")
+fails(lambda: push_to_hub(PPO("MlpPolicy", Unregistered(), **SMALL), "me/x"), "pass env_id")
+fails(lambda: push_to_hub(model, "x"), "name/repository")
+fails(lambda: push_to_hub(model, "me/x", "Pendulum-v1", **ONCE), "does not run in Pendulum-v1")
+fails(lambda: load_from_hub("me/x"), "there is no repository me/x")
+push_to_hub(model, "me/agent", **ONCE)
+fails(lambda: load_from_hub("me/agent", filename="other.zip"), "has no file 'other.zip'")
+"""
+
+OFFLINE = """
+model, statistics = load_from_hub("me/normalized", device="cpu")
+assert type(model) is TRPO and statistics is not None
+try:
+    load_from_hub("me/unknown")
+except HubError as error:
+    assert "cannot be reached" in str(error) and "not in the local cache" in str(error)
+else:
+    raise AssertionError("loaded from nowhere")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("functions")
+
+
+def test_functions(folder):
+    with Hub() as hub:
+        client = Client(hub.url, folder / "online")
+        result = client.python("-c", PRELUDE + NORMALIZED + STACKED + OWN_POLICY + ERRORS)
+        client.close()
+        assert result.code == 0, result.err
+        assert f"{hub.url}/me/normalized/commit/" in result.out
+        assert set(hub.repos) == {"me/normalized", "me/stacked", "me/own", "me/agent"}
+        card = hub.repos["me/normalized"].files()["README.md"].decode()
+        assert "env_kwargs={'g': 5.0}" in card
+
+
+def test_what_was_loaded_once_is_there_without_network(folder):
+    client = Client("http://127.0.0.1:9", folder / "offline", HF_HOME=str(folder / "online" / "hf_home"))
+    result = client.python("-c", PRELUDE + OFFLINE)
+    assert result.code == 0, result.err
+    client.close()

@@ -1,0 +1,102 @@
+"""Normalisation statistics travel as plain arrays, and come back the same."""
+
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_policyopt.hub.normalization import load_statistics, save_statistics, statistics_to_pickle
+
+
+class DictEnv(gym.Env):
+    observation_space = spaces.Dict({"position": spaces.Box(-9, 9, (2,)), "other": spaces.Box(-1, 1, (1,))})
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.5, bool(self.np_random.random() < 0.2), False, {}
+
+
+CASES = {
+    "box": (lambda: make_vec_env("Pendulum-v1", 2, seed=1), {}),
+    "rewards only": (lambda: make_vec_env("CartPole-v1", 2, seed=1), {"norm_obs": False, "gamma": 0.9}),
+    "dict": (lambda: DummyVecEnv([DictEnv]), {"norm_obs_keys": ["position"], "clip_obs": 3.0, "clip_reward": 4.0}),
+}
+
+
+def trained(case):
+    make, arguments = CASES[case]
+    env = VecNormalize(make(), **arguments)
+    env.reset()
+    for _ in range(30):
+        env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+    return env, make
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_round_trip(case, tmp_path, monkeypatch):
+    env, make = trained(case)
+    save_statistics(env, tmp_path / "statistics.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr(pickle, "load", None)
+        patch.setattr(pickle, "loads", None)
+        loaded = load_statistics(tmp_path / "statistics.npz")
+
+    raw = env.get_original_obs()
+    before, after = env.normalize_obs(raw), loaded.normalize_obs(raw)
+    np.testing.assert_equal(after, before)
+    rewards = np.array([0.3, -20.0])
+    np.testing.assert_array_equal(loaded.normalize_reward(rewards), env.normalize_reward(rewards))
+    for name in ("norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "gamma", "epsilon", "training"):
+        assert getattr(loaded, name) == getattr(env, name)
+
+    # Attached to an environment it goes on where the other one stood.
+    loaded.set_venv(make())
+    loaded.reset()
+    assert loaded.ret_rms.count == env.ret_rms.count
+    loaded.step(np.stack([loaded.action_space.sample() for _ in range(loaded.num_envs)]))
+    assert loaded.ret_rms.count == env.ret_rms.count + loaded.num_envs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pickle_for_the_zoo_is_what_the_zoo_reads(case, tmp_path):
+    env, make = trained(case)
+    save_statistics(env, tmp_path / "statistics.npz")
+    statistics_to_pickle(tmp_path / "statistics.npz", tmp_path / "vecnormalize.pkl")
+    loaded = VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), make())
+    raw = env.get_original_obs()
+    np.testing.assert_equal(loaded.normalize_obs(raw), env.normalize_obs(raw))
+
+
+def test_statistics_attached_to_nothing_can_be_saved(tmp_path):
+    """As in a loaded pickle, to which no environment is attached yet."""
+    env, _ = trained("box")
+    save_statistics(pickle.loads(pickle.dumps(env)), tmp_path / "statistics.npz")
+    raw = env.get_original_obs()
+    np.testing.assert_array_equal(load_statistics(tmp_path / "statistics.npz").normalize_obs(raw), env.normalize_obs(raw))
+
+
+def test_damaged_files_are_reported(tmp_path):
+    env, _ = trained("box")
+    path = tmp_path / "statistics.npz"
+    save_statistics(env, path)
+    arrays = dict(np.load(path))
+    np.savez(path, **(arrays | {"observations/mean": np.zeros(7)}))
+    with pytest.raises(ValueError, match="shape"):
+        load_statistics(path)
+    del arrays["observations/var"]
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="observations/var"):
+        load_statistics(path)
+    path.write_text("no zip")
+    with pytest.raises(ValueError):
+        load_statistics(path)
+    with pytest.raises(FileNotFoundError):
+        load_statistics(tmp_path / "missing.npz")
