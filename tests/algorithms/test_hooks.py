@@ -1,0 +1,144 @@
+"""A subclass changes what is optimised by one small method, and everything it uses trains."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from toy_environments import collect, parameter_vector, toy
+
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.engines import choose_engine
+
+SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+
+
+class SamePPO(PPO):
+    """Overrides without changing anything, which sends the computation to autograd."""
+
+    def loss(self, batch, coefficients):
+        return super().loss(batch, coefficients)
+
+
+class SameTRPO(TRPO):
+    """Likewise."""
+
+    def surrogate(self, batch, log_prob):
+        return super().surrogate(batch, log_prob)
+
+    def value_loss(self, batch):
+        return super().value_loss(batch)
+
+
+@pytest.mark.parametrize(("cls", "sub"), [(PPO, SamePPO), (TRPO, SameTRPO)])
+def test_an_override_is_honoured_and_both_engines_agree(cls, sub):
+    plain = cls("MlpPolicy", toy(), engine="autograd", **SMALL).learn(64)
+    overridden = sub("MlpPolicy", toy(), **SMALL).learn(64)
+    assert overridden.engine_in_use.name == "autograd"
+    assert th.equal(parameter_vector(plain.policy), parameter_vector(overridden.policy))
+    with pytest.raises(ValueError, match=r"closed_form.*overridden"):
+        sub("MlpPolicy", toy(), engine="closed_form", **SMALL).learn(64)
+
+
+def test_a_hook_may_be_replaced_on_the_object():
+    model = PPO("MlpPolicy", toy(), **SMALL)
+    original, calls = model.loss, []
+    model.loss = lambda *arguments: calls.append(1) or original(*arguments)
+    model.learn(64)
+    assert len(calls) == 10 * 2
+
+
+class HeadPolicy(ActorCriticPolicy):
+    """A policy with a further head, which neither actions nor values depend on."""
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.next_observation = th.nn.Linear(self.mlp_extractor.latent_dim_pi, self.observation_space.shape[0])
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+
+class PredictingPPO(PPO):
+    """Also predicts the negated observation from the actor's features, as a stand-in for any auxiliary task."""
+
+    def loss(self, batch, coefficients):
+        loss, terms = super().loss(batch, coefficients)
+        features = self.policy.mlp_extractor.forward_actor(self.policy.extract_features(batch.observations))
+        error = ((self.policy.next_observation(features) + batch.observations) ** 2).mean()
+        return loss + error, {**terms, "prediction_error": error.detach()}
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 8])
+def test_a_head_that_only_the_loss_uses_is_trained(micro_batch_size):
+    model = PredictingPPO(HeadPolicy, toy(), learning_rate=3e-3, micro_batch_size=micro_batch_size, **SMALL)
+    errors = []
+    for _ in range(4):
+        collect(model)
+        model.train()
+        errors.append(model.logger.name_to_value["train/prediction_error"])
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def test_its_gradient_is_that_of_one_minibatch():
+    """Nothing of the minibatch before is left in it: with a learning rate of zero each pass gives the same gradient."""
+    model = PredictingPPO(HeadPolicy, toy(), learning_rate=1e-3, **SMALL)
+    collect(model)
+    engine = model._start_update()
+    rollout, coefficients = engine.load(model.rollout_buffer), model._coefficients()
+    gradients = []
+    with engine.updating(64):
+        for _ in range(2):
+            engine.ppo_gradient(model._normalized(rollout), coefficients)
+            gradients.append(model.policy.next_observation.weight.grad.clone())
+    assert th.equal(*gradients) and gradients[0].abs().max() > 0
+
+
+class EntropyTRPO(TRPO):
+    """The surrogate with an entropy bonus."""
+
+    def surrogate(self, batch, log_prob):
+        entropy = self.policy.get_distribution(batch.observations).entropy().mean()
+        return super().surrogate(batch, log_prob) + 100 * entropy
+
+
+def test_trpo_maximises_what_the_hook_says():
+    """With a huge entropy bonus the standard deviation grows at every step."""
+    model = EntropyTRPO("MlpPolicy", toy(), **SMALL)
+    stds = []
+    for _ in range(3):
+        collect(model)
+        model.train()
+        log = model.logger.name_to_value
+        assert log["train/is_line_search_success"] == 1 and log["train/surrogate_improvement"] > 0
+        stds.append(log["train/std"])
+    assert 1 < stds[0] < stds[1] < stds[2]
+
+
+class HuberTRPO(TRPO):
+    """A critic with another loss, which logs what it likes."""
+
+    def value_loss(self, batch):
+        values = self.policy.predict_values(batch.observations).flatten()
+        loss = th.nn.functional.smooth_l1_loss(values, batch.returns)
+        return loss, {"value_loss": loss.detach(), "value_mean": values.mean().detach()}
+
+
+def test_trpo_fits_what_the_hook_says():
+    model = HuberTRPO("MlpPolicy", toy(), **SMALL)
+    collect(model)
+    returns = model.rollout_buffer.returns.copy()
+    values = model.rollout_buffer.values.copy()
+    model.n_critic_updates, model.batch_size = 1, 64
+    model.train()
+    expected = th.nn.functional.smooth_l1_loss(th.as_tensor(values), th.as_tensor(returns))
+    log = model.logger.name_to_value
+    assert log["train/value_loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert log["train/value_mean"] == pytest.approx(float(np.mean(values)), rel=1e-3, abs=1e-5)
+
+
+def test_a_policy_with_its_own_methods_goes_to_autograd():
+    class Custom(ActorCriticPolicy):
+        def predict_values(self, obs):
+            return 2 * super().predict_values(obs)
+
+    model = PPO(Custom, toy(), **SMALL)
+    assert choose_engine(model.policy, model, "auto", None).name == "autograd"
+    assert choose_engine(PPO("MlpPolicy", toy(), **SMALL).policy, model, "auto", None).name == "closed_form"
