@@ -37,7 +37,7 @@ def reward_scale(log: pd.DataFrame, settings: Settings) -> Finding | None:
     loss = values(log, "train/value_loss")
     if _rewards_are_normalised(settings):
         return None
-    error = float(np.sqrt(np.median(loss))) if len(loss) else 0.0
+    error = max(float(np.median(loss)), 0.0) ** 0.5 if len(loss) else 0.0
     tiny = len(returns) > 0 and 0 < returns.max() < 0.01
     if error <= 100 and not tiny:
         return None

@@ -89,15 +89,16 @@ def trust_region_unused(log: pd.DataFrame, settings: Settings) -> Finding | None
 def kl_model_off(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The quadratic model of the KL does not describe the steps taken."""
     steps = _steps(log, settings).dropna(subset=["kl", "predicted"])
-    ratio = (steps["kl"] / steps["predicted"]).where((steps["kl"] > 0) & (steps["predicted"] > 0)).dropna()
+    ratio = steps["kl"] / steps["predicted"].where(steps["predicted"] > 0)
+    ratio = ratio[ratio > 0]
     factor = float(np.exp(np.log(ratio).abs().median()))  # too small or too large, either way
     if len(ratio) < 5 or not factor > 3:
         return None
     return Finding(
         "warning",
         "The KL of the steps is not what its quadratic model predicts.",
-        f"In {len(ratio)} accepted steps the true KL was {ratio.min():.2g} to {ratio.max():.2g} times the predicted one, typically "
-        f"off by a factor of {factor:.2g}.",
+        f"In {len(ratio)} accepted steps the true KL was {ratio.min():.2g} to {ratio.max():.2g} times the predicted one, "
+        f"typically off by a factor of {factor:.2g}.",
         _CONSERVATIVE + " With sub_sampling_factor > 1 lower it: the curvature is then estimated from too few samples.",
         "½ΔᵀFΔ is the second-order expansion of the KL (TRPO, arXiv 1502.05477, app. C); where it fails, so does the "
         "direction F⁻¹g.",
