@@ -42,7 +42,7 @@ def main() -> int:
         started = time.perf_counter()
         run = train(algorithm)
         seconds = time.perf_counter() - started
-        model = getattr(sb3_policyopt, algorithm.upper()).load(run / ENV, device="cpu")
+        model = getattr(sb3_policyopt, algorithm.upper()).load(run / f"{ENV}.zip", device="cpu")
         mean, std = evaluate_policy(model, make_vec_env(ENV, seed=1000), n_eval_episodes=EPISODES)
         rows.append((algorithm.upper(), mean, std, model.num_timesteps, seconds))
         runs.append(run)
