@@ -139,18 +139,24 @@ class AutogradEngine(Engine):
         return total
 
     def expansion(self, rollout: Batch, thinning: int = 1) -> Expansion:
-        """Two backward passes for J and g; the Fisher matrix is the Hessian of the KL (T5, Pearlmutter 1994)."""
-        surrogate, gradient = 0.0, th.zeros_like(self.actor_parameters)
+        """
+        One forward and two backward passes for J, g and ∇KL, whose derivative is the Fisher matrix (T5, Pearlmutter 1994).
+        """
+        surrogate, gradient, kl_gradient = 0.0, th.zeros_like(self.actor_parameters), None
+        whole = thinning == 1 and (self.micro_batch_size or rollout.size) >= rollout.size
         old: list[list[TorchDistribution]] = []
         for piece, share in self._micro_batches(rollout):
             with unvalidated():
                 distribution = self.policy.get_distribution(piece.observations)
+                parts = torch_distributions(distribution)
+                old.append([detached(part) for part in parts])
                 objective = self.objectives.surrogate(piece, distribution.log_prob(piece.actions)) * share
-            gradient += self._actor_gradient(objective)
+                if whole:
+                    kl_gradient = self._actor_gradient(joint_kl(old[0], parts).mean(), create_graph=True)
+            gradient += self._actor_gradient(objective, retain_graph=whole)
             surrogate += objective.item()
-            old.append([detached(part) for part in torch_distributions(distribution)])
         return Expansion(
-            surrogate, gradient, _Fisher(self, rollout.rows(slice(None, None, thinning)) if thinning > 1 else rollout), old
+            surrogate, gradient, _Fisher(self, rollout.rows(slice(None, None, thinning)) if thinning > 1 else rollout, kl_gradient), old
         )
 
     def _actor_gradient(self, scalar: th.Tensor, retain_graph: bool | None = None, create_graph: bool = False) -> th.Tensor:
@@ -197,13 +203,14 @@ class _Fisher:
 
     :param engine: whose policy
     :param batch: transitions over which F is the mean
+    :param kl_gradient: ∇KL of the batch with its graph, if there is one already
     """
 
-    def __init__(self, engine: AutogradEngine, batch: Batch) -> None:
+    def __init__(self, engine: AutogradEngine, batch: Batch, kl_gradient: th.Tensor | None = None) -> None:
         self.engine = engine
         self.batch = batch
         fits = engine.micro_batch_size is None or engine.micro_batch_size >= batch.size
-        self.kl_gradient = self._kl_gradient(batch) if fits else None
+        self.kl_gradient = self._kl_gradient(batch) if kl_gradient is None and fits else kl_gradient
 
     def _kl_gradient(self, batch: Batch) -> th.Tensor:
         return self.engine._actor_gradient(self.engine.kl_to_itself(batch), create_graph=True)
