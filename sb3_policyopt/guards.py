@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch as th
 from numpy.typing import NDArray
 
 from sb3_policyopt.errors import NonFiniteError
@@ -93,8 +94,9 @@ class SkipCounter:
         :param skipped: 1 for each that was skipped, 0 for each that was made; floats or scalar tensors
         :raises NonFiniteError: after ``PATIENCE`` skipped ones in a row
         """
-        for flag in skipped:
-            self.in_a_row = self.in_a_row + 1 if float(flag) else 0
+        flags = th.stack(skipped).tolist() if skipped and isinstance(skipped[0], th.Tensor) else skipped  # one wait, not many
+        for flag in flags:
+            self.in_a_row = self.in_a_row + 1 if flag else 0
             if self.in_a_row >= PATIENCE:
                 self.in_a_row = 0
                 raise NonFiniteError(
