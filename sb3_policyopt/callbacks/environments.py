@@ -22,8 +22,10 @@ STATE_METHODS = (("get_state", "set_state"), ("clone_state", "restore_state"))
 
 #: Attributes that show, describe or log an environment, or repeat the arguments it was made with.
 IGNORED = frozenset(
-    ("spec", "_cached_spec", "metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs")
-    + ("screen", "clock", "surf", "viewer", "window", "mujoco_renderer", "results_writer")
+    (
+        *("spec", "_cached_spec", "metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"),
+        *("screen", "clock", "surf", "viewer", "window", "mujoco_renderer", "results_writer"),
+    )
 )
 
 #: Functions and modules are configuration: the script has made them again.

@@ -1,0 +1,42 @@
+"""Many updates on rewards of a wild scale, and the same bits from the same seed."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium.wrappers import TransformReward
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_policyopt import PPO, TRPO
+
+
+def trained(algorithm, engine, env, total, scale=1.0, seed=0, **options):
+    venv = make_vec_env(env, 2, wrapper_class=lambda e: TransformReward(e, lambda reward: scale * reward))
+    model = algorithm("MlpPolicy", venv, n_steps=16, batch_size=16, engine=engine, seed=seed, **options)
+    return model.learn(total)
+
+
+def parameters(model):
+    return th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+
+
+@pytest.mark.parametrize("engine", ["autograd", "closed_form"])
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_two_seeded_runs_are_equal_bit_for_bit(algorithm, engine, env):
+    first, second, other = (trained(algorithm, engine, env, 320, seed=seed) for seed in (1, 1, 2))
+    assert th.equal(parameters(first), parameters(second))
+    assert not th.equal(parameters(first), parameters(other))
+    np.testing.assert_array_equal(first.rollout_buffer.observations, second.rollout_buffer.observations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("engine", ["autograd", "closed_form"])
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_a_thousand_updates_on_a_wild_scale(algorithm, engine, env, scale):
+    model = trained(algorithm, engine, env, 1000 * 32, scale)
+    assert model._n_iterations == 1000
+    assert th.isfinite(parameters(model)).all()
+    buffer = model.rollout_buffer
+    assert all(np.isfinite(array).all() for array in (buffer.values, buffer.returns, buffer.advantages, buffer.log_probs))

@@ -1,0 +1,259 @@
+"""What can go wrong around a training: it ends with an error that says what, and leaves everything usable."""
+
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.callbacks import ResumableCheckpointCallback
+from sb3_policyopt.callbacks.checkpoint_file import newest
+from sb3_policyopt.workers import WorkerDiedError
+
+ALGORITHMS = [PPO, TRPO]
+FASTEST = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+class BrokenWorld(Exception):
+    pass
+
+
+class Counter(gym.Env):
+    """Observes its number of steps; ``fault`` is called before the step of that number."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, fault_at=None, fault=None):
+        self.fault_at, self.fault = fault_at, fault
+        self.total = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.total += 1
+        if self.total == self.fault_at:
+            self.fault()
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), float(action), self.steps == 7, False, {}
+
+
+def raise_broken_world():
+    raise BrokenWorld("the gripper is stuck")
+
+
+def kill_myself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def assert_survived(model, folder=None):
+    """Finite parameters, a model that can be saved and loaded, and a checkpoint to go on from."""
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    loaded = type(model).load(file)
+    for saved, restored in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert th.equal(saved, restored)
+    if folder is not None:
+        assert newest(folder).state["run"]["algorithm"] == type(model).__name__
+
+
+def learn(model, folder, total=160, callbacks=()):
+    return model.learn(total, callback=[ResumableCheckpointCallback(folder, save_freq=32), *callbacks])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_environment_that_raises(tmp_path, algorithm):
+    venv = DummyVecEnv([Counter, lambda: Counter(50, raise_broken_world)])
+    model = algorithm("MlpPolicy", venv, n_steps=16, batch_size=16)
+    with pytest.raises(BrokenWorld, match="the gripper is stuck"):
+        learn(model, tmp_path)
+    assert_survived(model, tmp_path)
+    model.learn(64, reset_num_timesteps=False)
+    assert model.num_timesteps >= 98 + 64
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        (raise_broken_world, "environment 1 ended with exit code 1. If an exception in the environment was the cause"),
+        (kill_myself, "environment 1 was killed by signal 9"),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_worker_that_dies(tmp_path, algorithm, fault, named):
+    # The last worker is the one that dies: with "fork" the others hold copies of its pipe.
+    venv = SubprocVecEnv([Counter, lambda: Counter(50, fault)], start_method="spawn" if FASTEST == "spawn" else "forkserver")
+    workers = list(venv.processes)
+    model = algorithm("MlpPolicy", venv, n_steps=16, batch_size=16)
+    with pytest.raises(WorkerDiedError, match=named):
+        learn(model, tmp_path)
+    assert not any(process.is_alive() for process in workers)
+    venv.close()  # as scripts do in the end
+    assert_survived(model, tmp_path)
+
+
+class RaisingCallback(BaseCallback):
+    def __init__(self, hook, call, error):
+        super().__init__()
+        self.hook, self.call, self.error, self.calls = hook, call, error, 0
+        setattr(self, hook, self._maybe_raise)
+
+    def _maybe_raise(self):
+        self.calls += 1
+        if self.calls == self.call:
+            raise self.error
+        return True
+
+    def _on_step(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("hook", "call"),
+    [("_on_training_start", 1), ("_on_rollout_start", 3), ("_on_step", 41), ("_on_rollout_end", 2), ("_on_training_end", 1)],
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_callback_that_raises(tmp_path, algorithm, hook, call):
+    model = algorithm("MlpPolicy", DummyVecEnv([Counter, Counter]), n_steps=16, batch_size=16)
+    with pytest.raises(BrokenWorld):
+        learn(model, tmp_path, callbacks=[RaisingCallback(hook, call, BrokenWorld())])
+    assert_survived(model, None if hook == "_on_training_start" else tmp_path)
+    model.learn(32, reset_num_timesteps=False)
+
+
+@settings(max_examples=20)
+@given(
+    moment=st.floats(0.001, 0.15), algorithm=st.sampled_from(ALGORITHMS), engine=st.sampled_from(("autograd", "closed_form"))
+)
+def test_an_interruption_at_any_moment(tmp_path_factory, moment, algorithm, engine):
+    """Ctrl-C raises KeyboardInterrupt between any two instructions; here a timer does it."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no timers")
+    folder = tmp_path_factory.mktemp("ckpt")
+    model = algorithm("MlpPolicy", DummyVecEnv([Counter, Counter]), n_steps=16, batch_size=16, engine=engine)
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, moment, 2.0)  # again if it hits where Python ignores exceptions
+            learn(model, folder, total=10**7)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert_survived(model)
+    if checkpoints := sorted(folder.glob("*.zip")):
+        assert newest(folder) is not None
+        assert all(path.exists() for path in checkpoints)  # none was torn
+    model.learn(32, reset_num_timesteps=False)
+    assert_survived(model)
+
+
+def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy():
+    model = TRPO("MlpPolicy", DummyVecEnv([Counter]), n_steps=32, batch_size=16).learn(32)
+    before = [parameter.clone() for parameter in model.policy.mlp_extractor.policy_net.parameters()]
+    engine = model.prepare_engine()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    engine.surrogate_and_kl = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.train()
+    after = model.policy.mlp_extractor.policy_net.parameters()
+    assert all(th.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+class Slow(Counter):
+    def step(self, action):
+        if self.total == 20:
+            time.sleep(1.0)
+        return super().step(action)
+
+
+def test_results_that_were_under_way_are_not_mixed_up():
+    """After an interruption in the middle of a step, SB3 would take the answer to that step for the next observation."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no timers")
+    venv = SubprocVecEnv([Slow, Slow], start_method=FASTEST)
+    model = PPO("MlpPolicy", venv, n_steps=16, batch_size=16)
+    model.learn(16)  # the workers have started
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.6)
+            model.learn(10**6)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    np.testing.assert_array_equal(venv.reset(), np.zeros((2, 1)))
+    np.testing.assert_array_equal(venv.step(np.zeros(2, int))[0], np.ones((2, 1)))
+    venv.close()
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_world import *
+
+class Report(BaseCallback):
+    def _on_step(self):
+        if self.n_calls == 20:
+            print(*[process.pid for process in self.training_env.processes], flush=True)
+        return True
+
+if __name__ == "__main__":
+    venv = SubprocVecEnv([Counter] * 2, start_method={method!r})
+    PPO("MlpPolicy", venv, n_steps=16, batch_size=16).learn(10**7, callback=Report())
+"""
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_orphaned_processes(tmp_path, how):
+    """Ctrl-C reaches the script and its workers; a kill reaches the script alone."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__), method=FASTEST))
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    assert all(map(running, workers))
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if how == signal.SIGINT:
+        assert "KeyboardInterrupt" in errors
+    deadline = time.monotonic() + 20
+    while any(map(running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(running, workers))
