@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch as th
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from sb3_policyopt.errors import RankLostError
 
@@ -88,7 +89,7 @@ class _Group:
         self.rank, self.size = rank(), world_size()
         self.timeout = timeout()
         try:
-            self.store, _, _ = next(dist.rendezvous("env://", timeout=self.timeout))
+            self.store, _, _ = next(rendezvous("env://", timeout=self.timeout))
         except RuntimeError as error:  # rank 0 keeps the store, unless torchrun does
             raise RankLostError(
                 f"no rendezvous at {_master()}: {error}. Has rank 0 started, and can it be reached?"

@@ -1,0 +1,28 @@
+"""
+What the ranks of a training share, so that they are one algorithm on the data of all.
+
+The ranks run the same script, each with its own environments. Everything that is an average over transitions (gradients,
+J, F v, KL, the moments of the advantages, metrics) becomes the average over the transitions of all ranks, and every
+decision is made from such numbers, which have the same bits everywhere. Without a launcher every function here leaves
+things as they are.
+"""
+
+from sb3_policyopt.ranks.callbacks import callbacks_of_this_rank
+from sb3_policyopt.ranks.minibatches import SharedGradient, in_step, normalize, reduce_maxima
+from sb3_policyopt.ranks.rollouts import SharedRollout, variance
+from sb3_policyopt.ranks.start import keep_together, seed_of_this_rank, training
+from sb3_policyopt.ranks.trust_region import led
+
+__all__ = [
+    "SharedGradient",
+    "SharedRollout",
+    "callbacks_of_this_rank",
+    "in_step",
+    "keep_together",
+    "led",
+    "normalize",
+    "reduce_maxima",
+    "seed_of_this_rank",
+    "training",
+    "variance",
+]
