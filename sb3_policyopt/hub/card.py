@@ -129,7 +129,7 @@ def _usage(card: Card) -> str:
 
 def _own_code(card: Card) -> list[str]:
     """Code that loads the agent with this package and evaluates it as it was evaluated."""
-    arguments = [repr(card.repo_id)] + ([f"revision={card.revision!r}"] if card.revision else [])
+    arguments = [f'"{card.repo_id}"'] + ([f'revision="{card.revision}"'] if card.revision else [])
     if not card.agent.is_described:
         arguments.append("safe=False")
     attach = ["vec_normalize.set_venv(env)", "env = vec_normalize"] if card.agent.statistics_path else []
@@ -146,19 +146,19 @@ def _own_code(card: Card) -> list[str]:
 
 def _stock_code(card: Card) -> list[str]:
     """The same without this package."""
-    revision = f", revision={card.revision!r}" if card.revision else ""
+    revision = f', revision="{card.revision}"' if card.revision else ""
     extra = ["from huggingface_hub import hf_hub_download"]
     extra.append(f"from {STOCK_MODULES[card.agent.class_name]} import {card.agent.class_name}")
     normalize: list[str] = []
     if card.agent.statistics_path:
         extra.append("from stable_baselines3.common.vec_env import VecNormalize")
         normalize = [
-            f'env = VecNormalize.load(hf_hub_download({card.repo_id!r}, "vec_normalize.pkl"{revision}), env)',
+            f'env = VecNormalize.load(hf_hub_download("{card.repo_id}", "vec_normalize.pkl"{revision}), env)',
             "env.training = False  # keep the statistics of the training",
             "env.norm_reward = False  # report the rewards themselves",
         ]
     imports, env = card.protocol.code(normalize)
-    load = f'model = {card.agent.class_name}.load(hf_hub_download({card.repo_id!r}, "{card.agent.name}.zip"{revision}))'
+    load = f'model = {card.agent.class_name}.load(hf_hub_download("{card.repo_id}", "{card.agent.name}.zip"{revision}))'
     return [*_imports(card.protocol, *imports, *extra), "", load, *env, *_evaluation_code(card)]
 
 
@@ -177,7 +177,7 @@ def _imports(protocol: Protocol, *lines: str) -> list[str]:
     lines += ("from stable_baselines3.common.evaluation import evaluate_policy",)
     if not protocol.deterministic:
         lines += ("from stable_baselines3.common.utils import set_random_seed",)
-    return sorted(lines)
+    return sorted(lines, key=lambda line: (line.startswith("from"), line))
 
 
 def _zoo_code(card: Card) -> list[str]:

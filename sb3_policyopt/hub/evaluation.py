@@ -118,22 +118,17 @@ class Protocol:
         """
         imports = [f"import {module}  # registers the environment" for module in self.imports]
         imports.append("from stable_baselines3.common.env_util import make_vec_env")
-        arguments = [repr(self.env_id), f"n_envs={self.n_envs}", f"seed={self.seed}"]
+        imports += sorted({_import(name) for name, _ in self.env_wrappers + self.vec_env_wrappers})
+        arguments = [f'"{self.env_id}"', f"n_envs={self.n_envs}", f"seed={self.seed}"]
         if self.env_kwargs:
             arguments.append(f"env_kwargs={self.env_kwargs!r}")
-        lines: list[str] = []
         if self.env_wrappers:
-            arguments.append("wrapper_class=wrap")
-            lines += [
-                "def wrap(env):",
-                *(f"    env = {call}" for call in map(_call, self.env_wrappers)),
-                "    return env",
-                "",
-                "",
-            ]
-        lines.append(f"env = make_vec_env({', '.join(arguments)})")
-        lines += [f"env = {call}" for call in map(_call, self.vec_env_wrappers)]
-        imports += sorted({_import(name) for name, _ in self.env_wrappers + self.vec_env_wrappers})
+            calls = "env"
+            for name, keywords in self.env_wrappers:
+                calls = _call(calls, name, keywords)
+            arguments.append(f"wrapper_class=lambda env: {calls}")
+        lines = [f"env = make_vec_env({', '.join(arguments)})"]
+        lines += [f"env = {_call('env', name, keywords)}" for name, keywords in self.vec_env_wrappers]
         lines += normalize
         if self.frame_stack:
             imports.append("from stable_baselines3.common.vec_env import VecFrameStack")
@@ -184,6 +179,5 @@ def _import(name: str) -> str:
     return f"from {module} import {attribute}"
 
 
-def _call(wrapper: tuple[str, dict[str, Any]]) -> str:
-    name, arguments = wrapper
-    return f"{name.rpartition('.')[2]}({', '.join(['env', *(f'{key}={value!r}' for key, value in arguments.items())])})"
+def _call(inner: str, name: str, arguments: dict[str, Any]) -> str:
+    return f"{name.rpartition('.')[2]}({', '.join([inner, *(f'{key}={value!r}' for key, value in arguments.items())])})"

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 from huggingface_hub import HfApi, RepoCard, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -243,8 +244,7 @@ def _agent_of_model(
             raise HubError("the model has no environment that is registered in Gymnasium: pass env_id")
         env_id = str(spec.id)
     if env_kwargs is None:
-        env_kwargs = dict(spec.kwargs) if spec is not None and spec.id == env_id else {}
-        env_kwargs.pop("render_mode", None)
+        env_kwargs = _changed_arguments(spec) if spec is not None and spec.id == env_id else {}
     if zip_path is None:
         zip_path = scratch / "agent.zip"
         model.save(zip_path)
@@ -268,6 +268,12 @@ def _agent_of_model(
         statistics_path=scratch / "vecnormalize.pkl" if vec_normalize is not None else None,
         run_folder=None if run_folder is None else Path(run_folder),
     )
+
+
+def _changed_arguments(spec: Any) -> dict[str, Any]:
+    """The arguments of an environment, but for those with which it is registered."""
+    registered = gym.spec(spec.id).kwargs | {"render_mode": spec.kwargs.get("render_mode")}
+    return {name: value for name, value in spec.kwargs.items() if name not in registered or registered[name] != value}
 
 
 def _statistics(agent: Agent) -> "VecNormalize | None":

@@ -80,7 +80,7 @@ def test_sampled_actions_are_seeded_in_the_code(tmp_path):
     card = str(make_card(tmp_path, protocol, model))
     assert "sampled actions" in card and "set_random_seed(5)" in card
     block = card.split("```python\n")[2].split("```")[0]
-    code = block.replace("PPO.load(hf_hub_download('me/it', \"ppo-CartPole-v1.zip\"))", f"PPO.load('{tmp_path}/agent.zip')")
+    code = block.replace('PPO.load(hf_hub_download("me/it", "ppo-CartPole-v1.zip"))', f"PPO.load('{tmp_path}/agent.zip')")
     out = io.StringIO()
     with redirect_stdout(out):
         exec(code, {})
@@ -93,7 +93,7 @@ def test_video_and_picture_are_shown_only_if_they_exist(tmp_path):
     assert "<video" not in str(card) and "training.png" not in str(card)
     shown = str(replace(card, has_video=True, has_picture=True, revision="v1"))
     assert '<video src="https://hub/me/it/resolve/v1/replay.mp4"' in shown and "![" in shown
-    assert "revision='v1'" in shown
+    assert 'revision="v1"' in shown
 
 
 def test_card_of_a_zip_that_needs_pickle_says_so(tmp_path):

@@ -98,7 +98,7 @@ def test_half_finished_upload_leaves_no_repository(client, hub, logs, request_):
     hub.objects.clear()
     hub.fail(*request_, 400)
     result = client.command(*push(logs, "--revision", "v1"))
-    assert result.code == 1 and "400" in result.sentence
+    assert result.code == 1 and "failure on purpose" in result.sentence
     assert hub.seen("POST", "/api/repos/create") and not hub.repos
 
 

@@ -118,9 +118,10 @@ def test_functions(folder):
         assert f"{hub.url}/me/normalized/commit/" in result.out
         assert set(hub.repos) == {"me/normalized", "me/stacked", "me/own", "me/agent"}
         card = hub.repos["me/normalized"].files()["README.md"].decode()
-        assert "env_kwargs={'g': 5.0}" in card
+        assert "env_kwargs={'g': 5.0})" in card
 
 
+@pytest.mark.slow
 def test_what_was_loaded_once_is_there_without_network(folder):
     client = Client("http://127.0.0.1:9", folder / "offline", HF_HOME=str(folder / "online" / "hf_home"))
     result = client.python("-c", PRELUDE + OFFLINE)
