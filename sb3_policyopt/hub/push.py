@@ -177,6 +177,8 @@ def build(
     """
     render_without_display()
     shutil.copyfile(agent.zip_path, folder / f"{agent.name}.zip")
+    if agent.stored().get("tensorboard_log"):
+        report("The zip, which goes up as it is, tells where your TensorBoard logs are: " + agent.stored()["tensorboard_log"])
     provenance = _write_records(agent, folder)
     try:
         model = ALGORITHMS[agent.algo].load(agent.zip_path, device=device)
