@@ -64,7 +64,13 @@ class Locals(BaseCallback):
 @both
 @pytest.mark.parametrize(
     ("observation", "action"),
-    [("box", "box_6"), ("box", "box_1"), ("discrete", "discrete"), ("box", "multi_discrete"), ("multi_binary", "multi_binary")],
+    [
+        ("box", "box_6"),
+        ("box", "box_1"),
+        ("discrete", "discrete"),
+        ("box", "multi_discrete"),
+        ("multi_binary", "multi_binary"),
+    ],
 )
 def test_locals_are_those_of_sb3(cls, observation, action, engine):
     notes = []

@@ -14,14 +14,25 @@ from sb3_policyopt import PPO, TRPO
 
 SMALL = {"n_steps": 16, "batch_size": 24, "seed": 0, "device": "cpu"}
 TIME = {"time/iterations", "time/fps", "time/time_elapsed", "time/total_timesteps"}
-SHARED = TIME | {"rollout/ep_rew_mean", "rollout/ep_len_mean"} | {
-    f"train/{name}"
-    for name in ("learning_rate", "value_loss", "explained_variance", "std", "std_min", "n_updates", "grad_norm", "skipped_updates")
-}
+SHARED = (
+    TIME
+    | {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
+    | {
+        f"train/{name}"
+        for name in (
+            "learning_rate",
+            "value_loss",
+            "explained_variance",
+            "std",
+            "std_min",
+            "n_updates",
+            "grad_norm",
+            "skipped_updates",
+        )
+    }
+)
 OWN = {
-    PPO: (
-        "entropy_loss policy_gradient_loss approx_kl clip_fraction loss clip_range ratio_max effective_sample_size"
-    ).split(),
+    PPO: ("entropy_loss policy_gradient_loss approx_kl clip_fraction loss clip_range ratio_max effective_sample_size").split(),
     TRPO: (
         "policy_objective kl_divergence_loss kl_predicted target_kl is_line_search_success step_fraction "
         "line_search_reason surrogate_improvement cg_iterations cg_residual"

@@ -86,7 +86,9 @@ class Assign(BaseCallback):
 
 
 @pytest.mark.parametrize(
-    ("cls", "name"), [(cls, name) for cls in (PPO, TRPO) for name in cls.coefficient_names], ids=lambda x: getattr(x, "__name__", x)
+    ("cls", "name"),
+    [(cls, name) for cls in (PPO, TRPO) for name in cls.coefficient_names],
+    ids=lambda x: getattr(x, "__name__", x),
 )
 @pytest.mark.parametrize("first", [0.08, "lin_0.08"])
 def test_a_coefficient_assigned_during_training_takes_effect(cls, name, first, engine):

@@ -75,7 +75,7 @@ def test_kl_of_every_update_is_within_the_trust_region(space, engine):
 OTHERS: dict[str, tuple[str, spaces.Space, str, dict[str, Any]]] = {
     "gSDE": ("MlpPolicy", VECTOR, "box_6", {"use_sde": True}),
     "gSDE, squashed": ("MlpPolicy", VECTOR, "box_1", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
-    "images": ("CnnPolicy", IMAGE, "box_1", {"n_steps": 8, "cg_max_steps": 5}),
+    "images": ("CnnPolicy", IMAGE, "box_1", {"n_steps": 8, "batch_size": 32, "cg_max_steps": 5}),
     "dict": ("MultiInputPolicy", OBSERVATION_SPACES["dict"], "multi_discrete", {}),
     "sub-sampled Fisher": ("MlpPolicy", VECTOR, "box_6", {"sub_sampling_factor": 4}),
     "sub-sampled Fisher, dict": ("MultiInputPolicy", OBSERVATION_SPACES["dict"], "box_1", {"sub_sampling_factor": 2}),
@@ -153,7 +153,9 @@ def test_without_line_search_the_step_is_the_bare_scaled_one(engine):
 @pytest.mark.parametrize("target", [1e-3, 1e-5])
 def test_predicted_and_true_kl_agree_for_small_steps(target, engine):
     """T4: KL(θ_old‖θ_old + Δ) = ½ΔᵀFΔ + O(|Δ|³)."""
-    model = TRPO("MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, target_kl=target, line_search=False, **ARGUMENTS)
+    model = TRPO(
+        "MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, target_kl=target, line_search=False, **ARGUMENTS
+    )
     ((kl, log),) = updates(model, 1)
     assert log["train/kl_predicted"] == pytest.approx(target, rel=1e-3)
     assert kl == pytest.approx(target, rel=0.1)
@@ -247,7 +249,9 @@ def test_the_critic_never_moves_an_actor_parameter(share):
     model._update_policy = watched
     model.train()
     moved = {name for name, value in model.policy.named_parameters() if not th.equal(value, after_policy_update[name])}
-    critics_own = {name for name in after_policy_update if name.startswith(("mlp_extractor.value_net", "value_net", "vf_feat"))}
+    critics_own = {
+        name for name in after_policy_update if name.startswith(("mlp_extractor.value_net", "value_net", "vf_feat"))
+    }
     assert moved == critics_own
     assert any(name.startswith("vf_features_extractor") for name in moved) != share
 
@@ -288,5 +292,7 @@ def test_the_critic_follows_sb3_contribs(engine):
     for name, value in contrib.policy.named_parameters():
         if "value" in name:
             assert th.allclose(value, mine[name], rtol=0, atol=1e-5), name
-    assert ours.logger.name_to_value["train/value_loss"] == pytest.approx(contrib.logger.name_to_value["train/value_loss"], rel=1e-4)
+    assert ours.logger.name_to_value["train/value_loss"] == pytest.approx(
+        contrib.logger.name_to_value["train/value_loss"], rel=1e-4
+    )
     assert ours.logger.name_to_value.keys() >= contrib.logger.name_to_value.keys()

@@ -111,7 +111,15 @@ def test_our_model_goes_on_from_our_zip_and_from_stock_sb3s(name, saved):
     assert same.policy.optimizer.state_dict()["state"].keys() == model.policy.optimizer.state_dict()["state"].keys()
     for key, value in model.policy.state_dict().items():
         assert th.equal(same.policy.state_dict()[key], value)
-    for attribute in ("value_target", "kl_reduction", "line_search", "value_clipping", "kl_stop", "engine", "micro_batch_size"):
+    for attribute in (
+        "value_target",
+        "kl_reduction",
+        "line_search",
+        "value_clipping",
+        "kl_stop",
+        "engine",
+        "micro_batch_size",
+    ):
         if hasattr(model, attribute):
             assert getattr(same, attribute) == getattr(model, attribute)
     from_stock = OURS[cls].load(f"{path}_stock", env=gym.make(env_id), device="cpu")

@@ -1,0 +1,70 @@
+"""``micro_batch_size`` bounds memory and changes nothing else: sums over pieces are sums over the whole, to rounding."""
+
+import numpy as np
+import pytest
+import torch as th
+from toy_environments import ACTION_SPACES, IMAGE, OBSERVATION_SPACES, VECTOR, collect, copy_rollout, parameter_vector, start, toy
+
+from sb3_policyopt import PPO, TRPO
+
+SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+POLICIES = {
+    "MlpPolicy": (VECTOR, "box_6", {}),
+    "MlpPolicy, discrete": (VECTOR, "multi_discrete", {}),
+    "MlpPolicy, gSDE": (VECTOR, "box_1", {"use_sde": True}),
+    "CnnPolicy": (IMAGE, "discrete", {"n_steps": 4, "batch_size": 16}),
+    "MultiInputPolicy": (OBSERVATION_SPACES["dict"], "box_1", {}),
+}
+
+
+def twins(cls, name, micro_batch_size, **options):
+    observation, action, arguments = POLICIES[name]
+    policy = name.partition(",")[0]
+    models = [
+        cls(policy, toy(observation, ACTION_SPACES[action]), micro_batch_size=size, engine="autograd", **{**SMALL, **arguments, **options})
+        for size in (None, micro_batch_size)
+    ]
+    models[1].policy.load_state_dict(models[0].policy.state_dict())
+    collect(models[0])
+    start(models[1])
+    copy_rollout(models[0].rollout_buffer, models[1].rollout_buffer)
+    return models
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("size", [5, 1000])
+def test_ppo(name, size):
+    models = twins(PPO, name, size, n_epochs=1, ent_coef=0.01)
+    for model in models:
+        np.random.seed(0)
+        model.train()
+    whole, pieces = models
+    # A step is at most the learning rate, 3e-4: a hundredth of one, as gradients that are mere rounding may differ.
+    th.testing.assert_close(parameter_vector(whole.policy), parameter_vector(pieces.policy), rtol=0, atol=3e-6)
+    theirs, mine = whole.logger.name_to_value, pieces.logger.name_to_value
+    for key in theirs.keys() - {"train/effective_sample_size"}:  # which is no mean
+        assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("thinning", [1, 3])
+def test_trpo(name, thinning):
+    models = twins(TRPO, name, 7, cg_max_steps=4, n_critic_updates=1, sub_sampling_factor=thinning)
+    expansions, v = [], None
+    for model in models:
+        engine = model._start_update()
+        rollout = model._normalized(engine.load(model.rollout_buffer))
+        expansions.append(engine.expansion(rollout, thinning))
+        v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0)) if v is None else v
+    whole, pieces = expansions
+    assert pieces.surrogate == pytest.approx(whole.surrogate, abs=1e-6)
+    scale = float(whole.gradient.abs().max())
+    th.testing.assert_close(pieces.gradient, whole.gradient, rtol=0, atol=1e-5 * scale)
+    product = whole.fisher(v)
+    th.testing.assert_close(pieces.fisher(v), product, rtol=0, atol=1e-5 * float(product.abs().max()))
+    for model in models:
+        np.random.seed(0)
+        model.train()
+    logs = [model.logger.name_to_value for model in models]
+    for key in ("kl_divergence_loss", "surrogate_improvement", "step_fraction", "value_loss", "cg_residual"):
+        assert logs[1][f"train/{key}"] == pytest.approx(logs[0][f"train/{key}"], rel=0.02, abs=1e-5), key

@@ -1,0 +1,75 @@
+"""Every observation space, action space and policy of SB3 trains, predicts, saves and loads."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, ToyEnv, parameter_vector, toy
+
+from sb3_policyopt import PPO, TRPO
+
+SMALL = {"n_steps": 8, "batch_size": 16, "seed": 0, "device": "cpu"}
+LIGHT = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 2, "n_critic_updates": 1}}
+
+
+def policy_for(space: spaces.Space) -> str:
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if space.shape == (36, 36, 1) else "MlpPolicy"
+
+
+def trains(cls, observation, action, tmp_path, **options):
+    env = toy(observation, action, n_envs=2)
+    model = cls(policy_for(observation), env, **{**SMALL, **LIGHT[cls], **options})
+    before = parameter_vector(model.policy)
+    model.learn(32)
+    after = parameter_vector(model.policy)
+    assert after.isfinite().all() and not th.equal(before, after)
+    model.save(tmp_path / "model")
+    loaded = cls.load(tmp_path / "model", env=env, device="cpu")
+    observations = env.reset()
+    actions, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(loaded.predict(observations, deterministic=True)[0], actions)
+    assert all(action.contains(one) for one in np.asarray(actions, dtype=action.dtype))
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+def test_observation_spaces(cls, observation, tmp_path):
+    trains(cls, OBSERVATION_SPACES[observation], ACTION_SPACES["discrete"], tmp_path)
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+@pytest.mark.parametrize("action", ACTION_SPACES)
+def test_action_spaces(cls, action, engine, tmp_path):
+    trains(cls, OBSERVATION_SPACES["box"], ACTION_SPACES[action], tmp_path, engine=engine)
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+@pytest.mark.parametrize("observation", ["box", "discrete", "dict"])
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_gsde(cls, observation, squash_output, tmp_path):
+    options = {"use_sde": True, "sde_sample_freq": 3, "policy_kwargs": {"squash_output": squash_output}}
+    trains(cls, OBSERVATION_SPACES[observation], ACTION_SPACES["box_6"], tmp_path, **options)
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+def test_asymmetric_bounds_and_matrix_actions(cls, engine, tmp_path):
+    trains(cls, OBSERVATION_SPACES["box"], spaces.Box(np.array([-2.0, 0.0]), np.array([0.5, 3.0]), dtype=np.float32), tmp_path)
+    trains(cls, OBSERVATION_SPACES["box"], spaces.Box(-1, 1, (2, 3), np.float32), tmp_path, engine=engine)
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+def test_unsupported_spaces_are_refused(cls):
+    env = make_vec_env(lambda: ToyEnv(action_space=spaces.Dict({"a": spaces.Discrete(2)})), 1)
+    with pytest.raises(AssertionError, match="Dict"):
+        cls("MlpPolicy", env, device="cpu")
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+def test_an_environment_by_its_name(cls):
+    model = cls("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, device="cpu").learn(64)
+    assert isinstance(model.action_space, spaces.Discrete)
+    assert isinstance(gym.make("CartPole-v1").observation_space, spaces.Box)
