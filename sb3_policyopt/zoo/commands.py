@@ -128,8 +128,8 @@ def one_sentence_for_options(name: str) -> Iterator[None]:
 
 def render_without_display() -> None:
     """Let MuJoCo render on a Linux machine without a display, where it would look for a window."""
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"))):
+        os.environ["MUJOCO_GL"] = "egl"
 
 
 @contextmanager
