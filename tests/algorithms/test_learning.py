@@ -18,8 +18,8 @@ from toy_environments import ACTION_SPACES, parameter_vector, toy
 from sb3_policyopt import PPO, TRPO
 
 ALGORITHMS = {
-    PPO: {"n_steps": 64, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-3},
-    TRPO: {"n_steps": 64, "batch_size": 64, "learning_rate": 3e-3, "n_critic_updates": 10, "target_kl": 0.02},
+    PPO: {"n_steps": 32, "batch_size": 64, "n_epochs": 4, "learning_rate": 1e-2},
+    TRPO: {"n_steps": 32, "batch_size": 64, "n_critic_updates": 4, "learning_rate": 1e-2, "target_kl": 0.05},
 }
 both = pytest.mark.parametrize("cls", ALGORITHMS)
 
@@ -63,7 +63,7 @@ class Probe(gym.Env):
 
 
 def trained(cls, kind, engine, timesteps):
-    env = make_vec_env(lambda: Probe(kind), 4, seed=0)
+    env = make_vec_env(lambda: Probe(kind), 8, seed=0)
     model = cls("MlpPolicy", env, engine=engine, gamma=0.5, seed=0, device="cpu", **ALGORITHMS[cls]).learn(timesteps)
     observations = th.tensor([[-1.0], [1.0]])
     with th.no_grad():
@@ -74,32 +74,32 @@ def trained(cls, kind, engine, timesteps):
 
 @both
 def test_the_critic_learns_a_constant(cls, engine):
-    values, _ = trained(cls, "constant", engine, 5_000)
+    values, _ = trained(cls, "constant", engine, 3_000)
     assert values[0] == pytest.approx(1, abs=0.1)
 
 
 @both
 def test_the_critic_tells_observations_apart(cls, engine):
-    values, _ = trained(cls, "observation", engine, 5_000)
+    values, _ = trained(cls, "observation", engine, 3_000)
     assert values == pytest.approx([-1, 1], abs=0.15)
 
 
 @both
 def test_the_critic_discounts(cls, engine):
     """V of the last step is 1, and V of the one before γ·1 = 0.5."""
-    values, _ = trained(cls, "delayed", engine, 7_500)
+    values, _ = trained(cls, "delayed", engine, 4_000)
     assert values == pytest.approx([0.5, 1], abs=0.1)
 
 
 @both
 def test_the_actor_learns_the_better_action(cls, engine):
-    _, p_one = trained(cls, "action", engine, 5_000)
+    _, p_one = trained(cls, "action", engine, 3_000)
     assert p_one[0] > 0.9
 
 
 @both
 def test_the_actor_learns_the_better_action_of_each_observation(cls, engine):
-    values, p_one = trained(cls, "both", engine, 7_500)
+    values, p_one = trained(cls, "both", engine, 4_000)
     assert p_one[0] < 0.1 and p_one[1] > 0.9
     assert values == pytest.approx([1, 1], abs=0.2)
 

@@ -57,7 +57,7 @@ def test_gsde(cls, observation, squash_output, tmp_path):
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_asymmetric_bounds_and_matrix_actions(cls, engine, tmp_path):
-    trains(cls, OBSERVATION_SPACES["box"], spaces.Box(np.array([-2.0, 0.0]), np.array([0.5, 3.0]), dtype=np.float32), tmp_path)
+    trains(cls, OBSERVATION_SPACES["box"], spaces.Box(np.float32([-2, 0]), np.float32([0.5, 3])), tmp_path)
     trains(cls, OBSERVATION_SPACES["box"], spaces.Box(-1, 1, (2, 3), np.float32), tmp_path, engine=engine)
 
 
