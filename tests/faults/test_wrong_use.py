@@ -100,15 +100,13 @@ def test_any_real_type_of_reward_counts_the_same(algorithm, kind):
 def test_observations_of_another_dtype_than_their_space(algorithm, venv, dtype):
     """Small integers, which every type represents exactly; a SubprocVecEnv passes the type on."""
 
-    def observations(dtype):
-        return {"observe": lambda generator: generator.integers(-1, 2, 3).astype(dtype), "venv": venv}
+    def trained(dtype):
+        model = make(algorithm, observe=lambda generator: generator.integers(-1, 2, 3).astype(dtype), venv=venv)
+        model.learn(64)
+        model.env.close()
+        return parameters(model)
 
-    other, same = make(algorithm, **observations(dtype)), make(algorithm, **observations(np.float32))
-    try:
-        assert th.equal(parameters(other.learn(64)), parameters(same.learn(64)))
-    finally:
-        other.env.close()
-        same.env.close()
+    assert th.equal(trained(dtype), trained(np.float32))
 
 
 def test_episodes_of_one_step(algorithm):

@@ -74,9 +74,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
-@pytest.mark.parametrize(("algorithm", "subprocesses"), [("PPO", False), ("TRPO", True)])
-def test_kill(tmp_path, algorithm, subprocesses):
-    options = {"algorithm": algorithm, "subprocesses": subprocesses, "env": "CartPole-v1", "save_freq": ROLLOUT}
+@pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
+def test_kill(tmp_path, algorithm):
+    options = {"algorithm": algorithm, "env": "CartPole-v1", "save_freq": ROLLOUT}
     kills, equal_endings = lives_until_killed(tmp_path, options, kills=2, seed=0)
     assert kills == 2
     assert equal_endings >= 1
