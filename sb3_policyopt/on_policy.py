@@ -1,7 +1,8 @@
 """What PPO and TRPO share as SB3 algorithms: arguments, coefficients, the engine, the loop T11/P6 and its metrics."""
 
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
@@ -348,6 +349,17 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     # ------------------------------------------------------------------ saving
+
+    def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """
+        Write a zip that stock SB3 opens. Of several ranks only rank 0 writes files, as all have the same model.
+
+        :param path: a file, its name, or a buffer
+        :param exclude: attributes to leave out
+        :param include: attributes to write although they would be left out
+        """
+        if distributed.rank() == 0 or isinstance(path, io.BufferedIOBase):
+            super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
         """The engine is made anew from the policy, so it stays out of the zip, which stock SB3 must be able to open."""

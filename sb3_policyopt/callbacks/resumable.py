@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import arguments
+from sb3_policyopt import arguments, ranks
 from sb3_policyopt.callbacks import checkpoint_file, generators, logs
 from sb3_policyopt.callbacks.attributes import ChangingAttributes
 from sb3_policyopt.callbacks.checkpoint_file import Checkpoint
 from sb3_policyopt.callbacks.environments import StateNotKeptError, VecEnvState
+from sb3_policyopt.distributed import from_rank_0, gather, rank, world_size
 from sb3_policyopt.on_policy import PolicyOptimization
 
 
@@ -38,6 +40,9 @@ class ResumableCheckpointCallback(BaseCallback):
 
     A checkpoint is also a model of SB3: ``PPO.load("ckpt/rl_model_50000_steps.zip")``. It contains pickles, so resume only
     from folders that you trust. One folder belongs to one call of ``learn``.
+
+    With several ranks, rank 0 writes one checkpoint that holds the environments and random generators of all, and reads it
+    for all. A run may go on with another number of ranks: those that were not there start new episodes.
 
     :param path: the folder of the checkpoints; it is created if it is missing
     :param save_freq: timesteps (of all environments together) between two checkpoints, each made at the start of a rollout
@@ -77,17 +82,19 @@ class ResumableCheckpointCallback(BaseCallback):
             exclude={*model._excluded_save_params(), *VecEnvState.wrapper_attributes, "start_time"},
         )
         self.last_saved = model.num_timesteps
-        self.resumed = checkpoint_file.newest(self.path)
+        self.resumed = from_rank_0(checkpoint_file.newest(self.path) if rank() == 0 else None)
         if self.resumed is not None:
             self._check(self.resumed)
             self._restore_training(self.resumed)
             self.last_saved = model.num_timesteps
+        self.iterations_before = model._n_iterations
         self.started = True
 
     def _on_rollout_start(self) -> None:
         self._after_all_started()
         if self.model.num_timesteps - self.last_saved >= self.save_freq:
             self.save()
+        self.iterations_before = self.model._n_iterations
 
     def _on_step(self) -> bool:
         return True
@@ -97,8 +104,7 @@ class ResumableCheckpointCallback(BaseCallback):
             return
         self._after_all_started()
         model = self.model
-        rollouts = model._n_iterations * model.n_steps * model.n_envs
-        whole = model.num_timesteps == model._num_timesteps_at_start + rollouts  # not in the middle of one, or of its update
+        whole = model._n_iterations > self.iterations_before  # not in the middle of a rollout, or of its update
         if whole and model.num_timesteps >= max(model._total_timesteps, self.last_saved + 1):
             self.save()
 
@@ -139,10 +145,12 @@ class ResumableCheckpointCallback(BaseCallback):
             "exploration": generators.exploration_matrices(model),
             "generators": generators.capture(),
         }
-        path = checkpoint_file.write(self.path, model, state, self.keep)
+        state["other ranks"] = gather(state)[1:]
         self.last_saved = model.num_timesteps
-        if self.verbose >= 1:
-            print(f"Saved {path}")
+        if rank() == 0:
+            path = checkpoint_file.write(self.path, model, state, self.keep)
+            if self.verbose >= 1:
+                print(f"Saved {path}")
 
     def _run(self) -> dict[str, Any]:
         """What must be the same in the run that resumes."""
@@ -191,6 +199,13 @@ class ResumableCheckpointCallback(BaseCallback):
                     f"{checkpoint.path} cannot be continued by this script: its {fact} is {value}, here it is {now[fact]}. "
                     "Choose another folder for ResumableCheckpointCallback, or restore the old setting"
                 )
+        n_ranks = 1 + len(checkpoint.state["other ranks"])
+        if n_ranks != world_size() and rank() == 0:
+            warnings.warn(
+                f"{checkpoint.path} was written by {n_ranks} rank(s), now there are {world_size()}, so that an update sees "
+                f"{world_size() / n_ranks:g} times as many transitions. Parameters, optimizer and step counts go on; "
+                "ranks that were not there start new episodes, and the episodes of ranks that are no more are lost"
+            )
         if before["last timestep"] != now["last timestep"]:
             warnings.warn(
                 f"{checkpoint.path} is of a training to timestep {before['last timestep']}, which now goes to "
@@ -204,7 +219,7 @@ class ResumableCheckpointCallback(BaseCallback):
         :param checkpoint: of the same run
         :raises ValueError: if the networks differ
         """
-        model, state = self.model, checkpoint.state
+        model, state = self.model, self._state_of_this_rank(checkpoint)
         try:
             model.set_parameters(checkpoint.model, exact_match=True, device=model.device)  # type: ignore[arg-type]
         except (RuntimeError, ValueError, KeyError) as error:
@@ -212,22 +227,50 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"{checkpoint.path} cannot be continued by this script, because its networks or its optimizer differ: {error}"
             ) from error
         self.trained.restore(state["trained"])
+        ranks.adopt_moments(model.get_vec_normalize_env())
         model.start_time = time.time_ns() - state["elapsed"]
         if state["environments"] is None:
             self._start_new_episodes()
         else:
             self.environments.restore(state["environments"])
         generators.restore_exploration_matrices(model, state["exploration"])
-        generators.restore(state["generators"])
-        if self.verbose >= 1:
+        self._restore_generators(state)
+        if self.verbose >= 1 and rank() == 0:
             print(f"Going on from {checkpoint.path} to timestep {model._total_timesteps}")
 
+    def _state_of_this_rank(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """
+        What this rank kept, or, if it was not there, what all share.
+
+        :param checkpoint: of the same run
+        :return: the state; without environments and random generators if they have to start anew
+        """
+        states = [checkpoint.state, *checkpoint.state["other ranks"]]
+        if rank() < len(states):
+            return states[rank()]
+        return {**states[0], "environments": None, "generators": None, "callbacks": {}, "their_environments": {}}
+
+    def _restore_generators(self, state: dict[str, Any]) -> None:
+        """
+        Continue the sequences of random numbers, or begin others.
+
+        :param state: of this rank
+        """
+        if state["generators"] is None:
+            set_random_seed(self._fresh_seed(), using_cuda=self.model.device.type == "cuda")
+        else:
+            generators.restore(state["generators"])
+
+    def _fresh_seed(self) -> int:
+        """A seed that depends on the checkpoint and the rank only."""
+        model = self.model
+        return int(np.random.SeedSequence((model.seed or 0, model.num_timesteps, rank())).generate_state(1)[0])
+
     def _start_new_episodes(self) -> None:
-        """Reset the environments with a seed that depends on the checkpoint only."""
+        """Reset the environments with a seed that depends on the checkpoint and the rank only."""
         model = self.model
         assert model.env is not None
-        seed = np.random.SeedSequence((model.seed or 0, model.num_timesteps)).generate_state(1)[0]
-        model.env.seed(int(seed))
+        model.env.seed(self._fresh_seed())
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
         if model._vec_normalize_env is not None:
@@ -240,8 +283,8 @@ class ResumableCheckpointCallback(BaseCallback):
         :param checkpoint: of the same run
         """
         assert self.callbacks is not None
-        state = checkpoint.state
-        if state["callbacks"].keys() != self.callbacks.objects.keys():
+        state = self._state_of_this_rank(checkpoint)
+        if state["callbacks"] and state["callbacks"].keys() != self.callbacks.objects.keys():
             warnings.warn(
                 f"{checkpoint.path} was written beside the callbacks {sorted(state['callbacks'])}, now there are "
                 f"{sorted(self.callbacks.objects)}; those that are new start afresh"
@@ -251,7 +294,7 @@ class ResumableCheckpointCallback(BaseCallback):
             if environment is not None and name in self.their_environments:
                 self.their_environments[name].restore(environment)
         logs.restore(self.model.logger, state["logs"])
-        generators.restore(state["generators"])
+        self._restore_generators(state)
 
 
 def _numbered(things: list[Any]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ things as they are.
 
 from sb3_policyopt.ranks.callbacks import callbacks_of_this_rank
 from sb3_policyopt.ranks.minibatches import SharedGradient, in_step, normalize, reduce_maxima
-from sb3_policyopt.ranks.rollouts import SharedRollout, variance
+from sb3_policyopt.ranks.rollouts import SharedRollout, adopt_moments, variance
 from sb3_policyopt.ranks.start import keep_together, seed_of_this_rank, training
 from sb3_policyopt.ranks.trust_region import led
 
 __all__ = [
     "SharedGradient",
     "SharedRollout",
+    "adopt_moments",
     "callbacks_of_this_rank",
     "in_step",
     "keep_together",
