@@ -55,11 +55,11 @@ def end(processes: list[subprocess.Popen[str]], timeout: float) -> list[Ended]:
             process.kill()
 
 
-def run(n: int, script: str, *arguments: object, timeout: float = 120, **variables: object) -> list[Ended]:
+def run(n: int, script: str, *arguments: object, timeout: float = 600, **variables: object) -> list[Ended]:
     return end(start(n, script, *arguments, **variables), timeout)
 
 
-def torchrun(n: int, *command: object, max_restarts: int = 0, timeout: float = 120, **variables: object) -> Ended:
+def torchrun(n: int, *command: object, max_restarts: int = 0, timeout: float = 600, **variables: object) -> Ended:
     """``torchrun`` itself, on this machine."""
     launcher = [PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--max-restarts", str(max_restarts)]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]

@@ -16,7 +16,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_policyopt import PPO, TRPO, distributed
@@ -61,6 +61,8 @@ class Case:
     n_envs: tuple[int, ...] = (2,)
     batch_sizes: tuple[int, ...] = (8,)
     constant_rank: int | None = None
+    bad_tape: int | None = None
+    normalized: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def of(self, numbers: tuple[int, ...], world_size: int) -> list[int]:
@@ -78,9 +80,11 @@ CASES = {
         ("last_minibatch_smaller", {"actions": "discrete", "batch_sizes": (10,)}, {}),
         ("ranks_of_different_size", {"n_envs": (3, 1, 2), "batch_sizes": (8, 10, 5)}, {}),
         ("one_rank_constant", {"constant_rank": 1}, {}),
-        ("stopped_by_kl", {}, {"target_kl": 1e-3} if algorithm is PPO else {"sub_sampling_factor": 2}),
+        ("one_transition_not_finite", {"bad_tape": 1}, {}),
+        ("stopped_by_kl", {}, {"target_kl": 1e-5} if algorithm is PPO else {"sub_sampling_factor": 2}),
     )
 }
+NORMALIZED = Case(PPO, "closed_form", normalized=True, arguments=PPO_ARGUMENTS)
 
 
 def order(rank: int, number: int, size: int) -> np.ndarray:
@@ -105,6 +109,8 @@ class OnTape:
 
     def train(self):
         """Remember the mean KL of the last update over this process's states, by torch's own formula."""
+        if self.bad_tape in self.numbers:
+            self.rollout_buffer.returns[0, self.numbers.index(self.bad_tape)] = np.nan
         states = th.as_tensor(self.rollout_buffer.observations.reshape(-1, 3))
         with th.no_grad():
             before = self.policy.get_distribution(states).distribution
@@ -144,7 +150,7 @@ def build(case: Case, numbers: range, ranks: list[int], *mixins: type):
     algorithm = type(f"{case.algorithm.__name__}OnTape", (*mixins, OnTape, case.algorithm), {})
     model = algorithm(
         "MlpPolicy",
-        DummyVecEnv(envs),
+        VecNormalize(DummyVecEnv(envs)) if case.normalized else DummyVecEnv(envs),
         n_steps=N_STEPS,
         engine=case.engine,
         seed=3,
@@ -152,7 +158,7 @@ def build(case: Case, numbers: range, ranks: list[int], *mixins: type):
         **case.arguments,
         batch_size=case.of(case.batch_sizes, 1)[0],
     )
-    model.tapes = []
+    model.tapes, model.numbers, model.bad_tape = [], numbers, case.bad_tape
     for number in numbers:
         random = np.random.default_rng(10_000 + number)
         box = random.normal(size=(TAPE, 2)).astype(np.float32)
@@ -162,7 +168,9 @@ def build(case: Case, numbers: range, ranks: list[int], *mixins: type):
 
 def results(model) -> dict[str, Any]:
     optimizer = model.policy.optimizer.state_dict()["state"]
+    env = model.get_vec_normalize_env()
     return {
+        "running_moments": [np.hstack((rms.mean, rms.var, rms.count)) for rms in ((env.obs_rms, env.ret_rms) if env else ())],
         "parameters": np.concatenate([p.detach().numpy().ravel() for p in model.policy.parameters()]),
         "moments": np.concatenate([state["exp_avg_sq"].numpy().ravel() for _, state in sorted(optimizer.items())]),
         "num_timesteps": model.num_timesteps,
@@ -199,5 +207,5 @@ def train_on_this_rank(case: Case) -> dict[str, Any]:
 
 if __name__ == "__main__":
     th.set_num_threads(1)
-    everything = {name: train_on_this_rank(case) for name, case in CASES.items()}
+    everything = {name: train_on_this_rank(case) for name, case in {**CASES, "normalized": NORMALIZED}.items()}
     th.save(everything, Path(sys.argv[1]) / f"{distributed.rank()}.pt")
