@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from sb3_policyopt.hub.agent import STOCK_MODULES, Agent
-from sb3_policyopt.hub.evaluation import Protocol, Score
+from sb3_policyopt.hub.evaluation import Protocol, Score, requirement
 from sb3_policyopt.hub.plain_yaml import dump_plain
 
 HOMEPAGE = "https://github.com/sb3-policyopt/sb3-policyopt"
@@ -117,13 +117,15 @@ def _pictures(card: Card) -> str:
 def _usage(card: Card) -> str:
     stock = STOCK_MODULES[card.agent.class_name]
     blocks = (
-        ("With sb3-policyopt", 'pip install "sb3-policyopt[hub]"', "python", _own_code(card)),
-        (f"With {stock} alone", f"pip install {stock} huggingface_hub", "python", _stock_code(card)),
-        ("With the RL Zoo", 'pip install "sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)),
+        ("With sb3-policyopt", '"sb3-policyopt[hub]"', "python", _own_code(card)),
+        (f"With {stock} alone", f"{stock} huggingface_hub", "python", _stock_code(card)),
+        ("With the RL Zoo", '"sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)),
     )
+    environment = requirement(card.agent.env_id)
+    environment = f' "{environment}"' if environment else ""
     return "## Use it\n\n" + "\n\n".join(
-        f"### {title}\n\n{_fenced('bash', [install])}\n\n{_fenced(language, code)}"
-        for title, install, language, code in blocks
+        f"### {title}\n\n{_fenced('bash', [f'pip install {packages}{environment}'])}\n\n{_fenced(language, code)}"
+        for title, packages, language, code in blocks
     )
 
 

@@ -15,7 +15,7 @@ def push_main(argv: "Sequence[str] | None" = None) -> int:
     Publish the agent of a run folder.
 
     :param argv: the arguments after ``push_to_hub``
-    :return: exit code: 0 if the agent is published, 1 if not
+    :return: exit code: 0 if the agent is published, 1 if not, 130 if interrupted
     """
     args = _push_parser().parse_args(argv)
     return _in_one_sentence("push_to_hub", lambda: _push(args))
@@ -26,7 +26,7 @@ def load_main(argv: "Sequence[str] | None" = None) -> int:
     Download an agent as a run folder.
 
     :param argv: the arguments after ``load_from_hub``
-    :return: exit code: 0 if the run folder is there, 1 if not
+    :return: exit code: 0 if the run folder is there, 1 if not, 130 if interrupted
     """
     args = _load_parser().parse_args(argv)
     return _in_one_sentence("load_from_hub", lambda: _load(args))
@@ -46,7 +46,8 @@ def _in_one_sentence(command: str, action: Callable[[], None]) -> int:
     except (HubError, ModuleNotFoundError, OSError, ValueError) as error:
         return _fail(command, str(error))
     except KeyboardInterrupt:
-        return _fail(command, "interrupted, and nothing is left behind")
+        _fail(command, "interrupted, and nothing is left behind")
+        return 130
     return 0
 
 

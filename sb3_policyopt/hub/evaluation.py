@@ -163,6 +163,25 @@ class Score:
         return f"{self.mean:.2f} +/- {self.std:.2f}"
 
 
+def requirement(env_id: str) -> str:
+    """
+    Name what has to be installed for an environment.
+
+    :param env_id: Gymnasium id, registered
+    :return: a requirement for pip, or "" if Gymnasium alone suffices or the package is not known
+    """
+    entry_point = str(gym.spec(env_id).entry_point)
+    families = {
+        "gymnasium.envs.classic_control": "gymnasium[classic-control]",
+        "gymnasium.envs.box2d": "gymnasium[box2d]",
+        "gymnasium.envs.mujoco": "gymnasium[mujoco]",
+        "ale_py": "ale-py",
+        "minigrid": "minigrid",
+        "pybullet_envs_gymnasium": "pybullet_envs_gymnasium",
+    }
+    return next((name for module, name in families.items() if entry_point.startswith(module)), "")
+
+
 def _registering_modules(env_id: str) -> tuple[str, ...]:
     """The package that registers an environment, where it is not Gymnasium's own and its id betrays it."""
     patterns = {"ALE/": "ale_py", "NoFrameskip-v": "ale_py", "MiniGrid-": "minigrid", "BulletEnv-v": "pybullet_envs_gymnasium"}

@@ -154,3 +154,13 @@ def test_file_names_are_those_of_the_zoo(env_id, name):
 def test_score_has_the_form_that_leaderboards_parse():
     # mean 2, variance ((1-2)² + (3-2)²) / 2 = 1
     assert str(Score([1.0, 3.0], [1, 1])) == "2.00 +/- 1.00"
+
+
+@pytest.mark.parametrize(
+    ("env_id", "package"),
+    [("Pendulum-v1", ' "gymnasium[classic-control]"'), ("Hopper-v5", ' "gymnasium[mujoco]"'), ("FrozenLake-v1", "")],
+)
+def test_card_tells_what_to_install(env_id, package, tmp_path):
+    card = str(make_card(tmp_path, Protocol(env_id), PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")))
+    assert f'pip install "sb3-policyopt[hub]"{package}\n' in card
+    assert f"pip install stable_baselines3 huggingface_hub{package}\n" in card

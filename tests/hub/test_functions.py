@@ -104,14 +104,9 @@ else:
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("functions")
-
-
-def test_functions(folder):
+def test_functions(tmp_path):
     with Hub() as hub:
-        client = Client(hub.url, folder / "online")
+        client = Client(hub.url, tmp_path)
         result = client.python("-c", PRELUDE + NORMALIZED + STACKED + OWN_POLICY + ERRORS)
         client.close()
         assert result.code == 0, result.err
@@ -122,8 +117,12 @@ def test_functions(folder):
 
 
 @pytest.mark.slow
-def test_what_was_loaded_once_is_there_without_network(folder):
-    client = Client("http://127.0.0.1:9", folder / "offline", HF_HOME=str(folder / "online" / "hf_home"))
+def test_what_was_loaded_once_is_there_without_network(tmp_path):
+    with Hub() as hub:
+        client = Client(hub.url, tmp_path / "online")
+        assert client.python("-c", PRELUDE + NORMALIZED).code == 0
+        client.close()
+    client = Client("http://127.0.0.1:9", tmp_path / "offline", HF_HOME=str(tmp_path / "online" / "hf_home"))
     result = client.python("-c", PRELUDE + OFFLINE)
-    assert result.code == 0, result.err
     client.close()
+    assert result.code == 0, result.err
