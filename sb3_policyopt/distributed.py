@@ -153,12 +153,12 @@ class _Group:
                 return self.settle("")
             addresses = {other: self.store.get(f"door/{other}").decode() for other in range(self.size) if other != self.rank}
         except RuntimeError:
-            return f"rank 0, which kept the rendezvous at {_master()}, is gone: its process was killed or its host is down"
+            return f"rank 0 (process at {_master()}) is gone without a word: it was killed, or its host is down"
         for _ in range(KNOCKS):
             gone = [other for other, address in addresses.items() if not _opens(address)]
             if gone:
                 hosts = ", ".join(f"process {addresses[other].split()[2]} on {addresses[other].split()[0]}" for other in gone)
-                return self.settle(f"{_names(gone)} is gone: {hosts} was killed or its host is down")
+                return self.settle(f"{_names(gone)} is gone without a word: {hosts} was killed, or its host is down")
             time.sleep(0.1)
         return self._call_roll(error)
 

@@ -15,7 +15,7 @@ from gymnasium.error import DependencyNotInstalled
 
 import sb3_policyopt.zoo  # noqa: F401  registers the algorithms
 from sb3_policyopt.errors import UserError
-from sb3_policyopt.zoo import preflight, shims
+from sb3_policyopt.zoo import preflight, ranks, shims
 
 
 class ZooCommand(NamedTuple):
@@ -58,6 +58,8 @@ def run(name: str, argv: list[str]) -> int:
     if not preflight.wants_help(argv):
         command.check(argv)
     with ExitStack() as context:
+        if name == "train" and not preflight.wants_help(argv):
+            argv = context.enter_context(ranks.training_options(argv))
         context.enter_context(command_line(name, argv))
         context.enter_context(one_sentence_for_options(name))
         if shims.children_are_stock(name):
