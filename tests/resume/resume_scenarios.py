@@ -62,7 +62,7 @@ def train(
     frame_stack: bool = False,
     evaluate: bool = False,
     crash_at: float = float("inf"),
-    total: int = 10 * ROLLOUT,
+    total: int = 8 * ROLLOUT,
     save_freq: int = 2 * ROLLOUT,
     **options: Any,
 ) -> Any:
@@ -93,11 +93,18 @@ def train(
     finally:
         venv.close()
         model.logger.close()
+    fingerprint(model)
     return model
 
 
 def fingerprint(model: Any) -> dict[str, str]:
-    """Everything that decides how a training would go on, as hashes by name, so that a difference has a name."""
+    """
+    Everything that decides how a training would go on, as hashes by name, so that a difference has a name.
+
+    It is that of the first call, right after the training, as the generators are global.
+    """
+    if hasattr(model, "fingerprint"):
+        return model.fingerprint
     parts: dict[str, Any] = {f"policy {name}": value for name, value in model.policy.state_dict().items()}
     for index, state in model.policy.optimizer.state_dict()["state"].items():
         parts |= {f"optimizer {index} {name}": value for name, value in state.items()}
@@ -110,7 +117,8 @@ def fingerprint(model: Any) -> dict[str, str]:
     if normalize is not None:
         statistics = (normalize.obs_rms, normalize.ret_rms)
         parts["VecNormalize"] = [(rms.mean, rms.var, rms.count) for rms in statistics] + [normalize.returns]
-    return {name: hashlib.sha256(_bytes(part)).hexdigest()[:12] for name, part in parts.items()}
+    model.fingerprint = {name: hashlib.sha256(_bytes(part)).hexdigest()[:12] for name, part in parts.items()}
+    return model.fingerprint
 
 
 def _bytes(part: Any) -> bytes:

@@ -126,7 +126,7 @@ def test_killed_while_writing(tmp_path, function, calls):
 def test_opens_in_stock_sb3(tmp_path, algorithm):
     stock = stable_baselines3.PPO if algorithm == "PPO" else pytest.importorskip("sb3_contrib").TRPO
     model = train(tmp_path, algorithm=algorithm)
-    path = tmp_path / "ckpt" / f"rl_model_{10 * ROLLOUT}_steps.zip"
+    path = tmp_path / "ckpt" / f"rl_model_{8 * ROLLOUT}_steps.zip"
     loaded = stock.load(path)
     observations = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     np.testing.assert_array_equal(
@@ -178,12 +178,12 @@ def test_two_phases_in_two_folders(tmp_path):
         model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=16, batch_size=16, learning_rate="lin_0.01", seed=0)
         model.learn(64, callback=ResumableCheckpointCallback(folder / "1", save_freq=32))
         callbacks = [ResumableCheckpointCallback(folder / "2", save_freq=32), CrashAt(crash_at)]
-        return model.learn(128, callback=callbacks, reset_num_timesteps=False)
+        return fingerprint(model.learn(128, callback=callbacks, reset_num_timesteps=False))
 
     whole = script(tmp_path / "whole")
     with pytest.raises(Crash):
         script(tmp_path / "run", crash_at=150)
-    assert fingerprint(script(tmp_path / "run")) == fingerprint(whole)
+    assert script(tmp_path / "run") == whole
 
 
 def test_a_longer_training_goes_on_and_says_what_its_schedules_do(tmp_path):
@@ -213,7 +213,7 @@ def test_two_resumes_agree_where_the_environment_cannot_be_kept(tmp_path):
         model = PPO("MlpPolicy", DummyVecEnv([Opaque, Opaque]), n_steps=16, batch_size=16)
         np.random.seed()
         callbacks = [ResumableCheckpointCallback(folder, save_freq=32), CrashAt(crash_at)]
-        return model.learn(320, callback=callbacks)
+        return fingerprint(model.learn(320, callback=callbacks))
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -227,7 +227,7 @@ def test_two_resumes_agree_where_the_environment_cannot_be_kept(tmp_path):
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     with pytest.warns(UserWarning, match="cannot be kept"):
         first, second = script(tmp_path / "a"), script(tmp_path / "b")
-    assert fingerprint(first) == fingerprint(second)
+    assert first == second
 
 
 def test_from_a_zoo_file(tmp_path):
