@@ -1,0 +1,230 @@
+"""Nothing non-finite gets in or stays in: faults of every kind, at moments that hypothesis chooses, on both engines."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_policyopt import PPO, TRPO, NonFiniteError, guards, rollout
+from sb3_policyopt.maths import losses
+
+N_STEPS, N_ENVS = 16, 3
+KINDS = st.sampled_from([math.nan, math.inf, -math.inf])
+ENGINES = ["autograd", "closed_form"]
+
+
+class FaultyEnv(gym.Env):
+    """
+    A random walk whose observation or reward is ``value`` at its ``fault_step``-th step (counted from 1), else finite.
+    """
+
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, quantity=None, fault_step=0, value=math.nan, dictionary=False):
+        self.quantity, self.fault_step, self.value, self.dictionary = quantity, fault_step, value, dictionary
+        box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.observation_space = spaces.Dict({"speed": box, "height": box}) if dictionary else box
+        self.steps, self.generator = 0, np.random.default_rng(0)
+
+    def observation(self, faulty=False):
+        vector = self.generator.normal(size=3).astype(np.float32)
+        if faulty:
+            vector[1] = self.value
+        return {"speed": np.zeros(3, np.float32), "height": vector} if self.dictionary else vector
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation(), {}
+
+    def step(self, action):
+        self.steps += 1
+        faulty = self.steps == self.fault_step
+        reward = self.value if faulty and self.quantity == "reward" else float(action[0])
+        return (
+            self.observation(faulty and self.quantity == "observation"),
+            reward,
+            self.steps % 7 == 0 and not faulty,
+            False,
+            {},
+        )
+
+
+def make_model(algorithm, engine="auto", faulty_env=0, policy="MlpPolicy", **fault):
+    """A small model on N_ENVS environments, of which one has a fault."""
+
+    def env(index):
+        return lambda: FaultyEnv(**(fault if index == faulty_env else {"dictionary": fault.get("dictionary", False)}))
+
+    venv = DummyVecEnv([env(i) for i in range(N_ENVS)])
+    settings_ = {"n_epochs": 2} if algorithm is PPO else {"n_critic_updates": 2}
+    return algorithm(policy, venv, n_steps=N_STEPS, batch_size=12, seed=0, device="cpu", engine=engine, **settings_)
+
+
+def assert_healthy(model, folder):
+    """The policy is finite, and the model can be saved, loaded and asked."""
+    assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters())
+    model.save(folder / "model.zip")
+    loaded = type(model).load(folder / "model.zip", device="cpu")
+    for mine, theirs in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert th.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+@settings(max_examples=8)
+@given(
+    quantity=st.sampled_from(["observation", "reward"]),
+    fault_step=st.integers(1, 2 * N_STEPS),
+    faulty_env=st.integers(0, N_ENVS - 1),
+    value=KINDS,
+)
+def test_environment_faults_are_named(tmp_path_factory, algorithm, engine, quantity, fault_step, faulty_env, value):
+    model = make_model(algorithm, engine, faulty_env, quantity=quantity, fault_step=fault_step, value=value)
+    with pytest.raises(NonFiniteError) as caught:
+        model.learn(3 * N_STEPS * N_ENVS)
+    message = str(caught.value)
+    assert f"Non-finite {quantity} in environment {faulty_env} " in message
+    # Steps of a rollout count from 0. The k-th step's reward belongs to step k−1; its observation is what step k starts
+    # from, which after a rollout's last step is either noticed at once (as step 16) or in the next one (as step 0).
+    steps = {(fault_step - 1) % N_STEPS} if quantity == "reward" else {fault_step % N_STEPS}
+    if quantity == "observation" and fault_step % N_STEPS == 0:
+        steps.add(N_STEPS)
+    assert any(f"at step {step} of the rollout" in message for step in steps)
+    assert "Likely cause" in message
+    assert_healthy(model, tmp_path_factory.mktemp("zip"))
+
+
+def test_a_fault_in_a_dict_observation_names_its_key():
+    model = make_model(PPO, policy="MultiInputPolicy", faulty_env=1, quantity="observation", fault_step=5, dictionary=True)
+    with pytest.raises(NonFiniteError, match=r"observation \(key 'height'\) in environment 1 at step 5 "):
+        model.learn(N_STEPS * N_ENVS)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("name", "named"), [("value_net", "value"), ("action_net", "action")])
+def test_parameters_that_overflowed_are_named_by_what_they_break(engine, name, named):
+    model = make_model(PPO, engine)
+    with th.no_grad():
+        getattr(model.policy, name).bias.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match=f"Non-finite {named} in environment 0 at step 0"):
+        model.learn(N_STEPS * N_ENVS)
+
+
+def test_an_infinite_reward_does_not_pass_vec_normalize_unnoticed():
+    model = make_model(PPO, quantity="reward", fault_step=3, value=math.nan)
+    model = PPO("MlpPolicy", VecNormalize(model.env), n_steps=N_STEPS, batch_size=12, device="cpu")
+    with pytest.raises(NonFiniteError, match="Non-finite reward in environment"):
+        model.learn(N_STEPS * N_ENVS)
+
+
+def poison(model, method, bad_calls):
+    """Make the ``bad_calls``-th calls (from 0) of an engine's gradient method leave a NaN in the gradient."""
+    engine = model.prepare_engine()
+    original, calls, snapshots = getattr(engine, method), [0], []
+
+    def poisoned(*arguments):
+        snapshots.append([parameter.detach().clone() for parameter in model.policy.parameters()])
+        terms = original(*arguments)
+        if calls[0] in bad_calls:
+            engine.flat.gradient[-1] = math.nan
+        calls[0] += 1
+        return terms
+
+    setattr(engine, method, poisoned)
+    return snapshots
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("algorithm", "method"), [(PPO, "ppo_gradient"), (TRPO, "value_gradient")])
+@settings(max_examples=6)
+@given(bad_calls=st.sets(st.integers(0, 7), min_size=1, max_size=3))
+def test_a_bad_minibatch_is_skipped_and_counted(algorithm, method, engine, bad_calls):
+    model = make_model(algorithm, engine)
+    snapshots = poison(model, method, bad_calls)
+    model.learn(N_STEPS * N_ENVS)  # 48 transitions in 4 minibatches, twice: 8 calls
+    for call in range(7):
+        same = all(th.equal(a, b) for a, b in zip(snapshots[call], snapshots[call + 1], strict=True))
+        assert same == (call in bad_calls)
+    steps = {float(state["step"]) for state in model.policy.optimizer.state.values()}
+    assert steps == {8.0 - len(bad_calls)}
+    assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters())
+    assert all(
+        bool(th.isfinite(state[name]).all())
+        for state in model.policy.optimizer.state.values()
+        for name in ("exp_avg", "exp_avg_sq")
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("algorithm", "method"), [(PPO, "ppo_gradient"), (TRPO, "value_gradient")])
+def test_training_stops_after_several_bad_minibatches_in_a_row(tmp_path, algorithm, method, engine):
+    model = make_model(algorithm, engine)
+    snapshots = poison(model, method, set(range(2, 100)))
+    with pytest.raises(NonFiniteError, match=f"{guards.PATIENCE} updates in a row"):
+        model.learn(10 * N_STEPS * N_ENVS)
+    last_good = snapshots[3]  # before the fourth call, after the second and last good step
+    if algorithm is PPO:
+        assert all(th.equal(a, b) for a, b in zip(last_good, model.policy.parameters(), strict=True))
+    assert_healthy(model, tmp_path)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=6)
+@given(where=st.sampled_from(["gradient", "fisher", "evaluation"]), value=KINDS)
+def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine, where, value):
+    model = make_model(TRPO, engine)
+    numbers = model.prepare_engine()
+    expansion, evaluate = numbers.expansion, numbers.surrogate_and_kl
+
+    def broken_expansion(*arguments):
+        result = expansion(*arguments)
+        if where == "gradient":
+            result.gradient[0] = value
+        fisher = (lambda v: v * value) if where == "fisher" else result.fisher
+        return type(result)(result.surrogate, result.gradient, fisher, result.old)
+
+    numbers.expansion = broken_expansion
+    if where == "evaluation":
+        numbers.surrogate_and_kl = lambda *arguments: (evaluate(*arguments)[0], value)
+    before = numbers.actor_parameters.clone()
+    logged = {}
+    model._record = logged.update
+    model.learn(N_STEPS * N_ENVS)
+    assert th.equal(before, numbers.actor_parameters)
+    assert logged["is_line_search_success"] == 0
+    assert logged["line_search_reason"] == "non_finite"
+    assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_with_finite_numbers_the_guards_change_no_bit(monkeypatch, algorithm, engine):
+    def final(guarded):
+        with monkeypatch.context() as patch:
+            if not guarded:
+                patch.setattr(rollout, "is_finite", lambda *vectors: True)
+                patch.setattr(rollout, "check_observations", lambda observations: None)
+                patch.setattr(losses, "LOG_RATIO_BOUND", math.inf)
+                patch.setattr(guards.SkipCounter, "note", lambda self, skipped: None)
+            model = make_model(algorithm, engine).learn(4 * N_STEPS * N_ENVS)
+        return th.nn.utils.parameters_to_vector(model.policy.parameters())
+
+    assert th.equal(final(True), final(False))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_log_std_stays_within_its_bounds(algorithm, engine):
+    venv = DummyVecEnv([FaultyEnv] * 2)
+    bounds = (-0.01, 0.005)
+    model = algorithm("MlpPolicy", venv, n_steps=64, learning_rate=0.01, log_std_bounds=bounds, engine=engine, device="cpu")
+    model.learn(512)
+    assert bounds[0] - 1e-7 <= float(model.policy.log_std.detach().min())
+    assert float(model.policy.log_std.detach().max()) <= bounds[1] + 1e-7
+    free = algorithm("MlpPolicy", venv, n_steps=64, learning_rate=0.01, engine=engine, device="cpu").learn(512)
+    assert float(free.policy.log_std.detach().abs().max()) > 0.01  # without the bounds it would have left them
