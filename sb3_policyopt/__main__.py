@@ -8,7 +8,7 @@ Exit codes: 0 success, 1 a training or a program failed, 2 the command was not u
 import importlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -135,7 +135,7 @@ def missing(name: str, extra: str, error: ImportError) -> str:
     return f"{name} needs {module}, which is not installed: pip install {wanted}"
 
 
-def did_you_mean(word: str, known: Sequence[str] | dict[str, Command]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     Suggest the nearest of some names.
 
@@ -145,7 +145,7 @@ def did_you_mean(word: str, known: Sequence[str] | dict[str, Command]) -> str:
     """
     import difflib
 
-    nearest = difflib.get_close_matches(word, known, n=1)
+    nearest = difflib.get_close_matches(word, list(known), n=1)
     return f", did you mean {nearest[0]}?" if nearest else ""
 
 

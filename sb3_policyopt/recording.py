@@ -18,6 +18,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.utils import ConstantSchedule
 
 PROGRESS = "progress.csv"
 PROVENANCE = "provenance.json"
@@ -84,17 +85,14 @@ def effective_hyperparameters(model: BaseAlgorithm, given: Mapping[str, Any]) ->
     List every constructor argument of an algorithm with the value in use.
 
     :param model: the algorithm
-    :param given: the values that were passed; every other argument has its default
+    :param given: values as they were written, such as ``"lin_0.2"``, where they say more than what the algorithm made of them
     :return: value by argument name
     """
-    parameters = inspect.signature(type(model).__init__).parameters
     passed_by_caller = {"self", "env", "verbose", "seed", "device", "tensorboard_log"}
-    defaults = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if name not in passed_by_caller and not name.startswith("_") and parameter.default is not parameter.empty
-    }
-    return {**defaults, **given}
+    parameters = inspect.signature(type(model).__init__).parameters
+    names = [name for name in parameters if name not in passed_by_caller and not name.startswith("_")]
+    in_use = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    return {**in_use, "policy": model.policy_class.__name__, **given}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -105,7 +103,7 @@ def write_atomically(path: Path, text: str) -> None:
     :param text: its new content
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(text.encode("utf-8"))
     partial.replace(path)
 
 
@@ -150,7 +148,7 @@ class RunRecorder(BaseCallback):
     end are added by :meth:`save`, which the end of the training calls too.
 
     :param folder: an existing folder
-    :param hyperparameters: the constructor arguments that were passed to the algorithm; the defaults are added
+    :param hyperparameters: constructor arguments as they were written; the others are recorded as the algorithm has them
     :param facts: more entries for ``provenance.json``, such as the environment id
     """
 
@@ -205,7 +203,15 @@ class RunRecorder(BaseCallback):
             wall_time_seconds=round(time.perf_counter() - self._clock, 3),
             updated=_now(),
         )
-        write_atomically(self.folder / PROVENANCE, json.dumps(self.record, indent=2, default=repr) + "\n")
+        write_atomically(self.folder / PROVENANCE, json.dumps(self.record, indent=2, default=_describe) + "\n")
+
+
+def _describe(value: Any) -> Any:
+    """Put into JSON what it has no form for: classes by name, constant schedules by their value."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    schedule = getattr(value, "value_schedule", value)
+    return schedule.val if isinstance(schedule, ConstantSchedule) else repr(schedule)
 
 
 def _now() -> str:

@@ -53,13 +53,20 @@ def test_a_new_training_starts_a_new_file(tmp_path: Path) -> None:
 
 def test_a_run_in_two_parts(tmp_path: Path) -> None:
     def recorder() -> RunRecorder:
-        return RunRecorder(tmp_path, {"n_steps": 32, "gamma": 0.9}, {"env_id": "CartPole-v1"})
+        return RunRecorder(tmp_path, {"learning_rate": "lin_0.001"}, {"env_id": "CartPole-v1"})
 
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, gamma=0.9, seed=5)
     model.learn(64, callback=recorder())
     first = json.loads((tmp_path / "provenance.json").read_text())
     assert (first["seed"], first["env_id"], first["start_timesteps"], first["total_timesteps"]) == (5, "CartPole-v1", 0, 64)
-    assert first["finished"] and first["hyperparameters"]["gamma"] == 0.9 and first["hyperparameters"]["gae_lambda"] == 0.95
+    expected = {
+        "gamma": 0.9,
+        "gae_lambda": 0.95,
+        "learning_rate": "lin_0.001",
+        "clip_range": 0.2,
+        "policy": "ActorCriticPolicy",
+    }
+    assert first["finished"] and expected.items() <= first["hyperparameters"].items()
     assert first["versions"]["torch"] == installed_versions()["torch"]
 
     model.save(tmp_path / "agent")
@@ -112,6 +119,6 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     write_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, "\ud800")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     write_atomically(path, "new")
     assert path.read_text() == "new"
