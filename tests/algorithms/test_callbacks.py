@@ -209,8 +209,7 @@ class Halves(RolloutBuffer):
     def get(self, batch_size=None):
         type(self).calls += 1
         np.random.seed(0)  # whatever order, it is not drawn from the generator of the training
-        for samples in super().get(self.buffer_size * self.n_envs // 2):
-            yield samples
+        yield from super().get(self.buffer_size * self.n_envs // 2)
 
 
 @both

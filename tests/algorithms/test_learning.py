@@ -107,7 +107,9 @@ def test_the_actor_learns_the_better_action_of_each_observation(cls, engine):
 @pytest.mark.slow
 @both
 @pytest.mark.parametrize(
-    "env", [IdentityEnv(2), IdentityEnvMultiDiscrete(2), IdentityEnvMultiBinary(2), IdentityEnvBox(eps=0.5)], ids=lambda e: type(e).__name__
+    "env",
+    [IdentityEnv(2), IdentityEnvMultiDiscrete(2), IdentityEnvMultiBinary(2), IdentityEnvBox(eps=0.5)],
+    ids=lambda e: type(e).__name__,
 )
 def test_sb3s_identity_environments(cls, env, engine):
     """SB3's own learning test: at least 90 of 100 rewards."""
@@ -121,7 +123,9 @@ def test_sb3s_identity_environments(cls, env, engine):
 def test_two_seeded_runs_are_equal_bit_for_bit(cls, action, engine):
     vectors = []
     for seed in (3, 3, 4):
-        model = cls("MlpPolicy", toy(action=ACTION_SPACES[action], seed=seed), engine=engine, n_steps=32, batch_size=32, seed=seed)
+        model = cls(
+            "MlpPolicy", toy(action=ACTION_SPACES[action], seed=seed), engine=engine, n_steps=32, batch_size=32, seed=seed
+        )
         vectors.append(parameter_vector(model.learn(256).policy))
     assert th.equal(vectors[0], vectors[1])
     assert not th.equal(vectors[0], vectors[2])

@@ -32,11 +32,14 @@ SHARED = (
     }
 )
 OWN = {
-    PPO: ("entropy_loss policy_gradient_loss approx_kl clip_fraction loss clip_range ratio_max effective_sample_size").split(),
-    TRPO: (
-        "policy_objective kl_divergence_loss kl_predicted target_kl is_line_search_success step_fraction "
-        "line_search_reason surrogate_improvement cg_iterations cg_residual"
-    ).split(),
+    PPO: {
+        *("entropy_loss", "policy_gradient_loss", "approx_kl", "clip_fraction", "loss", "clip_range"),
+        *("ratio_max", "effective_sample_size"),
+    },
+    TRPO: {
+        *("policy_objective", "kl_divergence_loss", "kl_predicted", "target_kl", "is_line_search_success"),
+        *("step_fraction", "line_search_reason", "surrogate_improvement", "cg_iterations", "cg_residual"),
+    },
 }
 STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 import torch as th
-from toy_environments import ACTION_SPACES, IMAGE, OBSERVATION_SPACES, VECTOR, collect, copy_rollout, parameter_vector, start, toy
+from toy_environments import (
+    ACTION_SPACES,
+    IMAGE,
+    OBSERVATION_SPACES,
+    VECTOR,
+    collect,
+    copy_rollout,
+    parameter_vector,
+    start,
+    toy,
+)
 
 from sb3_policyopt import PPO, TRPO
 
@@ -21,7 +31,13 @@ def twins(cls, name, micro_batch_size, **options):
     observation, action, arguments = POLICIES[name]
     policy = name.partition(",")[0]
     models = [
-        cls(policy, toy(observation, ACTION_SPACES[action]), micro_batch_size=size, engine="autograd", **{**SMALL, **arguments, **options})
+        cls(
+            policy,
+            toy(observation, ACTION_SPACES[action]),
+            micro_batch_size=size,
+            engine="autograd",
+            **{**SMALL, **arguments, **options},
+        )
         for size in (None, micro_batch_size)
     ]
     models[1].policy.load_state_dict(models[0].policy.state_dict())

@@ -100,7 +100,7 @@ def test_kl_on_real_environments(env_id, engine):
 
 @pytest.mark.parametrize("space", ["box_6", "multi_binary", "discrete", "multi_discrete"])
 def test_mean_reduction_is_the_sum_with_a_larger_bound(space, engine):
-    """The mean over d dimensions is 1/d of the sum, and F/d its Fisher matrix: (δ, λ) for the mean is (d·δ, d·λ) for the sum."""
+    """The mean over d dimensions is 1/d of the sum, and F/d its Fisher matrix: δ and λ for it are d·δ and d·λ for the sum."""
     d = {"box_6": 6, "multi_binary": 5}.get(space, 1)  # sb3-contrib sums the other two
     models = [
         TRPO("MlpPolicy", toy(action=ACTION_SPACES[space]), engine=engine, **ARGUMENTS, **options)

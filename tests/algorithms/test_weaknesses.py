@@ -1,7 +1,8 @@
 """
 Faults known from other implementations, each shown to be absent here.
 
-The numbers count the weaknesses found in Stable-Baselines3 and sb3-contrib 2.9; each test's docstring says what goes wrong there.
+The numbers count the weaknesses found in Stable-Baselines3 and sb3-contrib 2.9; each test's docstring
+says what goes wrong there.
 """
 
 import numpy as np
@@ -96,7 +97,7 @@ class ValueNamed(BaseFeaturesExtractor):
 
 
 def test_weakness_03_names_do_not_decide_what_the_actor_is():
-    """sb3-contrib takes every parameter with "value" in its name for the critic's: not trained by the policy, moved by the critic."""
+    """sb3-contrib takes every parameter with "value" in its name for the critic's, whatever it does."""
     model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
     layer = model.policy.features_extractor.value_embedding.weight
     before = layer.detach().clone()
@@ -241,7 +242,7 @@ def test_weakness_08_a_refusal_says_why(engine):
 
 @pytest.mark.parametrize("layer", [th.nn.Dropout(0.5), th.nn.BatchNorm1d(4)], ids=["dropout", "batch_norm"])
 def test_weakness_09_trpo_compares_a_policy_with_itself(layer):
-    """sb3-contrib updates in training mode: with dropout or batch statistics π_θ differs from itself, and the search moves statistics."""
+    """sb3-contrib updates in training mode: with dropout or batch statistics π_θ differs from itself."""
 
     class Noisy(BaseFeaturesExtractor):
         def __init__(self, observation_space):
@@ -301,7 +302,7 @@ def test_weakness_12_trpo_takes_schedules(engine):
 
 
 def test_weakness_13_and_15_backward_and_forward_passes_of_one_update(monkeypatch):
-    """sb3-contrib makes two full backward passes for every single actor tensor, and two forward passes for the same numbers."""
+    """sb3-contrib makes two full backward passes for every actor tensor, and two forward passes for the same numbers."""
     model = TRPO("MlpPolicy", toy(), engine="autograd", cg_max_steps=4, **SMALL)
     collect(model)
     used = model._start_update()

@@ -195,21 +195,21 @@ def test_a_model_loads_without_an_environment(cls, tmp_path):
 @pytest.mark.parametrize("cls", OURS)
 def test_get_and_set_parameters(cls, engine, tmp_path):
     """In place: the engine's vector, the policy and the optimizer stay one."""
-    first, second = (OURS[cls]("MlpPolicy", toy(), engine=engine, **{**SMALL, "seed": seed}) for seed in (0, 1))
-    first.learn(256)
-    second.learn(256)
+    first, second = (OURS[cls]("MlpPolicy", toy(), engine=engine, **{**SMALL, "n_steps": 32, "seed": seed}) for seed in (0, 1))
+    first.learn(128)
+    second.learn(128)
     second.set_parameters(first.get_parameters())
     for key, value in first.policy.state_dict().items():
         assert th.equal(second.policy.state_dict()[key], value)
     first.save(tmp_path / "first")
-    second.learn(256)
+    second.learn(128)
     second.set_parameters(tmp_path / "first")
     results = []
     for model in (first, second):
         model.set_env(toy(seed=7))
         model._last_obs = None
         model.set_random_seed(5)
-        model.learn(256)
+        model.learn(128)
         results.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
     assert th.equal(*results)
 
