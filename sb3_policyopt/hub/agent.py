@@ -11,10 +11,13 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
+from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.hub.errors import HubError
 from sb3_policyopt.hub.plain_yaml import load_plain
-from sb3_policyopt.safe_zip import DESCRIPTION
+from sb3_policyopt.plain_json import PickleRequiredError
+from sb3_policyopt.safe_zip import SelfDescribing, without_pickles
 
+ALGORITHMS: dict[str, type[SelfDescribing]] = {"ppo": PPO, "trpo": TRPO}
 # Where the class of that name is found without this package.
 STOCK_MODULES = {"PPO": "stable_baselines3", "TRPO": "sb3_contrib"}
 
@@ -64,10 +67,13 @@ class Agent:
         return {name: value for name, value in data.items() if isinstance(value, (int, float, str))}
 
     @property
-    def is_described(self) -> bool:
+    def is_safe(self) -> bool:
         """Whether the zip can be loaded without unpickling."""
-        with zipfile.ZipFile(self.zip_path) as archive:
-            return DESCRIPTION in archive.namelist()
+        try:
+            without_pickles(self.zip_path)
+        except PickleRequiredError:
+            return False
+        return True
 
 
 def file_name_of(env_id: str) -> str:

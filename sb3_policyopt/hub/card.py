@@ -132,7 +132,7 @@ def _usage(card: Card) -> str:
 def _own_code(card: Card) -> list[str]:
     """Code that loads the agent with this package and evaluates it as it was evaluated."""
     arguments = [f'"{card.repo_id}"'] + ([f'revision="{card.revision}"'] if card.revision else [])
-    if not card.agent.is_described:
+    if not card.agent.is_safe:
         arguments.append("safe=False")
     attach = ["vec_normalize.set_venv(env)", "env = vec_normalize"] if card.agent.statistics_path else []
     imports, env = card.protocol.code(attach)
@@ -189,7 +189,7 @@ def _zoo_code(card: Card) -> list[str]:
     revision = f" --revision {card.revision}" if card.revision else ""
     which = f"--algo {agent.algo} --env {agent.env_id}"
     packages = f" --gym-packages {' '.join(card.protocol.imports)}" if card.protocol.imports else ""
-    trust = "" if agent.is_described else " --trust"
+    trust = "" if agent.is_safe else " --trust"
     return [
         f"sb3-policyopt load_from_hub {which} {where} -f logs/{revision}{trust}",
         f"sb3-policyopt enjoy {which} -f logs/{packages}",
@@ -238,7 +238,7 @@ def _cell(value: Any) -> str:
 
 def _trust(card: Card) -> str:
     agent = card.agent
-    if not agent.is_described:
+    if not agent.is_safe:
         return (
             "## Trust\n\nThis agent can only be loaded with pickle, which runs whatever code the files contain: "
             "do so only if you trust its author."

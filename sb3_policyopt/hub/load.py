@@ -11,14 +11,13 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.hub.agent import file_name_of, latest_run
+from sb3_policyopt.hub.agent import ALGORITHMS, file_name_of, latest_run
 from sb3_policyopt.hub.errors import HubError, is_network_error, one_sentence
 from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
 from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, load_plain
-from sb3_policyopt.safe_zip import PickleRequiredError, SelfDescribing, read_description
+from sb3_policyopt.plain_json import PickleRequiredError
+from sb3_policyopt.safe_zip import SelfDescribing, read_description
 
-_CLASSES: dict[str, type[SelfDescribing]] = {"ppo": PPO, "trpo": TRPO}
 _METRICS = "train_eval_metrics.zip"
 
 
@@ -205,9 +204,9 @@ def _class_of(path: str, filename: str, safe: bool) -> type[SelfDescribing]:
         if safe:
             raise
         algo = filename.partition("-")[0]
-    if algo not in _CLASSES:
+    if algo not in ALGORITHMS:
         raise HubError(f"{filename} holds an agent of {algo}; only PPO and TRPO can be loaded")
-    return _CLASSES[algo]
+    return ALGORITHMS[algo]
 
 
 def _load_statistics(download: Any, files: list[str], repo_id: str, safe: bool) -> "VecNormalize | None":

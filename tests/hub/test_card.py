@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
@@ -96,10 +98,14 @@ def test_video_and_picture_are_shown_only_if_they_exist(tmp_path):
     assert 'revision="v1"' in shown
 
 
-def test_card_of_a_zip_that_needs_pickle_says_so(tmp_path):
-    from stable_baselines3 import PPO as StockPPO
+class OwnPolicy(ActorCriticPolicy):
+    pass
 
-    card = str(make_card(tmp_path, Protocol("CartPole-v1"), StockPPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")))
+
+@pytest.mark.parametrize(("algorithm", "policy"), [(StockPPO, "MlpPolicy"), (PPO, OwnPolicy)])
+def test_card_of_a_zip_that_needs_pickle_says_so(algorithm, policy, tmp_path):
+    model = algorithm(policy, "CartPole-v1", n_steps=64, device="cpu")
+    card = str(make_card(tmp_path, Protocol("CartPole-v1"), model))
     assert "safe=False" in card and "--trust" in card and "only be loaded with pickle" in card
 
 

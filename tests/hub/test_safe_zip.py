@@ -21,15 +21,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from sb3_policyopt.safe_zip import (
-    DESCRIPTION,
-    PickleRequiredError,
-    decode,
-    encode,
-    read_description,
-    without_pickles,
-    write_description,
-)
+from sb3_policyopt.plain_json import PickleRequiredError, decode, encode
+from sb3_policyopt.safe_zip import DESCRIPTION, read_description, without_pickles, write_description
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
 OBSERVATION_SPACES = {
@@ -281,6 +274,30 @@ def test_damaged_files_are_reported(tmp_path):
         read_description(tmp_path / "missing.zip")
     with pytest.raises(ValueError, match="unknown tag"):
         decode({"$code": "print()"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"$space": "Box"},
+        {"$space": "Text"},
+        {"$space": "Box", "low": 0, "high": 1, "shape": [2], "dtype": "object"},
+        {"$array": [[1], [2, 3]], "dtype": "float32", "shape": [2]},
+        {"$schedule": "FloatSchedule"},
+        {"$schedule": "eval"},
+        {"$tuple": 3},
+        {"$class": 3},
+        {"$float": []},
+        {"$dict": [1]},
+    ],
+)
+def test_malformed_values_are_reported_with_the_attribute(value, tmp_path):
+    path = save(make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"]), tmp_path / "agent.zip")
+    description = read_description(path)
+    description["attributes"]["gamma"] = value
+    damaged = rewritten(path, tmp_path / "damaged.zip", json.dumps(description))
+    with pytest.raises(ValueError, match=r"policyopt\.json in .*damaged\.zip is damaged, at gamma"):
+        without_pickles(damaged)
 
 
 # -- encode and decode ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""One repository and one commit, or nothing."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+from sb3_policyopt.hub.agent import Agent
+from sb3_policyopt.hub.errors import HubError, one_sentence
+
+# Files of an earlier upload that the new one may lack; the Hub's other files (a .gitattributes, a LICENSE) stay.
+_OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip"]
+
+
+def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> None:
+    """
+    Refuse early what the Hub or common sense would refuse after the work is done.
+
+    :param api: the Hub
+    :param repo_id: where the agent is to be published
+    :param agent: the agent
+    :param private: whether the repository is to be private
+    :raises HubError: if there is no valid token, or another agent stands there, or a public repository
+    """
+    with one_sentence(repo_id):
+        api.whoami()
+        try:
+            existing = api.repo_info(repo_id)
+        except RepositoryNotFoundError:
+            return
+    if private and not existing.private:
+        raise HubError(f"{repo_id} exists and is public: choose another name with --repo-name, or leave out --private")
+    zips = {file.rfilename for file in existing.siblings or [] if file.rfilename.endswith(".zip")}
+    others = zips - {f"{agent.name}.zip", "train_eval_metrics.zip"}
+    if others:
+        raise HubError(f"{repo_id} holds another agent ({', '.join(sorted(others))}): choose another name with --repo-name")
+
+
+def send(api: HfApi, folder: Path, repo_id: str, private: bool, revision: "str | None", commit_message: str) -> str:
+    """
+    Send a folder in one commit.
+
+    :param api: the Hub
+    :param folder: the files
+    :param repo_id: the repository, created if there is none
+    :param private: whether only its owner sees a repository that is created
+    :param revision: the branch, created if there is none; by default the main one
+    :param commit_message: message of the commit
+    :return: address of the commit
+    :raises HubError: if anything fails; a repository that was created is removed again
+    """
+    created = False
+    with one_sentence(repo_id, revision=revision):
+        try:
+            created = _create(api, repo_id, private)
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                delete_patterns=_OPTIONAL_FILES,
+            )
+        except BaseException as error:  # Ctrl-C as well: nobody wants half a repository
+            if created:
+                _delete(api, repo_id, error)
+            raise
+    return str(commit.commit_url)
+
+
+def _create(api: HfApi, repo_id: str, private: bool) -> bool:
+    """Create the repository; False if it exists."""
+    try:
+        api.create_repo(repo_id, private=private)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code == 409:
+            return False
+        raise
+    return True
+
+
+def _delete(api: HfApi, repo_id: str, cause: BaseException) -> None:
+    try:
+        api.delete_repo(repo_id, missing_ok=True)
+    except Exception:
+        raise HubError(
+            f"the upload failed ({type(cause).__name__}), and so did the removal of the repository it had created: "
+            f"delete {api.endpoint}/{repo_id} yourself"
+        ) from cause
