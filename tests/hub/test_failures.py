@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import Client
+from loopback import Repo
 from runs import make_run
 
 
@@ -23,6 +24,20 @@ def forget(hub):
     hub.repos.clear()
     hub.failures.clear()
     hub.requests.clear()
+
+
+@pytest.fixture(scope="module")
+def files(client, hub, logs):
+    """What a push of the run publishes."""
+    assert client.command(*push(logs)).code == 0
+    return hub.repos["me/ppo-CartPole-v1"].files()
+
+
+def stand(hub, files):
+    """Let a repository stand on the hub."""
+    repo = hub.repos["me/ppo-CartPole-v1"] = Repo()
+    repo.commit("main", files, "Upload agent")
+    return repo
 
 
 def push(logs, *more, organization="me"):
@@ -74,18 +89,17 @@ def test_name_that_is_none(client, hub, logs):
     assert not hub.repos
 
 
-def test_repository_of_another_agent(client, hub, logs):
-    client.command(*push(logs, "-name", "agent"))
-    files = dict(hub.repos["me/agent"].files())
-    files["trpo-Pendulum-v1.zip"] = files.pop("ppo-CartPole-v1.zip")
-    hub.repos["me/agent"].commit("main", files, "another agent")
-    result = client.command(*push(logs, "-name", "agent"))
+def test_repository_of_another_agent(client, hub, logs, files):
+    others = dict(files)
+    others["trpo-Pendulum-v1.zip"] = others.pop("ppo-CartPole-v1.zip")
+    repo = stand(hub, others)
+    result = client.command(*push(logs))
     assert result.code == 1 and "holds another agent (trpo-Pendulum-v1.zip)" in result.sentence
-    assert hub.repos["me/agent"].files() == files
+    assert repo.files() == others
 
 
-def test_private_does_not_hide_a_public_repository(client, hub, logs):
-    assert client.command(*push(logs)).code == 0
+def test_private_does_not_hide_a_public_repository(client, hub, logs, files):
+    stand(hub, files)
     result = client.command(*push(logs, "--private"))
     assert result.code == 1 and "exists and is public" in result.sentence
     hub.repos.clear()
@@ -102,12 +116,11 @@ def test_half_finished_upload_leaves_no_repository(client, hub, logs, request_):
     assert hub.seen("POST", "/api/repos/create") and not hub.repos
 
 
-def test_half_finished_upload_spares_a_repository_that_was_there(client, hub, logs):
-    assert client.command(*push(logs)).code == 0
-    before = hub.repos["me/ppo-CartPole-v1"].files()
+def test_half_finished_upload_spares_a_repository_that_was_there(client, hub, logs, files):
+    repo = stand(hub, files)
     hub.fail("POST", "/commit/", 400)
     assert client.command(*push(logs, "--seed", "1")).code == 1
-    assert hub.repos["me/ppo-CartPole-v1"].files() == before
+    assert hub.repos == {"me/ppo-CartPole-v1": repo} and repo.files() == files
 
 
 def test_failed_removal_is_told(client, hub, logs):
@@ -136,10 +149,8 @@ def test_dry_run_sends_nothing(client, hub, logs, tmp_path):
     assert again.code == 1 and "not an empty folder" in again.sentence
 
 
-def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client, hub, logs):
-    assert client.command(*push(logs)).code == 0
-    repo = hub.repos["me/ppo-CartPole-v1"]
-    repo.commit("main", repo.files() | {"replay.mp4": b"of an earlier agent", "LICENSE": b"mine"}, "by hand")
+def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client, hub, logs, files):
+    repo = stand(hub, files | {"replay.mp4": b"of an earlier agent", "LICENSE": b"mine"})
     assert client.command(*push(logs)).code == 0
     assert "replay.mp4" not in repo.files() and repo.files()["LICENSE"] == b"mine"
 
@@ -165,8 +176,8 @@ def test_missing_repository(client, tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
-def test_existing_run_folder_is_kept_without_force(client, logs, tmp_path):
-    assert client.command(*push(logs)).code == 0
+def test_existing_run_folder_is_kept_without_force(client, hub, files, tmp_path):
+    stand(hub, files)
     assert client.command(*load(tmp_path, "--exp-id", "3")).code == 0
     run = tmp_path / "ppo" / "CartPole-v1_3"
     (run / "mine").touch()
@@ -233,10 +244,9 @@ def hostile(name, files, witness):
         ("wrapper", True),
     ],
 )
-def test_hostile_repository_runs_nothing(client, hub, logs, tmp_path, name, is_refused):
-    assert client.command(*push(logs)).code == 0
-    repo, witness = hub.repos["me/ppo-CartPole-v1"], tmp_path / "pwned"
-    repo.commit("main", hostile(name, repo.files(), witness), "hostile")
+def test_hostile_repository_runs_nothing(client, hub, files, tmp_path, name, is_refused):
+    witness = tmp_path / "pwned"
+    stand(hub, hostile(name, files, witness))
     result = client.command(*load(tmp_path / "logs"))
     assert not witness.exists()
     if is_refused:
@@ -251,15 +261,13 @@ def test_hostile_repository_runs_nothing(client, hub, logs, tmp_path, name, is_r
     assert not witness.exists()
 
 
-def test_stock_agent_is_refused_unless_trusted(client, hub, logs, tmp_path):
-    assert client.command(*push(logs)).code == 0
-    repo = hub.repos["me/ppo-CartPole-v1"]
-    source, target = zipfile.ZipFile(io.BytesIO(repo.files()["ppo-CartPole-v1.zip"])), io.BytesIO()
+def test_stock_agent_is_refused_unless_trusted(client, hub, files, tmp_path):
+    source, target = zipfile.ZipFile(io.BytesIO(files["ppo-CartPole-v1.zip"])), io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for entry in source.namelist():
             if entry != "policyopt.json":
                 archive.writestr(entry, source.read(entry))
-    repo.commit("main", repo.files() | {"ppo-CartPole-v1.zip": target.getvalue()}, "as stock SB3 saves it")
+    stand(hub, files | {"ppo-CartPole-v1.zip": target.getvalue()})  # as stock SB3 saves it
     result = client.command(*load(tmp_path))
     assert result.code == 1 and "can only be unpickled" in result.sentence and "--trust" in result.sentence
     assert client.command(*load(tmp_path, "--trust")).code == 0

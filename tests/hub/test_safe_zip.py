@@ -315,7 +315,7 @@ values = st.recursive(
 
 
 @given(values)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_plain_values_round_trip_through_json(value):
     back = decode(json.loads(json.dumps(encode(value), allow_nan=False)))
     assert back == value
@@ -323,7 +323,7 @@ def test_plain_values_round_trip_through_json(value):
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_float32_arrays_and_boxes_round_trip_exactly(numbers):
     array = np.array(numbers, dtype=np.float32)
     back = decode(json.loads(json.dumps(encode(array), allow_nan=False)))
