@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import torch as th
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from sb3_policyopt.errors import RankLostError
 
@@ -31,6 +30,9 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 TIMEOUT = "SB3_POLICYOPT_TIMEOUT"
 """Environment variable: seconds that a rank waits for the others (for a rollout, an evaluation on rank 0), 1800 if unset."""
+
+KEPT_BY_TORCHRUN = "TORCHELASTIC_USE_AGENT_STORE"
+"""Environment variable by which torchrun says that it keeps the meeting point, which then outlives rank 0."""
 
 KNOCKS = 10
 """How often a survivor tries the doors of the others before it concludes that all are alive."""
@@ -88,13 +90,7 @@ class _Group:
     def __init__(self) -> None:
         self.rank, self.size = rank(), world_size()
         self.timeout = timeout()
-        try:
-            self.store, _, _ = next(rendezvous("env://", timeout=self.timeout))
-        except RuntimeError as error:  # rank 0 keeps the store, unless torchrun does
-            raise RankLostError(
-                f"no rendezvous at {_master()}: {error}. Has rank 0 started, and can it be reached?"
-            ) from error
-        self.store.set_timeout(self.timeout)
+        self.store = _meeting_point(self.rank, self.timeout)
         self.door = _open_door()
         self.store.set(f"door/{self.rank}", f"{self.door.getsockname()[0]} {self.door.getsockname()[1]} {os.getpid()}")
         self._wait_for_all()
@@ -120,8 +116,8 @@ class _Group:
         :param failed: whether something may be under way, which nccl would wait for
         """
         atexit.unregister(self.leave)
-        if failed and self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            time.sleep(1)  # the rendezvous ends with this process: let the others read why
+        if failed and self.rank == 0 and os.environ.get(KEPT_BY_TORCHRUN) != "True":
+            time.sleep(1)  # the meeting point ends with this process: let the others read why
         self.door.close()
         if dist.is_initialized() and not (failed and dist.get_backend() != "gloo"):
             dist.destroy_process_group()
@@ -139,7 +135,7 @@ class _Group:
             settled: bytes = self.store.compare_set("cause", "", cause)
             return settled.decode()
         except RuntimeError:
-            return f"{cause} (rank 0, which kept the rendezvous, cannot be reached)"
+            return f"{cause} (rank 0, which kept the meeting point, cannot be reached)"
 
     def diagnose(self, error: BaseException) -> str:
         """
@@ -180,6 +176,26 @@ class _Group:
             f"{_names(missing)} is alive but did not come to the exchange within {self.timeout.total_seconds():g} s; if an "
             f"environment or a callback there is slow and not stuck, raise {TIMEOUT}"
         )
+
+
+def _meeting_point(rank: int, timeout: timedelta) -> dist.Store:
+    """
+    Where the ranks find each other: kept by torchrun if there is one, otherwise by rank 0.
+
+    :param rank: of this process
+    :param timeout: how long to wait for it
+    :return: a store of keys and values
+    :raises RankLostError: if it cannot be reached
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    kept_by_torchrun = os.environ.get(KEPT_BY_TORCHRUN) == "True"
+    try:
+        is_keeper = rank == 0 and not kept_by_torchrun
+        store = dist.TCPStore(host, port, is_master=is_keeper, timeout=timeout, wait_for_workers=False)
+    except RuntimeError as error:
+        raise RankLostError(f"nobody at {_master()}: has rank 0 started, and can this host reach it? ({error})") from error
+    # After a restart nobody must read what the ranks of before have written.
+    return dist.PrefixStore(f"sb3_policyopt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _open_door() -> socket.socket:
