@@ -7,15 +7,27 @@ Publish agents to the Hugging Face Hub, and load them back without running anybo
     model, vec_normalize = load_from_hub("me/ppo-CartPole-v1")
 """
 
-try:
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
     from sb3_policyopt.hub.errors import HubError
     from sb3_policyopt.hub.load import load_from_hub
     from sb3_policyopt.hub.push import push_to_hub
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in {"huggingface_hub", "yaml"}:
-        raise
-    raise ModuleNotFoundError(
-        f'sb3_policyopt.hub needs {error.name}: pip install "sb3-policyopt[hub]"', name=error.name
-    ) from error
 
 __all__ = ["HubError", "load_from_hub", "push_to_hub"]
+
+_MODULES = {"HubError": "errors", "load_from_hub": "load", "push_to_hub": "push"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import huggingface_hub, and torch, when they are needed: the command line answers --help without."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"huggingface_hub", "yaml", "imageio_ffmpeg"}:
+            raise
+        message = f'sb3_policyopt.hub needs {error.name}: pip install "sb3-policyopt[hub]"'
+        raise ModuleNotFoundError(message, name=error.name) from error

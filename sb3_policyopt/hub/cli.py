@@ -35,7 +35,7 @@ def load_main(argv: "Sequence[str] | None" = None) -> int:
 def _in_one_sentence(command: str, action: Callable[[], None]) -> int:
     """Run a command; what a user can get wrong becomes a sentence instead of a traceback."""
     try:
-        from sb3_policyopt.hub.errors import HubError
+        from sb3_policyopt.hub import HubError
         from sb3_policyopt.plain_json import PickleRequiredError
     except ModuleNotFoundError as error:
         return _fail(command, str(error))

@@ -126,3 +126,14 @@ def test_what_was_loaded_once_is_there_without_network(tmp_path):
     result = client.python("-c", PRELUDE + OFFLINE)
     client.close()
     assert result.code == 0, result.err
+
+
+def test_without_the_extra_the_command_names_it(tmp_path):
+    absent = "import sys; sys.modules['huggingface_hub'] = None; from sb3_policyopt.hub.cli import load_main; "
+    arguments = "['--algo', 'ppo', '--env', 'CartPole-v1', '-f', 'logs']"
+    client = Client("http://127.0.0.1:9", tmp_path)
+    result = client.python("-c", absent + f"sys.exit(load_main({arguments}))")
+    help_ = client.python("-c", absent + "load_main(['--help'])")
+    client.close()
+    assert result.code == 1 and 'pip install "sb3-policyopt[hub]"' in result.sentence
+    assert help_.code == 0 and "--trust" in help_.out
