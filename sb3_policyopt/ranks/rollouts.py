@@ -41,7 +41,7 @@ def adopt_moments(env: VecNormalize | None) -> None:
     agreed = from_rank_0(running_moments(env))
     for mine, theirs in zip(running_moments(env), agreed, strict=True):
         vars(mine).update(vars(theirs.copy()))
-    _merged[env] = agreed
+    _merged[env] = [moments.copy() for moments in agreed]
 
 
 def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:

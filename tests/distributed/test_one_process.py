@@ -1,0 +1,157 @@
+"""Without a launcher, or with one rank, nothing is initialised and nothing changes; and what each rank is given."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from launch import surroundings
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+from sb3_policyopt import PPO, distributed
+from sb3_policyopt.ranks.callbacks import ProgressBar, callbacks_of_this_rank
+from sb3_policyopt.ranks.rollouts import increment
+
+LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+LEARN = """
+import torch.distributed as dist
+from sb3_policyopt import PPO
+for name in ("init_process_group", "TCPStore"):
+    setattr(dist, name, None)
+PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1).learn(32)
+assert not dist.is_initialized()
+"""
+
+
+@pytest.mark.parametrize("launcher", [{}, {"WORLD_SIZE": "8"}, LAUNCHER], ids=["none", "foreign_variable", "one_rank"])
+def test_nothing_is_initialised(launcher):
+    subprocess.run([sys.executable, "-c", LEARN], env=surroundings(**launcher), check=True, timeout=600)
+
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    """Pretend to be one of three ranks, as far as one can without meeting the others."""
+
+    def pretend(rank: int) -> None:
+        for name, value in {**LAUNCHER, "RANK": str(rank), "WORLD_SIZE": "3"}.items():
+            monkeypatch.setenv(name, value)
+
+    return pretend
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "inf", "nan"])
+def test_a_timeout_must_be_a_number_of_seconds(monkeypatch, text):
+    monkeypatch.setenv(distributed.TIMEOUT, text)
+    with pytest.raises(ValueError, match=f"{distributed.TIMEOUT} must be a positive number of seconds, got '{text}'"):
+        distributed.timeout()
+
+
+def first_observations(n_envs: int, seed: int) -> np.ndarray:
+    env = make_vec_env("CartPole-v1", n_envs=n_envs)
+    PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=seed)
+    return env.reset()
+
+
+def test_the_environments_of_all_ranks_are_seeded_as_those_of_one_process(as_rank):
+    one_process = first_observations(6, seed=7)
+    for rank in range(3):
+        as_rank(rank)
+        np.testing.assert_array_equal(first_observations(2, seed=7), one_process[2 * rank : 2 * rank + 2])
+
+
+class Custom(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+
+class OnRank0(Custom):
+    rank_zero_only = True
+
+
+def names(callback) -> list[str]:
+    if isinstance(callback, CallbackList):
+        return [name for child in callback.callbacks for name in names(child)]
+    return [type(callback).__name__]
+
+
+def some_callbacks():
+    return [
+        Custom(),
+        OnRank0(),
+        EvalCallback(make_vec_env("CartPole-v1")),
+        CallbackList([CheckpointCallback(1, "x"), StopTrainingOnMaxEpisodes(1)]),
+        EveryNTimesteps(1, CheckpointCallback(1, "x")),
+        EveryNTimesteps(1, Custom()),
+        lambda local_variables, global_variables: True,
+    ]
+
+
+def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(as_rank):
+    as_rank(0)
+    callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
+    everything = ["Custom", "OnRank0", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
+    assert names(callback) == [*everything, "EveryNTimesteps", "EveryNTimesteps", "ConvertCallback", "ProgressBar"] or names(
+        callback
+    ) == [*everything, "EveryNTimesteps", "EveryNTimesteps", "function", "ProgressBar"]
+    assert bar is False
+    as_rank(1)
+    callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
+    assert names(callback)[:3] == ["Custom", "StopTrainingOnMaxEpisodes", "EveryNTimesteps"]
+    assert len(names(callback)) == 4
+    assert bar is False
+
+
+def test_the_progress_bar_counts_the_steps_of_all_ranks():
+    bar = ProgressBar()
+    bar.model = type("Model", (), {"num_timesteps": 100})()
+    bar.locals = {"total_timesteps": 700}
+    bar._on_training_start()
+    assert bar.pbar.total == 600
+    for steps in (106, 112, 700):
+        bar.model.num_timesteps = steps
+        bar._on_step()
+        assert bar.pbar.n == steps - 100
+    bar._on_training_end()
+
+
+def test_only_rank_0_writes_the_model(as_rank, tmp_path):
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8)
+    as_rank(1)
+    model.save(tmp_path / "model.zip")
+    assert not (tmp_path / "model.zip").exists()
+    as_rank(0)
+    model.save(tmp_path / "model.zip")
+    assert PPO.load(tmp_path / "model.zip").num_timesteps == 0
+
+
+numbers = st.floats(-1e3, 1e3)
+
+
+@given(st.lists(numbers, max_size=20), st.lists(numbers, min_size=1, max_size=20))
+def test_what_was_added_to_a_running_mean_is_recovered(before, added):
+    moments = RunningMeanStd()
+    if before:
+        moments.update(np.array(before))
+    then = moments.copy()
+    moments.update(np.array(added))
+    found = increment(then, moments)
+    assert found.count == pytest.approx(len(added))
+    assert found.mean == pytest.approx(np.mean(added), abs=1e-8)
+    # The variance comes out of squares of up to 1e6, of which float64 keeps 16 digits.
+    assert found.var == pytest.approx(np.var(added), abs=1e-6)
+
+
+def test_nothing_was_added():
+    moments = RunningMeanStd(shape=(2,))
+    assert increment(moments, moments.copy()).count == 0
