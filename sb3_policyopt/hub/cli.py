@@ -122,7 +122,7 @@ def _common_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"sb3-policyopt {command}", description=description)
     parser.add_argument("--env", required=True, help="environment ID")
     parser.add_argument("--algo", required=True, choices=_ALGORITHMS, help="RL algorithm")
-    parser.add_argument("-f", "--folder", required=True, type=Path, help="log folder")
+    parser.add_argument("-f", "--folder", default=Path("logs"), type=Path, help="log folder (default: logs)")
     parser.add_argument("-name", "--repo-name", help="repository name, by default 'algo-env'")
     parser.add_argument("--revision", help="branch of the repository (to load: also a tag or a commit)")
     parser.add_argument("--verbose", default=1, type=int, help="verbose mode (0: no output, 1: INFO)")
