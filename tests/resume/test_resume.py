@@ -87,8 +87,9 @@ def test_kill(tmp_path, algorithm):
 @pytest.mark.parametrize("engine", ["autograd", "closed_form"])
 @pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
 def test_many_kills(tmp_path, algorithm, engine):
+    few_passes = {"n_epochs": 2} if algorithm == "PPO" else {"n_critic_updates": 2}
     env = "CartPole-v1" if algorithm == "PPO" else "Pendulum-v1"
-    options = {"algorithm": algorithm, "engine": engine, "env": env, "save_freq": ROLLOUT, "total": 30 * ROLLOUT}
-    kills, equal_endings = lives_until_killed(tmp_path, options, kills=25, seed=1)
-    print(f"{algorithm} {engine}: {kills} kills, {equal_endings} equal endings")
-    assert kills == 25
+    options = {"algorithm": algorithm, "engine": engine, "env": env, "save_freq": ROLLOUT, "total": 12 * ROLLOUT, **few_passes}
+    kills, equal_endings = lives_until_killed(tmp_path, options, kills=15, seed=1)
+    print(f"{algorithm} {engine}: {kills} kills, {equal_endings} trainings with the same end", flush=True)
+    assert kills == 15
