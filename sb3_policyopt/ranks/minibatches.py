@@ -1,6 +1,7 @@
 """Means over the minibatches of all ranks: advantages, gradients and what is logged."""
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch as th
@@ -17,7 +18,9 @@ def normalize(advantages: Any) -> Any:
     :param advantages: shape (batch,)
     :return: shape (batch,)
     """
-    return losses.normalize(advantages) if world_size() == 1 else _normalize_pieces([advantages])[0]
+    if world_size() == 1:
+        return losses.normalize(advantages)
+    return _normalize_pieces([advantages], [sum(gather(len(advantages)))])[0]
 
 
 def in_step(minibatches: Iterator[Batch], normalized: bool) -> Iterator[Batch]:
@@ -33,31 +36,32 @@ def in_step(minibatches: Iterator[Batch], normalized: bool) -> Iterator[Batch]:
             yield batch._replace(advantages=losses.normalize(batch.advantages)) if normalized else batch
         return
     batches = list(minibatches)
-    most = max(gather(len(batches)))
-    batches += [batches[0].rows(slice(0, 0))] * (most - len(batches))
+    totals = [sum(sizes) for sizes in zip_longest(*gather([batch.size for batch in batches]), fillvalue=0)]
+    batches += [batches[0].rows(slice(0, 0))] * (len(totals) - len(batches))
     if normalized:
-        advantages = _normalize_pieces([batch.advantages for batch in batches])
+        advantages = _normalize_pieces([batch.advantages for batch in batches], totals)
         batches = [batch._replace(advantages=piece) for batch, piece in zip(batches, advantages, strict=True)]
     yield from batches
 
 
-def _normalize_pieces(pieces: list[Any]) -> list[Any]:
+def _normalize_pieces(pieces: list[Any], totals: list[int]) -> list[Any]:
     """
     Normalise several batches, each over all ranks, with two reductions for all of them.
 
     :param pieces: shape (batch,) each, as many on every rank; empty ones count for nothing
+    :param totals: how many entries each has on all ranks together
     :return: the same shapes
     """
     values = th.cat([th.as_tensor(piece) for piece in pieces])
     sizes = [len(piece) for piece in pieces]
     piece_of = th.repeat_interleave(th.tensor(sizes)).to(values.device)
 
-    def totals(x: th.Tensor) -> th.Tensor:
+    def sums(x: th.Tensor) -> th.Tensor:
         return sum_(th.zeros(len(pieces), dtype=th.float64, device=x.device).index_add_(0, piece_of, x.double()))
 
-    counts = th.tensor(gather(sizes), dtype=th.float64, device=values.device).sum(0)
-    centred = values - (totals(values) / counts)[piece_of]
-    deviations = (totals(centred**2) / (counts - 1).clamp(min=1)).sqrt() + 1e-8
+    counts = th.tensor(totals, dtype=th.float64, device=values.device)
+    centred = values - (sums(values) / counts)[piece_of]
+    deviations = (sums(centred**2) / (counts - 1).clamp(min=1)).sqrt() + 1e-8
     normal = th.where(counts[piece_of] > 1, centred / deviations[piece_of], values.double()).to(values.dtype)
     parts = list(th.split(normal, sizes))
     return parts if isinstance(pieces[0], th.Tensor) else [part.numpy() for part in parts]
