@@ -1,7 +1,7 @@
 """
 Train the entries of hyperparams/*.yml through the command line, and put their scores beside the published ones.
 
-    python benchmarks/scores.py train --seeds 0 1 2 CartPole-v1 Pendulum-v1     # appends to benchmarks/scores.csv
+    python benchmarks/scores.py train CartPole-v1 Pendulum-v1 --seeds 0 1 2    # appends to benchmarks/scores.csv
     python benchmarks/scores.py table                                           # writes docs/scores.md
 
 Each agent is trained by ``sb3-policyopt train`` with its entry as it stands (another number of steps can be given with

@@ -18,7 +18,7 @@ def run_process(arguments: list[str], folder: Path, **environment: str) -> subpr
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         stdin=subprocess.DEVNULL,
     )
 

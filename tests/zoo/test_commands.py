@@ -61,7 +61,7 @@ def test_enjoy_evaluates_the_agent(
 
 def test_benchmark_evaluates_in_our_own_children(workplace: Path, cli: Run) -> None:
     """The stock command starts an ``enjoy.py`` of the current folder, which nobody has."""
-    cli(workplace, "benchmark --log-dir logs --no-hub -n 400 --benchmark-dir evaluations")
+    cli(workplace, "benchmark --log-dir logs --no-hub -n 400 --num-threads 1 --benchmark-dir evaluations")
     table = [line for line in (workplace / "benchmark.md").read_text().splitlines() if line.startswith("|trpo|CartPole-v1")]
     assert len(table) == 1
 
@@ -127,7 +127,7 @@ def test_train_evaluate_film_and_tabulate(tmp_path: Path, cli: Run, algo: str, e
     cli(tmp_path, f"record_video {agent} -f logs -n 20", **without_display)
     (video,) = (tmp_path / "logs" / algo / f"{name}_1" / "videos").glob("*.mp4")
     assert video.stat().st_size > 1000
-    cli(tmp_path, "benchmark --log-dir logs --no-hub -n 2500 --benchmark-dir evaluations")
+    cli(tmp_path, "benchmark --log-dir logs --no-hub -n 1200 --num-threads 1 --benchmark-dir evaluations")
     assert f"|{algo}|{name}" in (tmp_path / "benchmark.md").read_text().replace(" ", "")
 
 
