@@ -155,9 +155,8 @@ class AutogradEngine(Engine):
                     kl_gradient = self._actor_gradient(joint_kl(old[0], parts).mean(), create_graph=True)
             gradient += self._actor_gradient(objective, retain_graph=whole)
             surrogate += objective.item()
-        return Expansion(
-            surrogate, gradient, _Fisher(self, rollout.rows(slice(None, None, thinning)) if thinning > 1 else rollout, kl_gradient), old
-        )
+        thinned = rollout.rows(slice(None, None, thinning)) if thinning > 1 else rollout
+        return Expansion(surrogate, gradient, _Fisher(self, thinned, kl_gradient), old)
 
     def _actor_gradient(self, scalar: th.Tensor, retain_graph: bool | None = None, create_graph: bool = False) -> th.Tensor:
         """

@@ -190,15 +190,14 @@ class ClosedFormEngine(Engine):
         log_ratio = losses.log_ratio(evaluation.log_prob, old_log_prob)
         ratio = np.exp(log_ratio)
 
-        log_prob_slope = -losses.clipped_surrogate_slope(ratio, advantages, c.clip_range)
-        output_slopes = [log_prob_slope[:, None] * score for score in evaluation.score]
+        policy_objective, policy_slope = losses.clipped_surrogate_and_slope(ratio, advantages, c.clip_range)
+        output_slopes = [-policy_slope[:, None] * score for score in evaluation.score]
         if c.ent_coef != 0:
             for slope, entropy_gradient in zip(output_slopes, evaluation.entropy_gradient, strict=True):
                 slope -= (c.ent_coef / len(x)) * entropy_gradient
         value_slope = c.vf_coef * losses.value_loss_slope(values, returns, old_values, c.clip_range_vf, c.value_clipping)
         self._backward(passes, output_slopes, value_slope)
 
-        policy_objective = losses.clipped_surrogate(ratio, advantages, c.clip_range)
         entropy = mean(evaluation.entropy)
         value_loss = losses.value_loss(values, returns, old_values, c.clip_range_vf, c.value_clipping)
         return {

@@ -29,6 +29,38 @@ def mean(array: ArrayT) -> Any:
     return array.mean() if isinstance(array, th.Tensor) else np.add.reduce(array) / len(array)
 
 
+def fraction(condition: ArrayT) -> Any:
+    """
+    The share of a vector's entries that are true.
+
+    :param condition: bool, shape (n,)
+    :return: a scalar in [0, 1]
+    """
+    return condition.float().mean() if isinstance(condition, th.Tensor) else np.count_nonzero(condition) / len(condition)
+
+
+def largest(array: ArrayT) -> Any:
+    """
+    The largest entry of a vector.
+
+    :param array: shape (n,)
+    :return: a scalar
+    """
+    return array.max() if isinstance(array, th.Tensor) else np.maximum.reduce(array)
+
+
+def clip(array: ArrayT, low: float, high: float) -> ArrayT:
+    """
+    Entries held within bounds; NumPy's own ``clip`` spends most of its time on its arguments.
+
+    :param array: any shape
+    :param low: lower bound
+    :param high: upper bound
+    :return: the same shape
+    """
+    return array.clamp(low, high) if isinstance(array, th.Tensor) else np.minimum(np.maximum(array, low), high)
+
+
 def row_sums(array: ArrayT) -> ArrayT:
     """
     Sums along the last axis of a matrix, without the detour of NumPy's ``sum``.

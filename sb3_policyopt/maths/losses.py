@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sb3_policyopt.maths.arrays import ArrayT, mean, namespace
+from sb3_policyopt.maths.arrays import ArrayT, clip, fraction, largest, mean, namespace
 
 ValueClipping = Literal["clipped", "pessimistic"]
 
@@ -40,7 +40,7 @@ def log_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
     :param old_log_prob: ln π_old(a|s), shape (batch,)
     :return: shape (batch,)
     """
-    return namespace(log_prob).clip(log_prob - old_log_prob, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return clip(log_prob - old_log_prob, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
 def probability_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
@@ -85,24 +85,35 @@ def clipped_surrogate(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> A
     :param clip_range: ε
     :return: a scalar
     """
-    xp = namespace(ratio)
-    clipped = xp.clip(ratio, 1 - clip_range, 1 + clip_range)
-    return mean(xp.minimum(ratio * advantages, clipped * advantages))
+    clipped = clip(ratio, 1 - clip_range, 1 + clip_range)
+    return mean(namespace(ratio).minimum(ratio * advantages, clipped * advantages))
+
+
+def clipped_surrogate_and_slope(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> tuple[Any, ArrayT]:
+    """
+    P2: L_CLIP, and ∂L_CLIP/∂ln π_i = r_i A_i / batch, which is exactly 0 where the clip is active.
+
+    :param ratio: r, shape (batch,)
+    :param advantages: A, shape (batch,)
+    :param clip_range: ε
+    :return: a scalar, and the slope of shape (batch,)
+    """
+    unclipped = ratio * advantages
+    clipped = clip(ratio, 1 - clip_range, 1 + clip_range) * advantages
+    slope = unclipped * (unclipped <= clipped) / len(ratio)
+    return mean(namespace(ratio).minimum(unclipped, clipped)), slope
 
 
 def clipped_surrogate_slope(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> ArrayT:
     """
-    ∂L_CLIP/∂ln π_i = r_i A_i / batch, and exactly 0 where the clip is active.
+    ∂L_CLIP/∂ln π, see :func:`clipped_surrogate_and_slope`.
 
     :param ratio: r, shape (batch,)
     :param advantages: A, shape (batch,)
     :param clip_range: ε
     :return: shape (batch,)
     """
-    xp = namespace(ratio)
-    unclipped = ratio * advantages
-    clipped = xp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantages
-    return unclipped * (unclipped <= clipped) / len(ratio)
+    return clipped_surrogate_and_slope(ratio, advantages, clip_range)[1]
 
 
 def value_loss(
@@ -128,7 +139,7 @@ def value_loss(
     if clip_range_vf is None or old_values is None:
         return mean(errors)
     xp = namespace(values)
-    clipped_errors = (old_values + xp.clip(values - old_values, -clip_range_vf, clip_range_vf) - targets) ** 2
+    clipped_errors = (old_values + clip(values - old_values, -clip_range_vf, clip_range_vf) - targets) ** 2
     return mean(clipped_errors if clipping == "clipped" else xp.maximum(errors, clipped_errors))
 
 
@@ -155,7 +166,7 @@ def value_loss_slope(
     inside = abs(values - old_values) <= clip_range_vf
     if clipping == "clipped":
         return slope * inside
-    clipped = old_values + namespace(values).clip(values - old_values, -clip_range_vf, clip_range_vf)
+    clipped = old_values + clip(values - old_values, -clip_range_vf, clip_range_vf)
     return slope * (inside | ((values - targets) ** 2 > (clipped - targets) ** 2))
 
 
@@ -175,7 +186,7 @@ def combined_loss(policy_objective: Any, entropy: Any, value_error: Any, ent_coe
 
 def approximate_kl(log_ratios: ArrayT, ratio: ArrayT) -> Any:
     """
-    Schulman's estimator of KL(π_old‖π_θ) from samples of π_old: E[(r − 1) − ln r], never negative.
+    Schulman's estimator of KL(π_old‖π_θ) from samples of π_old: E[(r − 1) − ln r], never negative but for rounding.
 
     :param log_ratios: ln r, shape (batch,)
     :param ratio: r, shape (batch,)
@@ -205,8 +216,8 @@ def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> d
     """
     return {
         "approx_kl": approximate_kl(log_ratios, ratio),
-        "clip_fraction": mean(1.0 * (abs(ratio - 1) > clip_range)),
-        "ratio_max": ratio.max(),
+        "clip_fraction": fraction(abs(ratio - 1) > clip_range),
+        "ratio_max": largest(ratio),
         "effective_sample_size": effective_sample_size(ratio),
     }
 
