@@ -24,7 +24,7 @@ demo: install ## train TRPO and PPO on CartPole-v1, evaluate them, draw their le
 	$(BIN)/python examples/demo.py
 
 test: install lint type ## lint, types and the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: install ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
