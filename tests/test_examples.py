@@ -13,6 +13,7 @@ EXAMPLES = {
     "train_trpo.py": (4096, "line search: accepted"),
     "custom_policy.py": (2048, "TRPO: NormalisedFeatures"),
     "auxiliary_loss.py": (2048, "smoothness_loss"),
+    "distributed.py": (2048, "rank 0 of 1 has trained for 2048 timesteps"),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.envs import IdentityEnv, IdentityEnvBox, IdentityEnvMultiBinary, IdentityEnvMultiDiscrete
+from stable_baselines3.common.envs import IdentityEnv, IdentityEnvMultiBinary, IdentityEnvMultiDiscrete
 from stable_baselines3.common.evaluation import evaluate_policy
 from toy_environments import ACTION_SPACES, parameter_vector, toy
 
@@ -107,14 +107,15 @@ def test_the_actor_learns_the_better_action_of_each_observation(cls, engine):
 @pytest.mark.slow
 @both
 @pytest.mark.parametrize(
-    "env",
-    [IdentityEnv(2), IdentityEnvMultiDiscrete(2), IdentityEnvMultiBinary(2), IdentityEnvBox(eps=0.5)],
-    ids=lambda e: type(e).__name__,
+    "env", [IdentityEnv(2), IdentityEnvMultiDiscrete(2), IdentityEnvMultiBinary(2)], ids=lambda env: type(env).__name__
 )
 def test_sb3s_identity_environments(cls, env, engine):
-    """SB3's own learning test: at least 90 of 100 rewards."""
-    model = cls("MlpPolicy", env, engine=engine, gamma=0.5, seed=0, device="cpu", **ALGORITHMS[cls]).learn(15_000)
-    mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=10)
+    """SB3's own learning test, with its discount, seed and threshold: at least 90 of 100 rewards."""
+    options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "gamma": 0.4, "seed": 1, "device": "cpu"}
+    if cls is TRPO:
+        options["target_kl"] = 0.05
+    model = cls("MlpPolicy", env, engine=engine, **options).learn(6_000)
+    mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=20, warn=False)
     assert mean > 90
 
 
