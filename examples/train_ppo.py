@@ -20,7 +20,9 @@ def main(total_timesteps: int = 50_000) -> None:
     """
     env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
     # Every coefficient may follow a schedule; "lin_0.001" goes from 0.001 linearly to 0.
-    model = PPO("MlpPolicy", env, n_steps=32, batch_size=256, n_epochs=20, learning_rate="lin_0.001", ent_coef="lin_0.01", seed=0)
+    model = PPO(
+        "MlpPolicy", env, n_steps=32, batch_size=256, n_epochs=20, learning_rate="lin_0.001", ent_coef="lin_0.01", seed=0
+    )
     model.learn(total_timesteps)
     model.save("ppo_cartpole")  # stable_baselines3.PPO.load opens it, too
 
