@@ -178,7 +178,7 @@ class _Group:
         )
 
 
-def _meeting_point(rank: int, timeout: timedelta) -> dist.Store:
+def _meeting_point(rank: int, timeout: timedelta) -> Any:
     """
     Where the ranks find each other: kept by torchrun if there is one, otherwise by rank 0.
 
@@ -191,11 +191,14 @@ def _meeting_point(rank: int, timeout: timedelta) -> dist.Store:
     kept_by_torchrun = os.environ.get(KEPT_BY_TORCHRUN) == "True"
     try:
         is_keeper = rank == 0 and not kept_by_torchrun
-        store = dist.TCPStore(host, port, is_master=is_keeper, timeout=timeout, wait_for_workers=False)
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=is_keeper, timeout=timeout, wait_for_workers=False
+        )
     except RuntimeError as error:
         raise RankLostError(f"nobody at {_master()}: has rank 0 started, and can this host reach it? ({error})") from error
     # After a restart nobody must read what the ranks of before have written.
-    return dist.PrefixStore(f"sb3_policyopt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    generation = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    return dist.PrefixStore(f"sb3_policyopt/{generation}", store)  # type: ignore[attr-defined]
 
 
 def _open_door() -> socket.socket:

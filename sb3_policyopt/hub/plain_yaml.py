@@ -52,9 +52,12 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
 _PYTHON = "tag:yaml.org,2002:python/"
 _PlainLoader.add_constructor(
     _PYTHON + "object/apply:collections.OrderedDict",
-    lambda loader, node: dict(*loader.construct_sequence(node, deep=True)),
+    lambda loader, node: dict(*loader.construct_sequence(node, deep=True)),  # type: ignore[arg-type]
 )
-_PlainLoader.add_constructor(_PYTHON + "tuple", lambda loader, node: list(loader.construct_sequence(node, deep=True)))
+_PlainLoader.add_constructor(
+    _PYTHON + "tuple",
+    lambda loader, node: list(loader.construct_sequence(node, deep=True)),  # type: ignore[arg-type]
+)
 
 
 def load_plain(text: str, name: str) -> dict[str, Any]:

@@ -131,5 +131,5 @@ def variance(array: "np.ndarray[Any, Any]") -> Any:
         return np.var(array)
     total = RunningMeanStd(epsilon=0.0)
     for count, *moments in gather((array.size, array.mean(dtype=np.float64), array.var(dtype=np.float64))):
-        total.update_from_moments(*moments, count)
+        total.update_from_moments(*moments, count)  # type: ignore[call-arg]
     return total.var
