@@ -83,7 +83,8 @@ class TestRanks:
 def test_the_moments_of_vec_normalize_are_those_of_one_process(trained):
     one = tape.train_in_one_process(tape.NORMALIZED, len(trained))["running_moments"]
     for rank in trained:
-        for mine, expected in zip(rank["normalized"]["running_moments"], one, strict=True):
-            # Float64 sums in another order.
-            np.testing.assert_allclose(mine, expected, rtol=1e-10, atol=1e-12)
+        observations, returns = rank["normalized"]["running_moments"]
+        # SB3 takes the mean of a step's observations in float32, which ours inherit; that of the returns in float64.
+        np.testing.assert_allclose(observations, one[0], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(returns, one[1], rtol=1e-10)
         np.testing.assert_array_equal(rank["normalized"]["parameters"], trained[0]["normalized"]["parameters"])

@@ -34,7 +34,7 @@ assert not dist.is_initialized()
 """
 
 
-@pytest.mark.parametrize("launcher", [{}, {"WORLD_SIZE": "8"}, LAUNCHER], ids=["none", "foreign_variable", "one_rank"])
+@pytest.mark.parametrize("launcher", [{"WORLD_SIZE": "8"}, LAUNCHER], ids=["no_launcher", "one_rank"])
 def test_nothing_is_initialised(launcher):
     subprocess.run([sys.executable, "-c", LEARN], env=surroundings(**launcher), check=True, timeout=600)
 
@@ -100,15 +100,12 @@ def some_callbacks():
 def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(as_rank):
     as_rank(0)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
-    everything = ["Custom", "OnRank0", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
-    assert names(callback) == [*everything, "EveryNTimesteps", "EveryNTimesteps", "ConvertCallback", "ProgressBar"] or names(
-        callback
-    ) == [*everything, "EveryNTimesteps", "EveryNTimesteps", "function", "ProgressBar"]
+    user_callbacks = ["Custom", "OnRank0", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
+    assert names(callback) == [*user_callbacks, "EveryNTimesteps", "EveryNTimesteps", "function", "ProgressBar"]
     assert bar is False
     as_rank(1)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
-    assert names(callback)[:3] == ["Custom", "StopTrainingOnMaxEpisodes", "EveryNTimesteps"]
-    assert len(names(callback)) == 4
+    assert names(callback) == ["Custom", "StopTrainingOnMaxEpisodes", "EveryNTimesteps", "function"]
     assert bar is False
 
 
