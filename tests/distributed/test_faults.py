@@ -27,7 +27,7 @@ def others_end(what: str, unlucky: int, timeout: int) -> list[Ended]:
         pytest.param("killed", 1, PATIENCE, "rank 1 is gone without a word: process", id="killed"),
         pytest.param("raises", 1, PATIENCE, "rank 1 failed with ZeroDivisionError: the simulator fell over", id="raises"),
         pytest.param(
-            "disagrees", 1, PATIENCE, "n_steps differs between the ranks: 32 on rank 0, 40 on rank 1", id="disagrees", marks=slow
+            "disagrees", 1, PATIENCE, "n_steps differs between the ranks: 32 on rank 0, 40 on rank 1", marks=slow, id="parts"
         ),
         pytest.param("killed", 0, PATIENCE, "rank 0", id="rank_0_killed", marks=slow),
         pytest.param("raises", 0, PATIENCE, "rank 0 failed with ZeroDivisionError", id="rank_0_raises", marks=slow),
