@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 MLP_CASES = {
-    **{name: Case(action=space) for name, space in ACTION_SPACES.items()},
+    "defaults": Case(),
     **{f"{name}, entropy": Case({"ent_coef": 0.02}, action=space) for name, space in ACTION_SPACES.items()},
     "value clipping": Case({"clip_range_vf": 0.01}),
     "value clipping, discrete": Case({"clip_range_vf": 0.01, "ent_coef": 0.01}, DISCRETE),
