@@ -3,7 +3,7 @@ Weak scaling on this machine, and what the exchanges between the ranks cost.
 
     python -m benchmarks.scaling                        # HalfCheetah-v5, 8 environments a rank, 1 and 2 ranks
     python -m benchmarks.scaling --algo trpo --ranks 1 2 4
-    python -m benchmarks.scaling --collectives          # seconds of one all-reduce by size
+    python -m benchmarks.scaling --collectives          # seconds of one all-reduce by size, and what they predict
 
 Every rank has one core and one thread. Weak scaling asks how many more steps a second n ranks make than one, with as much
 work for each rank; efficiency 1 is n times as many.
@@ -140,13 +140,40 @@ def measure_collectives() -> None:
     with distributed.together():
         for size in SIZES:
             tensor, times = th.zeros(size // 4), []
-            for _ in range(max(20, min(500, 2**26 // size))):
+            for _ in range(max(20, min(200, 2**26 // size))):
                 distributed.barrier()
                 start = time.perf_counter()
                 distributed.sum_(tensor)
                 times.append(time.perf_counter() - start)
             if distributed.rank() == 0:
-                print(json.dumps({"bytes": size, "microseconds": round(1e6 * statistics.median(times), 1)}))
+                deciles = [round(1e6 * time_, 1) for time_ in statistics.quantiles(times, n=10)]
+                print(json.dumps({"bytes": size, "median": deciles[4], "fastest_tenth": deciles[0]}))
+
+
+def predict(rows: list[dict[str, Any]]) -> None:
+    """
+    Fit t(B, n) = 2 (n − 1) α + 2 (n − 1)/n · B/β to all-reduces of two ranks, and print what other links would take for
+    an update of HalfCheetah-v5 (docs/scale.md says of how many all-reduces that is).
+
+    :param rows: measured between two ranks on this machine
+    """
+    times = {row["bytes"]: 1e-6 * row["fastest_tenth"] for row in rows}
+    alpha = times[4096] / 2
+    beta = 2**22 / (times[2**22] - times[4096])
+    print(f"\nα = {1e6 * alpha:.0f} µs, β = {beta / 1e9:.1f} GB/s on this machine")
+    links = {
+        "2 ranks, this machine": (2, alpha, beta),
+        "8 GPUs of one host (α = 5 µs and 100 GB/s assumed)": (8, 5e-6, 100e9),
+        "64 hosts, 10 Gb/s (20 µs of network added to α)": (64, alpha + 20e-6, 1.25e9),
+        "64 hosts, 100 Gb/s (20 µs of network added to α)": (64, alpha + 20e-6, 12.5e9),
+    }
+    updates = {"PPO": {44_372: 320}, "TRPO": {21_516: 1280, 22_832: 17 + 25 / 2}}  # a broadcast is half an all-reduce
+    for name, (n, step, width) in links.items():
+        seconds = {
+            algorithm: sum(k * 2 * (n - 1) * (step + size / (n * width)) for size, k in sizes.items())
+            for algorithm, sizes in updates.items()
+        }
+        print(f"| {name} | {seconds['PPO']:.2g} s | {seconds['TRPO']:.2g} s |")
 
 
 def main() -> None:
@@ -170,8 +197,10 @@ def main() -> None:
         measure_collectives() if options.collectives else work(options)
         return
     if options.collectives:
-        for row in launch(max(options.ranks), sys.argv[1:]):
-            print(f"{row['bytes']:>10} bytes {row['microseconds']:>10} µs")
+        rows = launch(2, sys.argv[1:])
+        for row in rows:
+            print(f"{row['bytes']:>10} bytes {row['median']:>10} µs, the fastest tenth within {row['fastest_tenth']:>8} µs")
+        predict(rows)
         return
     runs: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for _ in range(options.repeats):

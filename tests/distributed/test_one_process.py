@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
@@ -93,7 +94,7 @@ def some_callbacks():
         CallbackList([CheckpointCallback(1, "x"), StopTrainingOnMaxEpisodes(1)]),
         EveryNTimesteps(1, CheckpointCallback(1, "x")),
         EveryNTimesteps(1, Custom()),
-        lambda local_variables, global_variables: True,
+        ConvertCallback(lambda local_variables, global_variables: True),
     ]
 
 
@@ -101,11 +102,11 @@ def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(
     as_rank(0)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
     user_callbacks = ["Custom", "OnRank0", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
-    assert names(callback) == [*user_callbacks, "EveryNTimesteps", "EveryNTimesteps", "function", "ProgressBar"]
+    assert names(callback) == [*user_callbacks, "EveryNTimesteps", "EveryNTimesteps", "ConvertCallback", "ProgressBar"]
     assert bar is False
     as_rank(1)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
-    assert names(callback) == ["Custom", "StopTrainingOnMaxEpisodes", "EveryNTimesteps", "function"]
+    assert names(callback) == ["Custom", "StopTrainingOnMaxEpisodes", "EveryNTimesteps", "ConvertCallback"]
     assert bar is False
 
 
