@@ -151,7 +151,7 @@ def capture_env(env: gym.Env[Any, Any]) -> bytes:
         attributes.append(kept)
     structures = {place: pickle.dumps(thing) for place, thing in _places(stack) if place[1] is not None}
     content = {
-        "layers": [type(layer).__name__ for layer in stack],
+        "layers": [_name(layer) for layer in stack],
         "attributes": attributes,
         "offered": offered,
         "mujoco": structures,
@@ -177,6 +177,17 @@ def _ask(layer: gym.Env[Any, Any], method: str) -> Any:
     return getattr(layer, method)()
 
 
+def _name(layer: gym.Env[Any, Any]) -> str:
+    """
+    The class of a layer. Importing rl-zoo3 replaces ``TimeLimit`` by a subclass with the same attributes, which counts as
+    ``TimeLimit``: a run of the zoo may go on in a script.
+
+    :param layer: a wrapper or the environment
+    :return: the class's name
+    """
+    return next(base.__name__ for base in type(layer).__mro__ if base.__module__ != "rl_zoo3.gym_patches")
+
+
 def restore_env(env: gym.Env[Any, Any], state: bytes) -> None:
     """
     Bring an environment to where another was.
@@ -188,7 +199,7 @@ def restore_env(env: gym.Env[Any, Any], state: bytes) -> None:
     stack = layers(env)
     things = dict(_places(stack))
     content = _Unpickler(io.BytesIO(state), things).load()
-    names = [type(layer).__name__ for layer in stack]
+    names = [_name(layer) for layer in stack]
     if names != content["layers"]:
         raise ValueError(f"the environment is {' in '.join(names[::-1])}, but it was {' in '.join(content['layers'][::-1])}")
     for place, structure in content["mujoco"].items():

@@ -207,3 +207,19 @@ def test_a_worker_survives_what_cannot_be_kept():
         VecEnvState(venv).capture()
     assert venv.step(np.zeros(2, int))[0].shape == (2, 1)
     venv.close()
+
+
+def test_a_state_of_the_zoo_s_time_limit_fits_gymnasium_s():
+    patches = pytest.importorskip("rl_zoo3.gym_patches")
+    from gymnasium.envs.classic_control import PendulumEnv
+
+    zoo, plain = patches.PatchedTimeLimit(PendulumEnv(), 5), patches.PatchedTimeLimit.__base__(PendulumEnv(), 5)
+    for env in (zoo, plain):
+        env.reset(seed=3 if env is zoo else 4)
+    zoo.step(np.ones(1, np.float32))
+    restore_env(plain, capture_env(zoo))
+    for _ in range(4):
+        one, other = zoo.step(np.zeros(1, np.float32)), plain.step(np.zeros(1, np.float32))
+        np.testing.assert_array_equal(one[0], other[0])
+        assert one[1:4] == other[1:4]
+    assert other[3]  # both are cut off after the fifth step
