@@ -9,9 +9,13 @@ import io
 import os
 import pickle
 import re
+import signal
+import threading
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,9 +62,10 @@ def write(folder: Path, model: BaseAlgorithm, state: dict[str, Any], keep: int) 
     :raises OSError: if it cannot be written; the earlier checkpoints are then all still there
     """
     buffer = io.BytesIO()  # in memory first: what then can fail is the disk alone
-    model.save(buffer)
-    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr(STATE_ENTRY, pickle.dumps(state, protocol=pickle.HIGHEST_PROTOCOL))
+    with _uninterrupted():
+        model.save(buffer)
+        with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.writestr(STATE_ENTRY, pickle.dumps(state, protocol=pickle.HIGHEST_PROTOCOL))
     path = folder / f"rl_model_{model.num_timesteps}_steps.zip"
     try:
         _write_atomically(path, buffer.getbuffer())
@@ -74,6 +79,23 @@ def write(folder: Path, model: BaseAlgorithm, state: dict[str, Any], keep: int) 
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of this, as torch's writer would turn it into a complaint about the file."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    received: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])
 
 
 def _write_atomically(path: Path, content: memoryview) -> None:
