@@ -9,10 +9,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 warnings.filterwarnings("ignore")
 
-import importlib
+import importlib  # noqa: E402
 
-import torch as th
-from stable_baselines3.common.env_util import make_vec_env
+import torch as th  # noqa: E402
+from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
 
 def main(module: str, algorithm: str, env_id: str, n_envs: int) -> None:
