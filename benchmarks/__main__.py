@@ -18,12 +18,12 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--floors", action="store_true", help="the ratios that must be held (default), 5 turns")
-    what.add_argument("--quick", action="store_true", help="the same in a minute or two each: 1 turn, short runs")
-    what.add_argument("--full", action="store_true", help="all cases, 3 turns")
+    what.add_argument("--floors", action="store_true", help="the ratios that must be held (default), each case twice")
+    what.add_argument("--quick", action="store_true", help="the same, each case once and shorter")
+    what.add_argument("--full", action="store_true", help="all cases, each once")
     parser.add_argument("--only", metavar="REGEX", help="only cases whose name or group matches")
-    parser.add_argument("--repeats", type=int, help="number of turns")
-    parser.add_argument("--seconds", type=float, help="least length of each steady run (default 8, quick 2)")
+    parser.add_argument("--repeats", type=int, help="how often each case starts anew, in fresh processes")
+    parser.add_argument("--seconds", type=float, help="how long each contender trains each time (default 10, quick 4)")
     parser.add_argument("--default-threads", action="store_true", help="all cores and default thread counts, in all cases")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for what is written")
     parser.add_argument(
@@ -49,8 +49,8 @@ def main() -> None:
     if args.report:
         results = json.loads(output.read_text())
     else:
-        repeats = args.repeats or (1 if args.quick else 3 if args.full else 5)
-        seconds = args.seconds or (2.0 if args.quick else 8.0)
+        repeats = args.repeats or (1 if args.quick or args.full else 2)
+        seconds = args.seconds or (4.0 if args.quick else 10.0)
         results = run(cases, repeats, seconds, output, args.default_threads)
     clock = "steps_per_second" if args.clock == "wall" else "steps_per_cpu_second"
     text = report.markdown(results, clock)

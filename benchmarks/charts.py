@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.report import PARTS, speed_ratio, split, summary, values
+from benchmarks.report import PARTS, speed_ratio, speeds, split, summary
 
 COLOURS = {"ours": "#d1495b", "SB3": "#66a182", "sb3-contrib": "#66a182", "SBX": "#8d96a3"}
 PART_COLOURS = {"environment": "#c9ccd1", "policy": "#2e4057", "buffer": "#edae49", "update": "#7768ae"}
@@ -35,7 +35,7 @@ def _speeds(axes: Axes, cases: list[dict[str, Any]]) -> None:
     contenders = list(cases[0]["measurements"])
     width = 0.8 / len(contenders)
     for place, contender in enumerate(contenders):
-        summaries = [summary(values(case, contender, "steps_per_second")) or (0.0, 0.0, 0.0) for case in cases]
+        summaries = [summary(speeds(case, contender)) or (0.0, 0.0, 0.0) for case in cases]
         x = [index + (place - (len(contenders) - 1) / 2) * width for index in range(len(cases))]
         heights = [middle for middle, _, _ in summaries]
         spread = [[middle - least for middle, least, _ in summaries], [most - middle for middle, _, most in summaries]]
@@ -112,9 +112,9 @@ def scaling_chart(results: dict[str, Any], path: Path) -> bool:
             continue
         algorithm, axis, value = name.rsplit("-", 2)
         for contender in case["measurements"]:
-            speeds = summary(values(case, contender, "steps_per_second"))
-            if speeds is not None:
-                points.setdefault((algorithm, axis), {}).setdefault(contender, []).append((int(value), speeds[0]))
+            speed = summary(speeds(case, contender))
+            if speed is not None:
+                points.setdefault((algorithm, axis), {}).setdefault(contender, []).append((int(value), speed[0]))
     if not points:
         return False
     algorithms = list(dict.fromkeys(algorithm for algorithm, _ in points))

@@ -1,9 +1,15 @@
-"""One measurement in a process of its own: ``python -m benchmarks.measure '<Settings as JSON>' SECONDS`` prints JSON."""
+"""
+One contender in a process of its own, which waits for its turns: ``python -m benchmarks.measure '<Settings as JSON>'``.
+
+It builds the algorithm, makes the first iteration and some to warm up, and then answers lines on its standard input with
+lines of JSON on its standard output: ``run SECONDS`` trains for about that long, ``split SECONDS`` does so with clocks around
+the parts, ``end`` ends. While it waits it takes no processor time.
+"""
 
 import importlib
 import json
-import math
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -11,32 +17,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from benchmarks import environments  # noqa: F401  (registers them)
 from benchmarks.cases import Settings
 
-WARM_UP = 2  # iterations left out of the steady speed: compilation, first touches of memory
-MOST_ITERATIONS = 400
-
-
-class Iterations(BaseCallback):
-    """Notes when each iteration begins, and when the last one ends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
-
-    def _on_rollout_start(self) -> None:
-        self.times.append(time.perf_counter())
-
-    def _on_training_end(self) -> None:
-        self.times.append(time.perf_counter())
-
-    def _on_step(self) -> bool:
-        return True
+WARM_UP = 2
+"""Iterations after the first one that are not measured: compilation, first touches of memory."""
 
 
 def peak_memory() -> float:
@@ -128,48 +116,74 @@ def build(settings: Settings) -> Any:
     )
 
 
-def measure(settings: Settings, seconds: float) -> dict[str, Any]:
+class Contender:
     """
+    An algorithm that trains when it is asked to.
+
     :param settings: what to run
-    :param seconds: how long to run at least after the warm-up; 0 for a single iteration
-    :return: the measured values, see the keys
     """
-    importlib.import_module(settings.model_class.split(":")[0])
-    memory_before = peak_memory()
-    steps = settings.n_envs * settings.n_steps
-    start = time.perf_counter()
-    model = build(settings)
-    model.learn(steps)
-    first_update = time.perf_counter() - start
-    if seconds == 0:
-        speed, cpu_speed, durations, split = steps / first_update, steps / time.process_time(), [first_update], {}
-    else:
-        warm = Iterations()
-        model.learn(steps * WARM_UP, reset_num_timesteps=False, callback=warm)
-        n_iterations = min(max(math.ceil(seconds / (warm.times[-1] - warm.times[-2])), 3), MOST_ITERATIONS)
-        steady = Iterations()
-        cpu_start = time.process_time()
-        model.learn(steps * n_iterations, reset_num_timesteps=False, callback=steady)
-        durations = [end - begin for begin, end in zip(steady.times[:-1], steady.times[1:], strict=True)]
-        speed = steps * n_iterations / sum(durations)
-        cpu_speed = steps * n_iterations / (time.process_time() - cpu_start)
+
+    def __init__(self, settings: Settings) -> None:
+        importlib.import_module(settings.model_class.split(":")[0])
+        self.settings = settings
+        self.memory_before = peak_memory()
+        self.steps = settings.n_envs * settings.n_steps
+        start = time.perf_counter()
+        self.model = build(settings)
+        self.model.learn(self.steps)
+        self.first_update = time.perf_counter() - start
+        self.iteration = self.first_update
+
+    def warm_up(self) -> None:
+        """Some iterations, of which the last one tells how long one takes."""
+        for _ in range(WARM_UP):
+            start = time.perf_counter()
+            self.model.learn(self.steps, reset_num_timesteps=False)
+            self.iteration = time.perf_counter() - start
+
+    def steps_in(self, seconds: float) -> int:
+        """Environment steps of as many whole iterations as take about that long, at least one."""
+        return self.steps * max(1, round(seconds / self.iteration))
+
+    def run(self, seconds: float) -> dict[str, float]:
+        """Train for about that long."""
+        steps = self.steps_in(seconds)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        self.model.learn(steps, reset_num_timesteps=False)
+        elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+        return {"steps_per_second": steps / elapsed, "steps_per_cpu_second": steps / cpu, "seconds": elapsed}
+
+    def split(self, seconds: float) -> dict[str, float]:
+        """Where the time goes, in microseconds per step."""
         # On a core of its own the processor's time is the time; it does not count what other processes take.
-        clock = time.perf_counter if settings.all_cores else time.process_time
-        split = time_split(model, steps * max(n_iterations // 2, 1), clock)
-    memory = peak_memory()
-    engine = getattr(model, "engine_in_use", None)
-    model.env.close()
-    return {
-        "steps_per_second": speed,
-        "steps_per_cpu_second": cpu_speed,
-        "first_update_seconds": first_update,
-        "iteration_seconds": durations,
-        "microseconds_per_step": split,
-        "peak_memory_mib": memory,
-        "peak_memory_growth_mib": memory - memory_before,
-        "engine": type(engine).__name__ if engine is not None else None,
-    }
+        clock = time.perf_counter if self.settings.all_cores else time.process_time
+        return time_split(self.model, self.steps_in(seconds), clock)
+
+    def end(self) -> dict[str, Any]:
+        """What is known of the process as a whole."""
+        memory = peak_memory()
+        engine = getattr(self.model, "engine_in_use", None)
+        self.model.env.close()
+        return {
+            "first_update_seconds": self.first_update,
+            "peak_memory_mib": memory,
+            "peak_memory_growth_mib": memory - self.memory_before,
+            "engine": type(engine).__name__ if engine is not None else None,
+        }
+
+
+def main(settings: Settings) -> None:
+    """Answer until told to end."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed is no answer
+    contender = Contender(settings)
+    answers.write(json.dumps({"ready": True}) + "\n")
+    for line in sys.stdin:
+        command, *numbers = line.split()
+        answers.write(json.dumps(getattr(contender, command)(*map(float, numbers))) + "\n")
+        if command == "end":
+            return
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Settings(**json.loads(sys.argv[1])), float(sys.argv[2]))))
+    main(Settings(**json.loads(sys.argv[1])))

@@ -1,21 +1,24 @@
-"""From the measurements to Markdown tables: medians, and the smallest and largest value seen as their spread."""
+"""From the measurements to Markdown tables: medians, with the quartiles of speeds and ratios as their spread."""
 
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from benchmarks.cases import FLOOR_CASES, FLOORS
 
 PARTS = ("environment", "policy", "buffer", "update")
 Summary = tuple[float, float, float]
-"""Median, smallest, largest."""
+"""Median, lower and upper quartile."""
 
 
 def summary(values: list[float]) -> Summary | None:
     """
-    :param values: one for each turn
-    :return: median, smallest and largest; None without any value
+    :param values: one for each turn, or for each process
+    :return: median and quartiles (of few values the smallest and the largest); None without any value
     """
-    return (median(values), min(values), max(values)) if values else None
+    if len(values) < 4:
+        return (median(values), min(values), max(values)) if values else None
+    lower, middle, upper = quantiles(values, n=4)
+    return middle, lower, upper
 
 
 def good(case: dict[str, Any], contender: str) -> list[dict[str, Any]]:
@@ -24,8 +27,13 @@ def good(case: dict[str, Any], contender: str) -> list[dict[str, Any]]:
 
 
 def values(case: dict[str, Any], contender: str, key: str) -> list[float]:
-    """One measured value of a contender, over the turns."""
+    """One measured value of a contender, from each of its processes."""
     return [measurement[key] for measurement in good(case, contender)]
+
+
+def speeds(case: dict[str, Any], contender: str, clock: str = "steps_per_second") -> list[float]:
+    """Speeds of a contender in its turns, or where it took none, that of its first iteration alone."""
+    return [turn[clock] for measurement in good(case, contender) for turn in measurement["turns"]]
 
 
 def speed_ratio(case: dict[str, Any], contender: str, clock: str = "steps_per_second") -> Summary | None:
@@ -33,21 +41,22 @@ def speed_ratio(case: dict[str, Any], contender: str, clock: str = "steps_per_se
     :param case: of the results
     :param contender: whom to compare the first contender with
     :param clock: "steps_per_second", or "steps_per_cpu_second" where other processes disturbed the measurement
-    :return: ratio of steady speeds of the two runs of each turn, first contender over this one
+    :return: ratio of steady speeds, first contender over this one, of neighbouring turns
     """
     first = next(iter(case["measurements"]))
-    turns = zip(case["measurements"][first], case["measurements"][contender], strict=False)
-    return summary([a[clock] / b[clock] for a, b in turns if "error" not in a and "error" not in b])
+    processes = zip(case["measurements"][first], case["measurements"][contender], strict=False)
+    turns = [pair for a, b in processes for pair in zip(a["turns"], b["turns"], strict=False)]
+    return summary([a[clock] / b[clock] for a, b in turns])
 
 
 def split(case: dict[str, Any], contender: str) -> dict[str, float]:
     """Median microseconds per environment step, by part."""
-    parts = [measurement["microseconds_per_step"] for measurement in good(case, contender)]
+    parts = [measurement.get("microseconds_per_step") for measurement in good(case, contender)]
     return {part: median([one[part] for one in parts]) for part in PARTS} if parts and all(parts) else {}
 
 
 def shown(value: Summary | None, form: str = ".1f") -> str:
-    """``median (smallest-largest)``."""
+    """``median (lower quartile-upper quartile)``."""
     if value is None:
         return "–"
     middle, least, most = (format(number, form) for number in value)
@@ -85,7 +94,7 @@ def case_rows(case: dict[str, Any], clock: str) -> list[list[str]]:
         rows.append([
             case["title"],
             contender,
-            shown(summary(values(case, contender, clock)), ",.0f") if good(case, contender) else "failed",
+            shown(summary(speeds(case, contender, clock)), ",.0f") if good(case, contender) else "failed",
             shown(ratio, ".2f"),
             shown(summary(values(case, contender, "first_update_seconds"))),
             *(f"{parts[part]:.0f}" if parts else "–" for part in PARTS),
@@ -100,8 +109,8 @@ def markdown(results: dict[str, Any], clock: str = "steps_per_second") -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
         f"Measured {machine['date']} on {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {packages}.",
-        "Median over the turns, with the smallest and largest in parentheses. *ratio*: speed of the first contender over this "
-        "one, turn by turn. *first update*: seconds from the constructor to the end of the first iteration. "
+        "Median over turns of about a second, with the quartiles in parentheses. *ratio*: speed of the first contender over this "
+        "one, of neighbouring turns. *first update*: seconds from the constructor to the end of the first iteration. "
         "The parts are µs per environment step; *buffer* holds the rest of the rollout as well.",
     ]
     groups = dict.fromkeys(case["group"] for case in results["cases"].values())

@@ -1,15 +1,23 @@
-"""Runs cases: every measurement in a fresh process, the contenders in turn."""
+"""
+Runs cases: the contenders side by side, each in a process of its own, taking turns of about a second.
+
+A shared machine changes its speed from one minute to the next. Turns so short meet the same machine, so the ratio of two
+neighbouring turns holds where that of two long runs would not.
+"""
 
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.cases import Case, Settings
@@ -33,7 +41,9 @@ PACKAGES = (
     "jax",
     "envpool",
 )
-TIMEOUT = 1800
+TURN_SECONDS = 0.8
+PATIENCE = 1800
+"""Seconds to wait for an answer."""
 
 
 def _one_core() -> None:
@@ -41,31 +51,97 @@ def _one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def measure_in_fresh_process(settings: Settings, seconds: float) -> dict[str, Any]:
+class Process:
     """
-    :param settings: what to run
-    :param seconds: for at least how long
-    :return: what ``benchmarks.measure`` prints, or ``{"error": ...}`` with the last lines of what went wrong
+    A contender's process, see :mod:`benchmarks.measure`.
+
+    :param settings: what it runs
+    :raises RuntimeError: with the last lines of what went wrong, as :meth:`ask` does
     """
-    environment = {key: value for key, value in os.environ.items() if key not in THREAD_VARIABLES}
-    environment["JAX_PLATFORMS"] = "cpu"
-    if not settings.all_cores:
-        environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", json.dumps(asdict(settings)), str(seconds)]
-    try:
-        done = subprocess.run(
-            command,
+
+    def __init__(self, settings: Settings) -> None:
+        environment = {key: value for key, value in os.environ.items() if key not in THREAD_VARIABLES}
+        environment["JAX_PLATFORMS"] = "cpu"
+        if not settings.all_cores:
+            environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", json.dumps(asdict(settings))],
             env=environment,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
-            timeout=TIMEOUT,
             preexec_fn=None if settings.all_cores else _one_core,
         )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {TIMEOUT} s"}
-    if done.returncode != 0:
-        return {"error": done.stderr[-2000:] or f"ended with code {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        self._answer()
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send a command and wait for the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        watchdog = threading.Timer(PATIENCE, self.process.kill)
+        watchdog.start()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        watchdog.cancel()
+        if not line:
+            code = self.process.wait()
+            self.errors.seek(0)
+            raise RuntimeError(self.errors.read()[-2000:] or f"ended with code {code}")
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def take_turns(case: Case, seconds: float, all_cores: bool) -> dict[str, dict[str, Any]]:
+    """
+    Let the contenders of a case train in turn, A B C A B C ...
+
+    :param case: what to measure
+    :param seconds: how long each contender trains altogether; 0 for its first iteration alone
+    :param all_cores: leave threads and cores as they are
+    :return: for each contender what ``benchmarks.measure`` answered: "turns", "microseconds_per_step", and what ``end`` says;
+        or ``{"error": ...}``
+    """
+    results: dict[str, dict[str, Any]] = {contender: {"turns": []} for contender in case.contenders}
+    processes: dict[str, Process] = {}
+
+    def ask_all(command: str, note: Callable[[str, dict[str, Any]], None]) -> None:
+        for contender in list(processes):
+            try:
+                note(contender, processes[contender].ask(command))
+            except RuntimeError as error:
+                results[contender] = {"turns": [], "error": str(error)}
+                processes.pop(contender).close()
+
+    for contender, settings in case.contenders.items():
+        try:
+            processes[contender] = Process(replace(settings, all_cores=settings.all_cores or all_cores))
+        except RuntimeError as error:
+            results[contender]["error"] = str(error)
+    try:
+        if seconds:
+            ask_all("warm_up", lambda contender, answer: None)
+            for _ in range(max(3, round(seconds / TURN_SECONDS))):
+                ask_all(f"run {TURN_SECONDS}", lambda contender, answer: results[contender]["turns"].append(answer))
+            ask_all(
+                f"split {2 * TURN_SECONDS}",
+                lambda contender, answer: results[contender].update(microseconds_per_step=answer),
+            )
+        ask_all("end", lambda contender, answer: results[contender].update(answer))
+    finally:
+        for process in processes.values():
+            process.close()
+    return results
 
 
 def machine() -> dict[str, Any]:
@@ -96,11 +172,11 @@ def machine() -> dict[str, Any]:
 
 def run(cases: Iterable[Case], repeats: int, seconds: float, output: Path, all_cores: bool = False) -> dict[str, Any]:
     """
-    Measure, in the order A B C A B C ..., and save after every case.
+    Measure, and save after every case.
 
     :param cases: what to measure
-    :param repeats: number of turns of every contender
-    :param seconds: for how long a contender runs in each turn
+    :param repeats: how often each case starts anew, in fresh processes
+    :param seconds: for how long each contender trains each time
     :param output: the JSON file
     :param all_cores: leave threads and cores as they are, in all cases
     :return: ``{"machine": ..., "cases": {name: {"group", "title", "measurements": {contender: [...]}}}}``
@@ -108,15 +184,13 @@ def run(cases: Iterable[Case], repeats: int, seconds: float, output: Path, all_c
     results: dict[str, Any] = {"machine": machine(), "cases": {}}
     for case in cases:
         measurements: dict[str, list[dict[str, Any]]] = {contender: [] for contender in case.contenders}
-        for turn in range(1 if case.group == "memory" else repeats):
-            for contender, settings in case.contenders.items():
-                if all_cores:
-                    settings = Settings(**{**asdict(settings), "all_cores": True})
-                result = measure_in_fresh_process(settings, 0 if case.group == "memory" else seconds)
-                result["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-                measurements[contender].append(result)
-                shown = result.get("error") or f"{result['steps_per_second']:8.0f} steps/s"
-                print(f"{case.name:24s} turn {turn + 1} {contender:16s} {shown}", file=sys.stderr, flush=True)
+        once = case.group == "memory"
+        for _ in range(1 if once else repeats):
+            for contender, measured in take_turns(case, 0 if once else seconds, all_cores).items():
+                measurements[contender].append(measured)
+                speeds = [turn["steps_per_second"] for turn in measured["turns"]]
+                shown = measured.get("error") or (f"{median(speeds):8.0f} steps/s" if speeds else "done")
+                print(f"{case.name:24s} {contender:16s} {shown}", file=sys.stderr, flush=True)
         results["cases"][case.name] = {"group": case.group, "title": case.title, "measurements": measurements}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=1))
