@@ -26,7 +26,7 @@ def is_finite(*vectors: NDArray[Any]) -> bool:
     """
     Whether all entries are finite, in a microsecond: a sum of squares is finite only if every entry is.
 
-    :param vectors: float arrays with one axis
+    :param vectors: arrays of numbers with one axis
     :return: True if so
     """
     total = 0.0

@@ -91,7 +91,7 @@ class FlatAdam:
         self.offsets = [offset - place.start for offset in flat.offsets[start : stop + 1]]
         self.first_moment, self.second_moment = th.zeros_like(self.vector), th.zeros_like(self.vector)
         self.steps = th.zeros(len(self.parameters))  # on the CPU, where stock Adam keeps them
-        self._count = self.steps[:1].to(self.vector.device)  # the same memory, if the parameters are on the CPU too
+        self._count = self.steps[:1].to(self.vector.device)[0]  # the same memory, if the parameters are on the CPU too
 
     @staticmethod
     def suits(optimizer: th.optim.Optimizer) -> bool:
@@ -134,7 +134,7 @@ class FlatAdam:
         :return: False if the parameters have been stepped unequally often, which one fused call cannot continue
         """
         self._adopt()
-        self._count.copy_(self.steps[:1])
+        self._count.copy_(self.steps[0])
         return bool((self.steps == self.steps[0]).all())
 
     def finish(self) -> None:
@@ -156,7 +156,7 @@ class FlatAdam:
             [self.first_moment],
             [self.second_moment],
             [],
-            [self._count[0]],
+            [self._count],
             lr=float(group["lr"]),
             beta1=beta1,
             beta2=beta2,

@@ -71,14 +71,14 @@ def row_sums(array: ArrayT) -> ArrayT:
     return array.sum(1) if isinstance(array, th.Tensor) else np.add.reduce(array, 1)
 
 
-def row_maxima(array: ArrayT) -> ArrayT:
+def log_sum_exp(array: ArrayT) -> ArrayT:
     """
-    Largest entries along the last axis of a matrix, without the detour of NumPy's ``max``.
+    ln Σ e^x along the last axis of a matrix, without overflow.
 
     :param array: shape (batch, n)
-    :return: shape (batch, 1)
+    :return: shape (batch,)
     """
-    return array.amax(1, keepdim=True) if isinstance(array, th.Tensor) else np.maximum.reduce(array, 1, keepdims=True)
+    return array.logsumexp(1) if isinstance(array, th.Tensor) else np.logaddexp.reduce(array, 1)
 
 
 def copy(array: ArrayT) -> ArrayT:

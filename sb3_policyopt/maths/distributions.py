@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sb3_policyopt.maths.arrays import Array, namespace, row_maxima, row_sums
+from sb3_policyopt.maths.arrays import Array, log_sum_exp, namespace, row_sums
 
 Parameters = tuple[Any, ...]
 """One or two arrays, see the module's text."""
@@ -72,6 +72,17 @@ class ActionDistribution(ABC):
         :param actions: shape (batch, n_actions)
         :return: shape (batch,)
         """
+
+    def sample_and_log_prob(self, parameters: Parameters, noise: Any) -> tuple[Any, Any]:
+        """
+        Draw actions, with their log-probabilities.
+
+        :param parameters: the distributions of a batch
+        :param noise: see :meth:`noise`, shape (batch, n)
+        :return: actions, shape (batch, n_actions); ln π(a|s), shape (batch,)
+        """
+        actions = self.sample(parameters, noise)
+        return actions, self.log_prob(parameters, actions)
 
     @abstractmethod
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
@@ -160,6 +171,12 @@ class DiagonalGaussian(ActionDistribution):
         z = (actions - mean) * namespace(mean).exp(-log_std)
         return -0.5 * row_sums(z * z) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
 
+    def sample_and_log_prob(self, parameters: Parameters, noise: Any) -> tuple[Any, Any]:
+        """z = (a − μ)/σ is the noise itself."""
+        log_std = parameters[1]
+        log_prob = -0.5 * row_sums(noise * noise) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
+        return self.sample(parameters, noise), log_prob
+
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
         """The score is (z/σ, z² − 1)."""
         mean, log_std = parameters
@@ -216,9 +233,9 @@ class Categorical(ActionDistribution):
         return (parameters[0] + noise).argmax(1)[:, None]
 
     def log_prob(self, parameters: Parameters, actions: Any) -> Any:
-        """The action's entry of the log-softmax of the logits."""
-        log_p = log_softmax(parameters[0])
-        return log_p[_rows(log_p), actions[:, 0]]
+        """The action's logit, less ln Σ e^logit."""
+        (logits,) = parameters
+        return logits[_rows(logits), actions[:, 0]] - log_sum_exp(logits)
 
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
         """The score is e_a − p."""
@@ -385,9 +402,7 @@ def log_softmax(logits: Any) -> Any:
     :param logits: shape (batch, n)
     :return: shape (batch, n)
     """
-    xp = namespace(logits)
-    shifted = logits - row_maxima(logits)
-    return shifted - xp.log(row_sums(xp.exp(shifted)))[:, None]
+    return logits - log_sum_exp(logits)[:, None]
 
 
 def softplus(x: Any) -> Any:

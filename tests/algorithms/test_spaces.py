@@ -31,7 +31,8 @@ def trains(cls, observation, action, tmp_path, **options):
     loaded = cls.load(tmp_path / "model", env=env, device="cpu")
     observations = env.reset()
     actions, _ = model.predict(observations, deterministic=True)
-    np.testing.assert_array_equal(loaded.predict(observations, deterministic=True)[0], actions)
+    # Not to the last bit: torch chooses its kernels by where in memory the weights lie.
+    np.testing.assert_allclose(loaded.predict(observations, deterministic=True)[0], actions, rtol=1e-4, atol=1e-6)
     assert all(action.contains(one) for one in np.asarray(actions, dtype=action.dtype))
 
 
