@@ -109,8 +109,8 @@ def markdown(results: dict[str, Any], clock: str = "steps_per_second") -> str:
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
         f"Measured {machine['date']} on {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, {packages}.",
-        "Median over turns of about a second, with the quartiles in parentheses. *ratio*: speed of the first contender over this "
-        "one, of neighbouring turns. *first update*: seconds from the constructor to the end of the first iteration. "
+        "Median over turns of about a second, with the quartiles in parentheses. *ratio*: speed of the first contender over "
+        "this one, of neighbouring turns. *first update*: seconds from the constructor to the end of the first iteration. "
         "The parts are µs per environment step; *buffer* holds the rest of the rollout as well.",
     ]
     groups = dict.fromkeys(case["group"] for case in results["cases"].values())

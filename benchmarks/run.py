@@ -64,7 +64,7 @@ class Process:
         environment["JAX_PLATFORMS"] = "cpu"
         if not settings.all_cores:
             environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by close()
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.measure", json.dumps(asdict(settings))],
             env=environment,

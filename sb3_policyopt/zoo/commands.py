@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from gymnasium.error import DependencyNotInstalled
 
@@ -62,6 +62,8 @@ def run(name: str, argv: list[str]) -> int:
             argv = context.enter_context(ranks.training_options(argv))
         context.enter_context(command_line(name, argv))
         context.enter_context(one_sentence_for_options(name))
+        if name == "train":
+            context.enter_context(envpool_among_choices())
         if shims.children_are_stock(name):
             context.enter_context(shims.our_children())
         if name == "benchmark":
@@ -126,6 +128,23 @@ def one_sentence_for_options(name: str) -> Iterator[None]:
         yield
     finally:
         argparse.ArgumentParser.error = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def envpool_among_choices() -> Iterator[None]:
+    """Within this context, ``--vec-env`` takes "envpool" too, which :class:`.experiment.Experiment` understands."""
+    original = argparse._ActionsContainer.add_argument
+
+    def add_argument(self: Any, *names: str, **options: Any) -> argparse.Action:
+        if "--vec-env" in names:
+            options["choices"] = [*options["choices"], "envpool"]
+        return original(self, *names, **options)
+
+    argparse._ActionsContainer.add_argument = add_argument  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse._ActionsContainer.add_argument = original  # type: ignore[method-assign]
 
 
 def render_without_display() -> None:

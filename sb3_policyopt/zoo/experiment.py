@@ -11,6 +11,7 @@ from typing import Any
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import hyperparams
 from sb3_policyopt.errors import UserError
@@ -25,15 +26,18 @@ LIBRARIES = ("sb3_policyopt", "stable_baselines3", "sb3_contrib")
 
 class Experiment(ExperimentManager):
     """
-    rl-zoo3's experiment with three additions.
+    rl-zoo3's experiment with four additions.
 
     Without ``-conf``, PPO and TRPO read the hyperparameters of this package (in which TRPO's ``target_kl`` is on its own
     scale, and which know Atari and the MuJoCo environments of version 5). The run folder gets ``progress.csv`` and
-    ``provenance.json``. A training that fails before it starts leaves no run folder behind.
+    ``provenance.json``. A training that fails before it starts leaves no run folder behind. With ``vec_env_type="envpool"``
+    the environments are EnvPool's.
     """
 
-    def __init__(self, *args: Any, config: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, config=config, **kwargs)
+    def __init__(self, *args: Any, config: str | None = None, vec_env_type: str = "dummy", **kwargs: Any) -> None:
+        self.on_envpool = vec_env_type == "envpool"
+        self.wrapper_in_words: Any = None
+        super().__init__(*args, config=config, vec_env_type="dummy" if self.on_envpool else vec_env_type, **kwargs)
         if config is None and self.algo in hyperparams.ALGORITHMS:
             self.config = str(hyperparams.path(self.algo))
         self.recorder: RunRecorder | None = None
@@ -53,6 +57,39 @@ class Experiment(ExperimentManager):
             if sentence is None:
                 raise
             raise UserError(sentence) from error
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        """Keep what the configuration says of wrappers, before the zoo makes functions of it."""
+        self.wrapper_in_words = hyperparams.get("env_wrapper")
+        return super()._preprocess_hyperparams(hyperparams)
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Create the environments for training or evaluation.
+
+        :param n_envs: how many
+        :param eval_env: whether they are for evaluation
+        :param no_log: whether to write no monitor files
+        :return: with the wrappers of the configuration
+        """
+        if not self.on_envpool:
+            return super().create_envs(n_envs, eval_env=eval_env, no_log=no_log)
+        from sb3_policyopt.envs import envpool_vec_env
+
+        unlogged = eval_env or no_log or self.optimize_hyperparameters
+        env: VecEnv = envpool_vec_env(
+            self.env_name.gym_id,
+            n_envs,
+            self.seed,
+            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            env_wrapper=self.wrapper_in_words,
+            frame_stack=self.frame_stack,
+            monitor_dir=None if unlogged else self.save_path,
+            info_keywords=tuple(self.monitor_kwargs.get("info_keywords", ())),
+        )
+        if self.vec_env_wrapper is not None:
+            env = self.vec_env_wrapper(env)
+        return self._maybe_normalize(env, eval_env)
 
     def _mistake(self, error: BaseException) -> str | None:
         """Put a mistake in the hyperparameters into one sentence; None if the error is something else."""

@@ -6,6 +6,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
+from toy_environments import ACTION_SPACES, toy
 
 from sb3_policyopt import PPO
 
@@ -42,11 +43,9 @@ class WatchAndDisturb(BaseCallback):
 @pytest.mark.parametrize("networks", NETWORKS)
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ELU])
 def test_steps_are_the_policys_own_whatever_a_callback_does_to_it(networks, action, n_envs, activation):
-    policy_kwargs = {"net_arch": NETWORKS[networks], "activation_fn": activation}
-    options = {"n_steps": 8, "batch_size": 8, "n_epochs": 1, "seed": 0, "engine": "closed_form"}
-    model = PPO(
-        "MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=policy_kwargs, seed=0, engine="closed_form"
-    )
+    options = {"net_arch": NETWORKS[networks], "activation_fn": activation}
+    env = toy(OBSERVATIONS, ACTION_SPACES[action], n_envs=n_envs)
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=options, seed=0, engine="closed_form")
     watch = WatchAndDisturb()
     model.learn(16 * n_envs, callback=watch)
     assert watch.steps == 16
