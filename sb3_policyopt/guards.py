@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
+from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_policyopt.errors import NonFiniteError
 
@@ -36,14 +37,14 @@ def is_finite(*vectors: NDArray[Any]) -> bool:
     return math.isfinite(total) or all(bool(np.isfinite(vector).all()) for vector in vectors)
 
 
-def explain(step: int, **quantities: Any) -> NonFiniteError:
+def explain(step: int, **quantities: Any) -> NonFiniteError | None:
     """
     The error that names what is not finite.
 
     :param step: number of the step in the current rollout
     :param quantities: arrays with n_envs as first axis (or dicts of such), in the order in which one causes the next;
         "log_prob" stands for the log-probability
-    :return: the error, to be raised
+    :return: the error, to be raised; None if all is finite
     """
     for name, array in quantities.items():
         quantity = {"log_prob": "log-probability"}.get(name, name)
@@ -58,23 +59,55 @@ def explain(step: int, **quantities: Any) -> NonFiniteError:
                 f"Non-finite {quantity}{where} in environment {env} at step {step} of the rollout: {shown}. "
                 f"Likely cause: {CAUSES[quantity]}. The policy has not been changed by it."
             )
-    return NonFiniteError(f"Non-finite numbers at step {step} of the rollout.")
+    return None
 
 
-def check_observations(observations: Any) -> None:
+def check_rows(buffer: RolloutBuffer, start: int, stop: int) -> None:
     """
-    Refuse a rollout whose stored observations are not all finite (an infinite one may pass a tanh unnoticed).
+    Refuse steps of a rollout that are not all finite. Many at once cost little more than one.
 
-    :param observations: shape (n_steps, n_envs, ...), or a dict of such
-    :raises NonFiniteError: naming the first step and environment
+    Only numbers that can hurt an environment must be looked at sooner; an infinite observation may even pass a tanh unnoticed.
+
+    :param buffer: into which the steps have been stored
+    :param start: first step to look at
+    :param stop: the step after the last one
+    :raises NonFiniteError: naming the first step and environment, and what was the first to go wrong there
     """
-    for key, array in observations.items() if isinstance(observations, dict) else [(None, observations)]:
-        if not np.issubdtype(array.dtype, np.inexact) or math.isfinite(float(np.add.reduce(array, axis=None))):
-            continue
-        bad_steps = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
-        if len(bad_steps):
-            step = int(bad_steps[0])
-            raise explain(step, observation=array[step] if key is None else {key: array[step]})
+    rows = slice(start, stop)
+    quantities = {"observation": buffer.observations, "value": buffer.values, "action": buffer.actions}
+    quantities |= {"log_prob": buffer.log_probs, "reward": buffer.rewards}
+    observations = buffer.observations.values() if isinstance(buffer.observations, dict) else [buffer.observations]
+    if all(_sum_is_finite(array[rows]) for array in (*observations, *list(quantities.values())[1:])):
+        return
+    for step in range(start, stop):
+        of_step = {name: _row(array, step) for name, array in quantities.items()}
+        error = explain(step, **of_step)
+        if error is not None:
+            raise error
+
+
+def _sum_is_finite(array: NDArray[Any]) -> bool:
+    """
+    A quick look: False if an entry is not finite, and rarely also where their sum overflows.
+
+    :param array: any shape and type
+    :return: True if the sum of all entries is finite
+    """
+    if not np.issubdtype(array.dtype, np.inexact):
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(float(np.add.reduce(array, axis=None)))
+
+
+def _row(array: Any, row: int) -> Any:
+    """
+    One row of an array, or of each array of a dict.
+
+    :param array: first axis rows
+    :param row: its number
+    :return: the row
+    """
+    return {key: part[row] for key, part in array.items()} if isinstance(array, dict) else array[row]
 
 
 PATIENCE = 8

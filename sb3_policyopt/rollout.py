@@ -11,12 +11,15 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt.engines.rollout_data import is_stock
-from sb3_policyopt.guards import check_observations, explain, is_finite
+from sb3_policyopt.guards import check_rows, explain, is_finite
 from sb3_policyopt.maths.advantages import gae, value_targets
 from sb3_policyopt.ranks import SharedRollout
 
 if TYPE_CHECKING:
     from sb3_policyopt.on_policy import PolicyOptimization
+
+STEPS_PER_CHECK = 64
+"""Steps after which the last ones are searched for numbers that are not finite."""
 
 
 def collect(
@@ -47,9 +50,9 @@ def collect(
     engine = self.prepare_engine()
     to_env_action = action_converter(self)
     store = storing_function(rollout_buffer)
-    n_steps = 0
+    n_steps = checked = 0
     shared = SharedRollout(self, env.num_envs)
-    discrete = isinstance(self.action_space, spaces.Discrete)
+    discrete, continuous = (isinstance(self.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
     if self.use_sde:
         draw_noise(self, env)
     engine.start_rollout(n_rollout_steps, env.num_envs)
@@ -61,8 +64,8 @@ def collect(
         obs_tensor = as_tensor(self._last_obs, self.device)
         actions, value, log_prob = engine.act(self._last_obs)
         values, log_probs = th.from_numpy(value[:, None]), th.from_numpy(log_prob)
-        if not is_finite(value, log_prob, actions.reshape(-1)):
-            raise explain(n_steps, observation=self._last_obs, value=value, action=actions, log_prob=log_prob)
+        if continuous and not is_finite(actions.reshape(-1)):  # before it reaches the environment
+            raise explain(n_steps, observation=self._last_obs, value=value, action=actions) or AssertionError
         clipped_actions = to_env_action(actions)
 
         new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -81,17 +84,17 @@ def collect(
         if np.count_nonzero(dones):  # as dones.any(), in a tenth of the time
             shared.note(infos, dones)
             rewards = rewards + self.gamma * truncation_values(self, dones, infos)
-        if not is_finite(rewards):
-            raise explain(n_steps - 1, reward=rewards)
 
         store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob)
         self._last_obs = new_obs  # type: ignore[assignment]
         self._last_episode_starts = dones
+        if n_steps % STEPS_PER_CHECK == 0 or n_steps == n_rollout_steps:
+            check_rows(rollout_buffer, checked, n_steps)
+            checked = n_steps
 
     last_values = engine.value(new_obs)
     if not is_finite(last_values):
-        raise explain(n_steps, observation=new_obs, value=last_values)
-    check_observations(rollout_buffer.observations)
+        raise explain(n_steps, observation=new_obs, value=last_values) or AssertionError
     values = th.from_numpy(last_values)[:, None]
     finish(self, rollout_buffer, last_values, dones)
 

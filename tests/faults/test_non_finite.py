@@ -208,7 +208,7 @@ def test_with_finite_numbers_the_guards_change_no_bit(monkeypatch, algorithm, en
         with monkeypatch.context() as patch:
             if not guarded:
                 patch.setattr(rollout, "is_finite", lambda *vectors: True)
-                patch.setattr(rollout, "check_observations", lambda observations: None)
+                patch.setattr(rollout, "check_rows", lambda buffer, start, stop: None)
                 patch.setattr(losses, "LOG_RATIO_BOUND", math.inf)
                 patch.setattr(guards.SkipCounter, "note", lambda self, skipped: None)
             model = make_model(algorithm, engine).learn(4 * N_STEPS * N_ENVS)
@@ -228,3 +228,27 @@ def test_log_std_stays_within_its_bounds(algorithm, engine):
     assert float(model.policy.log_std.detach().max()) <= bounds[1] + 1e-7
     free = algorithm("MlpPolicy", venv, n_steps=64, learning_rate=0.01, engine=engine, device="cpu").learn(512)
     assert float(free.policy.log_std.detach().abs().max()) > 0.01  # without the bounds it would have left them
+
+
+@pytest.mark.parametrize("rounds", [1, 70])
+def test_what_went_wrong_first_is_named_among_many_steps(rounds):
+    """In a block of steps the earliest one is named, and there the cause before its effects."""
+    model = make_model(PPO)
+    buffer = type(model.rollout_buffer)(2 * rounds, model.observation_space, model.action_space, n_envs=N_ENVS)
+    buffer.reset()
+    guards.check_rows(buffer, 0, 2 * rounds)
+    buffer.values[rounds:, 1] = math.nan
+    buffer.rewards[rounds:, 1] = math.inf
+    with pytest.raises(NonFiniteError, match=f"Non-finite value in environment 1 at step {rounds} "):
+        guards.check_rows(buffer, 0, 2 * rounds)
+    guards.check_rows(buffer, 0, rounds)
+    buffer.rewards[rounds - 1, 0] = -math.inf
+    with pytest.raises(NonFiniteError, match=f"Non-finite reward in environment 0 at step {rounds - 1} "):
+        guards.check_rows(buffer, 0, 2 * rounds)
+
+
+def test_large_numbers_are_no_fault():
+    """Their sum overflows in float32, but each of them is finite."""
+    model = make_model(PPO)
+    model.rollout_buffer.rewards[:] = 3e38
+    guards.check_rows(model.rollout_buffer, 0, N_STEPS)
