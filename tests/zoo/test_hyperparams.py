@@ -64,6 +64,10 @@ def test_ppo_has_the_numbers_of_the_zoo() -> None:
     assert {env_id: ours[env_id] for env_id in stock("ppo")} == stock("ppo")
 
 
+TUNED_HERE = {("HalfCheetah-v4", "target_kl"): 0.12}
+"""What differs from the conversion on purpose; the file says why."""
+
+
 @pytest.mark.parametrize("env_id", sorted(set(stock("trpo")) - {"default"}))
 def test_trpo_has_the_numbers_of_the_zoo_on_the_joint_scale(env_id: str) -> None:
     """
@@ -75,7 +79,8 @@ def test_trpo_has_the_numbers_of_the_zoo_on_the_joint_scale(env_id: str) -> None
     ours, theirs = hyperparams.load("trpo")[env_id], stock("trpo")[env_id]
     dimensions = action_dimensions(env_id)
     for name, default in (("target_kl", 0.01), ("cg_damping", 0.1)):
-        assert ours.get(name, default) == pytest.approx(dimensions * theirs.get(name, default)), name
+        converted_value = dimensions * theirs.get(name, default)
+        assert ours.get(name, default) == pytest.approx(TUNED_HERE.get((env_id, name), converted_value)), name
     converted = {"target_kl", "cg_damping"}
     assert {key: value for key, value in ours.items() if key not in converted} == {
         key: value for key, value in theirs.items() if key not in converted
