@@ -235,3 +235,17 @@ def test_help_and_version_import_no_library() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0, result.stderr
     assert all(name in result.stdout for name in COMMANDS)
+
+
+def test_training_on_envpool_by_one_flag(tmp_path: Path, cli: Run, process: Run) -> None:
+    """The agent and its records are ordinary ones, and Gymnasium's environments run it."""
+    cli(tmp_path, "train --algo ppo --env CartPole-v1 --vec-env envpool -n 2048 --eval-freq 1024 --eval-episodes 2 --seed 1")
+    run = tmp_path / "logs" / "ppo" / "CartPole-v1_1"
+    assert json.loads((run / "provenance.json").read_text())["arguments"]["vec_env"] == "envpool"
+    assert sum(bool(row["eval/mean_reward"]) for row in rows(run / "progress.csv")) == 2
+    # One file of episodes for all environments, as EnvPool is one VecEnv: its comment line, its header, its episodes.
+    assert len((run / "0.monitor.csv").read_text().splitlines()) > 10
+    assert "Mean reward:" in cli(tmp_path, "enjoy --algo ppo --env CartPole-v1 -f logs --no-render -n 600").stdout
+    refused = process(["-m", "sb3_policyopt", "train", "--env", "CarRacing-v3", "--vec-env", "envpool"], tmp_path)
+    assert refused.returncode == 2 and "cannot be applied to EnvPool" in refused.stderr
+    assert not list(tmp_path.glob("logs/ppo/CarRacing*"))
