@@ -26,11 +26,6 @@ def _thousands(speed: float) -> str:
     return f"{speed / 1000:.1f}k" if speed else "failed"
 
 
-def _compared(ratio: float) -> str:
-    """In words, with the ratio of our speed over theirs."""
-    return f"{ratio:.1f}× slower" if ratio >= 1 else f"{1 / ratio:.1f}× faster"
-
-
 def _speeds(axes: Axes, cases: list[dict[str, Any]]) -> None:
     contenders = list(cases[0]["measurements"])
     width = 0.8 / len(contenders)
@@ -44,11 +39,11 @@ def _speeds(axes: Axes, cases: list[dict[str, Any]]) -> None:
         for case, position, (_, _, top) in zip(cases, x, summaries, strict=True):
             ratio = speed_ratio(case, contender)
             middle = _thousands(heights[cases.index(case)])
-            text = middle if ratio is None or place == 0 else f"{middle}\n{_compared(ratio[0])}"
+            text = middle if ratio is None or place == 0 else f"{ratio[0]:.1f}×"
             axes.annotate(text, (position, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axes.margins(y=0.12)
     axes.set_xticks(range(len(cases)), [_short(case["title"]) for case in cases])
-    axes.set_ylabel("environment steps per second of learn()")
+    axes.set_ylabel("environment steps per second of learn(); N×: how many times faster we are")
     axes.legend(frameon=False)
 
 
