@@ -32,7 +32,7 @@ def values(case: dict[str, Any], contender: str, key: str) -> list[float]:
 
 
 def speeds(case: dict[str, Any], contender: str, clock: str = "steps_per_second") -> list[float]:
-    """Speeds of a contender in its turns, or where it took none, that of its first iteration alone."""
+    """Speeds of a contender in its turns; empty where it made its first iteration alone."""
     return [turn[clock] for measurement in good(case, contender) for turn in measurement["turns"]]
 
 

@@ -73,11 +73,15 @@ def check_rows(buffer: RolloutBuffer, start: int, stop: int) -> None:
     :param stop: the step after the last one
     :raises NonFiniteError: naming the first step and environment, and what was the first to go wrong there
     """
-    rows = slice(start, stop)
-    quantities = {"observation": buffer.observations, "value": buffer.values, "action": buffer.actions}
-    quantities |= {"log_prob": buffer.log_probs, "reward": buffer.rewards}
-    observations = buffer.observations.values() if isinstance(buffer.observations, dict) else [buffer.observations]
-    if all(_sum_is_finite(array[rows]) for array in (*observations, *list(quantities.values())[1:])):
+    quantities = {
+        "observation": buffer.observations,
+        "value": buffer.values,
+        "action": buffer.actions,
+        "log_prob": buffer.log_probs,
+        "reward": buffer.rewards,
+    }
+    arrays = [part for array in quantities.values() for part in (array.values() if isinstance(array, dict) else [array])]
+    if all(_sum_is_finite(array[start:stop]) for array in arrays):
         return
     for step in range(start, stop):
         of_step = {name: _row(array, step) for name, array in quantities.items()}

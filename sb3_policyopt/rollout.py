@@ -10,6 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_policyopt.engines import Engine
+from sb3_policyopt.engines.autograd import AutogradEngine
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import check_rows, explain, is_finite
 from sb3_policyopt.maths.advantages import gae, value_targets
@@ -62,7 +64,10 @@ def collect(
             draw_noise(self, env)
 
         obs_tensor = as_tensor(self._last_obs, self.device)
-        actions, value, log_prob = engine.act(self._last_obs)
+        try:
+            actions, value, log_prob = engine.act(self._last_obs)
+        except RuntimeError as error:  # torch draws no categorical action from NaN
+            raise why_no_action(engine, n_steps, self._last_obs, error) from error
         values, log_probs = th.from_numpy(value[:, None]), th.from_numpy(log_prob)
         if continuous and not is_finite(actions.reshape(-1)):  # before it reaches the environment
             raise explain(n_steps, observation=self._last_obs, value=value, action=actions) or AssertionError
@@ -103,6 +108,22 @@ def collect(
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
+
+
+def why_no_action(engine: Engine, step: int, observations: Any, error: RuntimeError) -> Exception:
+    """
+    What is behind torch's refusal to draw an action.
+
+    :param engine: that was to act
+    :param step: number of the step in the rollout
+    :param observations: as the VecEnv gave them
+    :param error: torch's
+    :return: an error that names what is not finite; torch's own if everything is
+    """
+    if not isinstance(engine, AutogradEngine):
+        return error
+    explained = explain(step, observation=observations)  # before the policy sees it once more
+    return explained or explain(step, action=engine.action_parameters(observations)) or error
 
 
 def as_tensor(observations: Any, device: th.device) -> Any:

@@ -65,6 +65,20 @@ class AutogradEngine(Engine):
             actions, values, log_prob = self.policy(obs_as_tensor(observations, self.policy.device))
         return actions.cpu().numpy(), values.flatten().cpu().numpy(), log_prob.flatten().cpu().numpy()
 
+    def action_parameters(self, observations: Any) -> Array:
+        """
+        What the action distributions are made of, for a look at them when no action can be drawn.
+
+        :param observations: as the VecEnv gives them, first axis n_envs
+        :return: means and standard deviations, or logits, shape (n_envs, n)
+        """
+        with th.no_grad(), unvalidated():
+            distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device))
+            parts = torch_distributions(distribution)
+            columns = [getattr(part, name) for part in parts for name in parameter_names(part)]
+        rows: Array = th.cat([column.reshape(len(column), -1) for column in columns], 1).cpu().numpy()
+        return rows
+
     def value(self, observations: Any) -> Array:
         """The policy's own ``predict_values``."""
         with th.no_grad():
@@ -293,10 +307,19 @@ def detached(distribution: TorchDistribution) -> TorchDistribution:
     :param distribution: torch's, of a family that is made from its constrained arguments
     :return: one without a graph
     """
-    names = [
+    return type(distribution)(**{name: getattr(distribution, name).detach() for name in parameter_names(distribution)})
+
+
+def parameter_names(distribution: TorchDistribution) -> list[str]:
+    """
+    The arguments that a distribution is made from.
+
+    :param distribution: torch's
+    :return: their names; "logits" where it could be made from "probs" too
+    """
+    return [
         name for name in distribution.arg_constraints if not (name == "probs" and "logits" in distribution.arg_constraints)
     ]
-    return type(distribution)(**{name: getattr(distribution, name).detach() for name in names})
 
 
 def joint_kl(old: list[TorchDistribution], new: list[TorchDistribution]) -> th.Tensor:

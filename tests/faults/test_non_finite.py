@@ -44,7 +44,7 @@ class FaultyEnv(gym.Env):
     def step(self, action):
         self.steps += 1
         faulty = self.steps == self.fault_step
-        reward = self.value if faulty and self.quantity == "reward" else float(action[0])
+        reward = self.value if faulty and self.quantity == "reward" else float(np.ravel(action)[0])
         return (
             self.observation(faulty and self.quantity == "observation"),
             reward,
@@ -252,3 +252,26 @@ def test_large_numbers_are_no_fault():
     model = make_model(PPO)
     model.rollout_buffer.rewards[:] = 3e38
     guards.check_rows(model.rollout_buffer, 0, N_STEPS)
+
+
+ACTION_SPACES = [
+    spaces.Discrete(3),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(2),
+    spaces.Box(-1, 1, (2,), np.float32),
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("space", ACTION_SPACES, ids=lambda space: type(space).__name__)
+def test_faults_are_named_whatever_the_actions_are(monkeypatch, space, engine):
+    """Torch refuses to draw a discrete action from NaN, with words that name no cause; a continuous one it draws as NaN."""
+    monkeypatch.setattr(FaultyEnv, "action_space", space)
+    model = make_model(PPO, engine, faulty_env=1, quantity="observation", fault_step=5)
+    with pytest.raises(NonFiniteError, match="Non-finite observation in environment 1 at step 5 "):
+        model.learn(N_STEPS * N_ENVS)
+    model = make_model(PPO, engine)
+    with th.no_grad():
+        model.policy.action_net.bias.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match=r"Non-finite (action|log-probability) in environment 0 at step 0 "):
+        model.learn(N_STEPS * N_ENVS)
