@@ -42,8 +42,8 @@ def _speeds(axes: Axes, cases: list[dict[str, Any]]) -> None:
             text = middle if ratio is None or place == 0 else f"{ratio[0]:.1f}×"
             axes.annotate(text, (position, top), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     axes.margins(y=0.12)
-    axes.set_xticks(range(len(cases)), [_short(case["title"]) for case in cases])
-    axes.set_ylabel("environment steps per second of learn(); N×: how many times faster we are")
+    axes.set_xticks(range(len(cases)), [_short(case["title"]) for case in cases], fontsize=9)
+    axes.set_ylabel("environment steps per second of learn()")
     axes.legend(frameon=False)
 
 
@@ -87,7 +87,7 @@ def floors_chart(results: dict[str, Any], path: Path) -> bool:
         own = [case for case in cases if case["title"].startswith(f"{algorithm} ")]
         _speeds(grid[0][column], own)
         _splits(grid[1][column], own)
-        grid[0][column].set_title(f"{algorithm}: speed")
+        grid[0][column].set_title(f"{algorithm}: speed (N×: how many times faster we are)")
         grid[1][column].set_title(f"{algorithm}: where the time goes")
     _finish(figure, path)
     return True
