@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
@@ -25,7 +26,7 @@ from sb3_policyopt.engines import Batch, Engine, choose_engine
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import SkipCounter
-from sb3_policyopt.maths.losses import explained_variance
+from sb3_policyopt.maths.losses import explained_variance, normalize
 from sb3_policyopt.safe_zip import SelfDescribing
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
@@ -300,22 +301,24 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         :param normalized: whether to normalise advantages, if they are to be at all
         :return: the minibatches
         """
-        return ranks.in_step(self._cut(rollout), normalized and self.normalize_advantage)
+        return ranks.in_step(partial(self._cut, rollout), normalized and self.normalize_advantage)
 
-    def _cut(self, rollout: Batch) -> Iterator[Batch]:
+    def _cut(self, rollout: Batch, normalized: bool) -> Iterator[Batch]:
         """
         Shuffle and cut the rollout.
 
         :param rollout: all transitions
+        :param normalized: whether to normalise the advantages of each minibatch
         :return: the minibatches; from the buffer's own ``get`` if it has one
         """
         assert self.engine_in_use is not None
         if is_stock(self.rollout_buffer, "get", "_get_samples"):
-            yield from self.engine_in_use.minibatches(rollout, self.batch_size)
+            yield from self.engine_in_use.minibatches(rollout, self.batch_size, normalized)
         else:
             assert isinstance(self.engine_in_use, AutogradEngine)
             for samples in self.rollout_buffer.get(self.batch_size):
-                yield self.engine_in_use.to_tensors(samples[:6])
+                batch = self.engine_in_use.to_tensors(samples[:6])
+                yield batch._replace(advantages=normalize(batch.advantages)) if normalized else batch
 
     def _normalized(self, batch: Batch) -> Batch:
         """
@@ -328,8 +331,10 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
 
     def _clamp_log_std(self) -> None:
         """Hold the policy's log standard deviation within ``log_std_bounds``, if there are any."""
+        if self.log_std_bounds is None:
+            return
         log_std = getattr(self.policy, "log_std", None)
-        if self.log_std_bounds is not None and log_std is not None:
+        if log_std is not None:
             log_std.data.clamp_(*self.log_std_bounds)
 
     def _record(self, terms: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from sb3_policyopt.engines.activations import make_activation
 from sb3_policyopt.engines.blas import threads_for
 from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.joined import WORTH_JOINING, JoinedNetworks
-from sb3_policyopt.engines.mlp import Layer, Network, Trunk
+from sb3_policyopt.engines.mlp import Layer, Network, Trunk, row_of_ones
 from sb3_policyopt.engines.mlp_policy import feature_extractor, hidden_activation, linear_layers
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.maths import losses
@@ -60,6 +60,7 @@ class ClosedFormEngine(Engine):
         self.log_std = self.theta[self.n_actor - self.action_distribution.output_dim : self.n_actor]
         self.action_shape = policy.action_space.shape or ()
         self._build_networks(actor_layers, critic_layers)
+        self._clipped: Array = self.gradient
         self._noise: Array = np.empty((0,), np.float32)
         self._next_noise = 0
 
@@ -199,9 +200,12 @@ class ClosedFormEngine(Engine):
         actions = batch.actions.reshape(batch.size, -1)
         return batch._replace(observations=self.features(batch.observations), actions=actions)
 
-    def minibatches(self, rollout: Batch, batch_size: int) -> Iterator[Batch]:
+    def minibatches(self, rollout: Batch, batch_size: int, normalized: bool = False) -> Iterator[Batch]:
         """Shuffle the whole rollout once, so that minibatches are contiguous pieces of it."""
-        shuffled = rollout.rows(np.random.permutation(rollout.size))
+        order = np.random.permutation(rollout.size)
+        shuffled = Batch(*(array.take(order, 0) for array in rollout))
+        if normalized:
+            shuffled = shuffled._replace(advantages=losses.normalize_pieces(shuffled.advantages, batch_size))
         for start in range(0, rollout.size, batch_size):
             yield shuffled.rows(slice(start, start + batch_size))
 
@@ -209,6 +213,7 @@ class ClosedFormEngine(Engine):
     def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
         """As the base class, with threads that suit the minibatches."""
         with self._threads(batch_size), super().updating(batch_size, critic_only):
+            self._clipped = self._stepped_gradient.numpy()
             yield
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
@@ -225,16 +230,14 @@ class ClosedFormEngine(Engine):
         if c.ent_coef != 0:
             for slope, entropy_gradient in zip(output_slopes, evaluation.entropy_gradient, strict=True):
                 slope -= (c.ent_coef / len(x)) * entropy_gradient
-        value_slope = c.vf_coef * losses.value_loss_slope(values, returns, old_values, c.clip_range_vf, c.value_clipping)
-        self._backward(passes, output_slopes, value_slope)
+        value_loss, value_slope = losses.value_loss_and_slope(values, returns, old_values, c.clip_range_vf, c.value_clipping)
+        self._backward(passes, output_slopes, c.vf_coef * value_slope)
 
-        entropy = mean(evaluation.entropy)
-        value_loss = losses.value_loss(values, returns, old_values, c.clip_range_vf, c.value_clipping)
         return {
-            "loss": losses.combined_loss(policy_objective, entropy, value_loss, c.ent_coef, c.vf_coef),
+            "loss": losses.combined_loss(policy_objective, evaluation.mean_entropy, value_loss, c.ent_coef, c.vf_coef),
             "policy_gradient_loss": -policy_objective,
             "value_loss": value_loss,
-            "entropy_loss": -entropy,
+            "entropy_loss": -evaluation.mean_entropy,
             **losses.ratio_diagnostics(log_ratio, ratio, c.clip_range),
         }
 
@@ -262,14 +265,17 @@ class ClosedFormEngine(Engine):
         :param into: vector where W̄, b̄ and the slope of log_std are written
         :param h_bar: where h̄ is written, shape (batch, n_hidden)
         """
-        output_bar = output_slopes[0]
-        head = self.actor.head(into)
+        output_bar, *log_std_bar = output_slopes
+        head, ones = self.actor.head(into), row_of_ones(len(output_bar))
         np.matmul(output_bar.T, hidden, out=head.weight)
-        np.add.reduce(output_bar, 0, out=head.bias)
+        np.matmul(ones, output_bar, out=head.bias)
         np.matmul(output_bar, self.actor_head.weight, out=h_bar)
-        if self.gaussian:
-            log_std_bar = np.broadcast_to(output_slopes[1], output_bar.shape)
-            np.add.reduce(log_std_bar, 0, out=into[self.n_actor - self.actor.n_out : self.n_actor])
+        for part in log_std_bar:  # of a Gaussian; one row stands for equal ones
+            log_std_gradient = into[self.n_actor - self.actor.n_out : self.n_actor]
+            if len(part) == len(ones):
+                np.matmul(ones, part, out=log_std_gradient)
+            else:
+                np.multiply(part[0], len(ones), out=log_std_gradient)
 
     def _critic_head_backward(self, hidden: Array, value_slope: Array, h_bar: Array) -> None:
         """
@@ -289,9 +295,10 @@ class ClosedFormEngine(Engine):
         hidden, slopes = trunk.forward(self.critic_layers, minibatch.observations, with_slopes=True)
         values = self._values(hidden[-1][-1])
         h_bar = trunk.gradient_buffer(len(values))
-        self._critic_head_backward(hidden[-1][-1], losses.value_loss_slope(values, minibatch.returns), h_bar[-1])
+        value_loss, value_slope = losses.value_loss_and_slope(values, minibatch.returns)
+        self._critic_head_backward(hidden[-1][-1], value_slope, h_bar[-1])
         trunk.backward(self.critic_layers, hidden, slopes, h_bar, self.critic_layer_gradients)
-        return {"value_loss": losses.value_loss(values, minibatch.returns)}
+        return {"value_loss": value_loss}
 
     def expansion(self, rollout: Batch, thinning: int = 1) -> Expansion:
         """g = Jᵀ ∂J/∂output, and F as Jᵀ M J."""
@@ -367,8 +374,8 @@ class ClosedFormEngine(Engine):
 
     def step(self, max_norm: float, loss: Any) -> Terms:
         """As the base class, without leaving NumPy."""
-        gradient: Array = self.gradient[len(self.gradient) - len(self._stepped_gradient) :]
-        norm = math.sqrt(float(gradient @ gradient))
+        gradient = self._clipped
+        norm = math.sqrt(gradient.dot(gradient))
         if not (math.isfinite(norm) and math.isfinite(loss)):
             return {"grad_norm": norm, "skipped_updates": 1.0}
         if norm + 1e-6 > max_norm:

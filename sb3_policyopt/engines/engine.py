@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_policyopt.engines.parameters import FlatAdam, FlatParameters
-from sb3_policyopt.maths.losses import ValueClipping
+from sb3_policyopt.maths.losses import ValueClipping, normalize
 
 Terms: TypeAlias = dict[str, Any]
 """Scalars of one minibatch, by the name under which their mean over the update is logged."""
@@ -157,17 +157,19 @@ class Engine(ABC):
         :return: all transitions, those of the first environment first, as SB3's ``swap_and_flatten`` orders them
         """
 
-    def minibatches(self, rollout: Batch, batch_size: int) -> Iterator[Batch]:
+    def minibatches(self, rollout: Batch, batch_size: int, normalized: bool = False) -> Iterator[Batch]:
         """
         P6: shuffle, then cut; one ``np.random.permutation`` a pass, as SB3's buffer draws it.
 
         :param rollout: all transitions
         :param batch_size: transitions a minibatch; the last one may be smaller
+        :param normalized: whether to normalise the advantages of each by themselves
         :return: the minibatches
         """
         order = self._index(np.random.permutation(rollout.size))
         for start in range(0, rollout.size, batch_size):
-            yield rollout.rows(order[start : start + batch_size])
+            batch = rollout.rows(order[start : start + batch_size])
+            yield batch._replace(advantages=normalize(batch.advantages)) if normalized else batch
 
     def _index(self, order: np.ndarray[Any, Any]) -> Any:
         """

@@ -8,6 +8,7 @@ Write δx for a small change of x and x̄ for the derivative of a scalar with re
     backward    z̄ = φ'(z) h̄               W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W   (Jᵀ u: the gradient of what has the slope u)
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,17 @@ from numpy.typing import NDArray
 from sb3_policyopt.engines.activations import Activation
 
 Array = NDArray[Any]
+
+
+@lru_cache(maxsize=8)
+def row_of_ones(batch: int) -> Array:
+    """
+    Ones, with which a matrix product sums the columns of a matrix faster than NumPy's sum.
+
+    :param batch: number of samples
+    :return: float32, shape (batch,), not to be written to
+    """
+    return np.ones(batch, np.float32)
 
 
 class Layer(NamedTuple):
@@ -139,7 +151,7 @@ class Trunk:
         :param h_bar: slope of the scalar with respect to the last h, shape (networks, batch, n_out); overwritten
         :param into: where W̄ and b̄ are written
         """
-        ones = np.ones((1, h_bar.shape[1]), np.float32)
+        ones = row_of_ones(h_bar.shape[1])[None]
         for i in reversed(range(len(layers))):
             h_bar *= slopes[i]  # now z̄
             np.matmul(h_bar.swapaxes(1, 2), hidden[i], out=into[i].weight)

@@ -92,6 +92,7 @@ class FlatAdam:
         self.first_moment, self.second_moment = th.zeros_like(self.vector), th.zeros_like(self.vector)
         self.steps = th.zeros(len(self.parameters))  # on the CPU, where stock Adam keeps them
         self._count = self.steps[:1].to(self.vector.device)[0]  # the same memory, if the parameters are on the CPU too
+        self._count_on_cpu = self.steps[:1].numpy()
 
     @staticmethod
     def suits(optimizer: th.optim.Optimizer) -> bool:
@@ -145,11 +146,15 @@ class FlatAdam:
         """
         θ ← Adam(θ, gradient), with the hyperparameters of the optimizer's parameter group.
 
-        :param skipped: 1.0 to leave parameters and moments as they are, decided without waiting for the device
+        :param skipped: 1.0 to leave parameters and moments as they are, decided without waiting for the device; None to
+            make the step in any case, with parameters on the CPU
         """
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
-        self._count += 1 if skipped is None else 1 - skipped
+        if skipped is None:
+            self._count_on_cpu += 1
+        else:
+            self._count += 1 - skipped
         th._fused_adam_(
             [self.vector],
             [self.gradient],

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sb3_policyopt.maths.arrays import Array, log_sum_exp, namespace, row_sums
+from sb3_policyopt.maths.arrays import Array, log_sum_exp, mean, namespace, row_sums
 
 Parameters = tuple[Any, ...]
 """One or two arrays, see the module's text."""
@@ -28,13 +28,13 @@ class Evaluation(NamedTuple):
 
     :param log_prob: ln π(a|s), shape (batch,)
     :param score: ∂ln π/∂parameters, shape (batch, n) each
-    :param entropy: H, shape (batch,)
+    :param mean_entropy: L_ENT = E[H], a scalar
     :param entropy_gradient: ∂H/∂parameters, broadcastable to (batch, n) each; empty if not asked for
     """
 
     log_prob: Any
     score: Parameters
-    entropy: Any
+    mean_entropy: Any
     entropy_gradient: Parameters
 
 
@@ -119,11 +119,11 @@ class ActionDistribution(ABC):
         :param parameters: the distributions of a batch
         :param actions: shape (batch, n_actions)
         :param entropy_gradient: whether it is wanted
-        :return: log-probabilities, scores, entropies and their gradients
+        :return: log-probabilities, scores, the mean entropy and the entropies' gradients
         """
         log_prob, score = self.log_prob_and_score(parameters, actions)
         gradient = self.entropy_gradient(parameters) if entropy_gradient else ()
-        return Evaluation(log_prob, score, self.entropy(parameters), gradient)
+        return Evaluation(log_prob, score, mean(self.entropy(parameters)), gradient)
 
     @abstractmethod
     def kl(self, old: Parameters, new: Parameters) -> Any:
@@ -197,6 +197,12 @@ class DiagonalGaussian(ActionDistribution):
         xp = namespace(mean)
         return xp.zeros_like(mean[:1]), xp.ones_like(log_std)[None]
 
+    def evaluate(self, parameters: Parameters, actions: Any, entropy_gradient: bool) -> Evaluation:
+        """One entropy for all states."""
+        log_prob, score = self.log_prob_and_score(parameters, actions)
+        gradient = self.entropy_gradient(parameters) if entropy_gradient else ()
+        return Evaluation(log_prob, score, self.entropy((parameters[0][:1], parameters[1]))[0], gradient)
+
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ [ln σ' − ln σ + (σ² + (μ − μ')²)/(2σ'²) − ½]; ' marks the new one."""
         (mean, log_std), (new_mean, new_log_std) = old, new
@@ -265,7 +271,7 @@ class Categorical(ActionDistribution):
         gradient = (-p * (log_p + entropy[:, None]),) if entropy_gradient else ()
         score = -p
         score[chosen] += 1
-        return Evaluation(log_p[chosen], (score,), entropy, gradient)
+        return Evaluation(log_p[chosen], (score,), mean(entropy), gradient)
 
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ p (ln p − ln p')."""

@@ -32,6 +32,23 @@ def normalize(advantages: ArrayT) -> ArrayT:
     return centred / (((centred @ centred) / (n - 1)) ** 0.5 + 1e-8)
 
 
+def normalize_pieces(advantages: "np.ndarray[Any, Any]", size: int) -> "np.ndarray[Any, Any]":
+    """
+    :func:`normalize` of every ``size`` advantages by themselves, and of those that are left at the end.
+
+    :param advantages: A of several minibatches one after the other, shape (n,)
+    :param size: of a minibatch
+    :return: shape (n,)
+    """
+    if size == 1:
+        return advantages
+    whole = len(advantages) - len(advantages) % size
+    rows = advantages[:whole].reshape(-1, size)
+    centred = rows - rows.mean(1, keepdims=True)
+    deviations = np.sqrt((centred**2).sum(1, keepdims=True) / (size - 1))
+    return np.concatenate(((centred / (deviations + 1e-8)).reshape(-1), normalize(advantages[whole:])))
+
+
 def log_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
     """
     ln r(θ) = ln π_θ(a|s) − ln π_old(a|s), held within ±``LOG_RATIO_BOUND``.
@@ -160,14 +177,36 @@ def value_loss_slope(
     :param clipping: "clipped" or "pessimistic", see :func:`value_loss`
     :return: shape (batch,)
     """
-    slope = (2 / len(values)) * (values - targets)
+    return value_loss_and_slope(values, targets, old_values, clip_range_vf, clipping)[1]
+
+
+def value_loss_and_slope(
+    values: ArrayT,
+    targets: ArrayT,
+    old_values: ArrayT | None = None,
+    clip_range_vf: float | None = None,
+    clipping: ValueClipping = "clipped",
+) -> tuple[Any, ArrayT]:
+    """
+    :func:`value_loss` and :func:`value_loss_slope`, sharing what they have in common.
+
+    :param values: V(s), shape (batch,)
+    :param targets: G, shape (batch,)
+    :param old_values: V_old(s), shape (batch,); needed with ``clip_range_vf``
+    :param clip_range_vf: bound on |V − V_old|; None for no clipping
+    :param clipping: "clipped" or "pessimistic", see :func:`value_loss`
+    :return: a scalar, and the slope of shape (batch,)
+    """
+    difference = values - targets
+    slope = (2 / len(values)) * difference
     if clip_range_vf is None or old_values is None:
-        return slope
+        return difference.dot(difference) / len(values), slope
+    loss = value_loss(values, targets, old_values, clip_range_vf, clipping)
     inside = abs(values - old_values) <= clip_range_vf
     if clipping == "clipped":
-        return slope * inside
+        return loss, slope * inside
     clipped = old_values + clip(values - old_values, -clip_range_vf, clip_range_vf)
-    return slope * (inside | ((values - targets) ** 2 > (clipped - targets) ** 2))
+    return loss, slope * (inside | (difference**2 > (clipped - targets) ** 2))
 
 
 def combined_loss(policy_objective: Any, entropy: Any, value_error: Any, ent_coef: float, vf_coef: float) -> Any:
@@ -202,7 +241,7 @@ def effective_sample_size(ratio: ArrayT) -> Any:
     :param ratio: r, shape (batch,)
     :return: a scalar
     """
-    return mean(ratio) ** 2 / (ratio @ ratio / len(ratio))
+    return mean(ratio) ** 2 / (ratio.dot(ratio) / len(ratio))
 
 
 def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> dict[str, Any]:
@@ -214,9 +253,10 @@ def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> d
     :param clip_range: ε
     :return: scalars: approximate KL, fraction of ratios outside the clip, largest ratio, effective sample size
     """
+    excess = ratio - 1
     return {
-        "approx_kl": approximate_kl(log_ratios, ratio),
-        "clip_fraction": fraction(abs(ratio - 1) > clip_range),
+        "approx_kl": mean(excess - log_ratios),  # see approximate_kl
+        "clip_fraction": fraction(abs(excess) > clip_range),
         "ratio_max": largest(ratio),
         "effective_sample_size": effective_sample_size(ratio),
     }

@@ -23,19 +23,18 @@ def normalize(advantages: Any) -> Any:
     return _normalize_pieces([advantages], [sum(gather(len(advantages)))])[0]
 
 
-def in_step(minibatches: Iterator[Batch], normalized: bool) -> Iterator[Batch]:
+def in_step(cut: Callable[[bool], Iterator[Batch]], normalized: bool) -> Iterator[Batch]:
     """
     Let the ranks take their minibatches together.
 
-    :param minibatches: of one pass over this rank's rollout
+    :param cut: makes the minibatches of one pass over this rank's rollout; its argument is whether to normalise advantages
     :param normalized: whether advantages are normalised, over the minibatches that all ranks take at a time
     :return: the minibatches; under a launcher as many on each rank, the missing ones empty
     """
     if world_size() == 1:
-        for batch in minibatches:
-            yield batch._replace(advantages=losses.normalize(batch.advantages)) if normalized else batch
+        yield from cut(normalized)
         return
-    batches = list(minibatches)
+    batches = list(cut(False))
     totals = [sum(sizes) for sizes in zip_longest(*gather([batch.size for batch in batches]), fillvalue=0)]
     batches += [batches[0].rows(slice(0, 0))] * (len(totals) - len(batches))
     if normalized:
@@ -75,6 +74,7 @@ class SharedGradient:
     """
 
     def __init__(self, gradient: th.Tensor) -> None:
+        self.alone = world_size() == 1
         self.gradient = gradient
         self.names: list[str] = []
         self.tensors = False
@@ -88,7 +88,7 @@ class SharedGradient:
         :param arguments: further ones of ``compute``
         :return: the terms; those whose names end in ``_max`` are this rank's
         """
-        if world_size() == 1:
+        if self.alone:
             return compute(minibatch, *arguments)
         terms = compute(minibatch, *arguments) if minibatch.size else {}
         if not self.names:

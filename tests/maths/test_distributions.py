@@ -141,8 +141,8 @@ def test_the_evaluation_of_a_minibatch_is_made_of_its_parts(case: Case, seed, sc
     together = case.family.evaluate(parameters, actions, entropy_gradient=True)
     log_prob, score = case.family.log_prob_and_score(parameters, actions)
     for ours, part in zip(
-        (together.log_prob, together.entropy, *together.score, *together.entropy_gradient),
-        (log_prob, case.family.entropy(parameters), *score, *case.family.entropy_gradient(parameters)),
+        (together.log_prob, together.mean_entropy, *together.score, *together.entropy_gradient),
+        (log_prob, case.family.entropy(parameters).mean(), *score, *case.family.entropy_gradient(parameters)),
         strict=True,
     ):
         arrays_equal(ours, part)

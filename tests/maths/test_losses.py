@@ -206,6 +206,13 @@ def test_P1_below_the_bound_the_ratio_is_the_plain_exponential_to_the_last_bit(d
         assert (losses.probability_ratio(new.numpy(), old.numpy()) == np.exp((new - old).numpy())).all()
 
 
+@given(n=st.integers(1, 40), size=st.integers(1, 12), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31))
+def test_normalizing_many_minibatches_is_normalizing_each(n, size, scale, seed):
+    advantages = scale * np.random.default_rng(seed).standard_normal(n)
+    each = [losses.normalize(advantages[start : start + size]) for start in range(0, n, size)]
+    np.testing.assert_allclose(losses.normalize_pieces(advantages, size), np.concatenate(each), rtol=1e-9, atol=1e-10)
+
+
 @given(seed=seeds, n=st.integers(2, 100), scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100))
 def test_normalized_advantages_are_those_of_torch(seed, n, scale, shift):
     advantages = th.tensor(shift + scale * np.random.default_rng(seed).standard_normal(n))
