@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_policyopt import PPO, TRPO, distributed
+from sb3_policyopt.maths.losses import normalize
 
 ACTIONS: dict[str, spaces.Space] = {"box": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}
 TAPE = 400
@@ -125,7 +126,7 @@ class OnTape:
 class InOneProcess:
     """Mixed into an algorithm: takes in one minibatch what the ranks take at a time."""
 
-    def _cut(self, rollout) -> Iterator[Any]:
+    def _cut(self, rollout, normalized) -> Iterator[Any]:
         parts, start = [], 0
         for rank, (n_envs, size) in enumerate(zip(self.rank_n_envs, self.rank_batch_sizes, strict=True)):
             rows = start + order(rank, self.n_passes, n_envs * N_STEPS)
@@ -133,7 +134,8 @@ class InOneProcess:
             start += len(rows)
         self.n_passes += 1
         for k in range(max(map(len, parts))):
-            yield rollout.rows(np.concatenate([part[k] for part in parts if k < len(part)]))
+            batch = rollout.rows(np.concatenate([part[k] for part in parts if k < len(part)]))
+            yield batch._replace(advantages=normalize(batch.advantages)) if normalized else batch
 
 
 def build(case: Case, numbers: range, ranks: list[int], *mixins: type):
