@@ -6,7 +6,9 @@ Weak scaling on this machine, and what the exchanges between the ranks cost.
     python -m benchmarks.scaling --collectives          # seconds of one all-reduce by size, and what they predict
 
 Every rank has one core and one thread. Weak scaling asks how many more steps a second n ranks make than one, with as much
-work for each rank; efficiency 1 is n times as many.
+work for each rank; efficiency 1 is n times as many. Beside the ranks, and in turn with them, run as many trainings that do
+not talk to each other: what they lose is the machine's (shared caches, shared cores of a virtual machine), and only the rest
+is the price of the exchanges.
 """
 
 import argparse
@@ -34,16 +36,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(n_ranks: int, argv: list[str]) -> list[dict[str, Any]]:
+def launch(n_ranks: int, argv: list[str], together: bool = True) -> list[dict[str, Any]]:
     """
     Start this file as several ranks, each on one core.
 
     :param n_ranks: how many
     :param argv: its options
-    :return: what rank 0 printed, one entry a line
+    :param together: False for as many trainings that know nothing of each other
+    :return: what rank 0, or every training, printed, one entry a line
     """
     cores = sorted(os.sched_getaffinity(0))
-    address = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    address = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if together else {}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -57,7 +60,7 @@ def launch(n_ranks: int, argv: list[str]) -> list[dict[str, Any]]:
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit("a rank failed")
-    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("{")]
+    return [json.loads(line) for output in outputs for line in output.splitlines() if line.startswith("{")]
 
 
 class Ledger:
@@ -202,16 +205,18 @@ def main() -> None:
             print(f"{row['bytes']:>10} bytes {row['median']:>10} µs, the fastest tenth within {row['fastest_tenth']:>8} µs")
         predict(rows)
         return
-    runs: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    rates, apart = defaultdict(list), defaultdict(list)
     for _ in range(options.repeats):
         for n in options.ranks:
-            runs[n] += launch(n, sys.argv[1:])
-            print(json.dumps(runs[n][-1]), file=sys.stderr)
-    rates = {n: statistics.median(run["steps_per_second"] for run in runs[n]) for n in options.ranks}
-    base = rates[options.ranks[0]] / options.ranks[0]
-    print("ranks  steps/s  times one rank  efficiency")
-    for n, rate in rates.items():
-        print(f"{n:>5} {rate:>8.0f} {rate / base:>15.2f} {rate / base / n:>11.2f}")
+            run = launch(n, sys.argv[1:])[0]
+            print(json.dumps(run), file=sys.stderr)
+            rates[n].append(run["steps_per_second"])
+            apart[n].append(sum(training["steps_per_second"] for training in launch(n, sys.argv[1:], together=False)))
+    base = statistics.median(apart[options.ranks[0]]) / options.ranks[0]
+    print("ranks  steps/s  times one rank  that many trainings apart, times one  together/apart")
+    for n in options.ranks:
+        together, without = statistics.median(rates[n]), statistics.median(apart[n])
+        print(f"{n:>5} {together:>8.0f} {together / base:>15.2f} {without / base:>37.2f} {together / without:>15.2f}")
 
 
 if __name__ == "__main__":
