@@ -149,6 +149,8 @@ def pressing_ctrl_c(after):
             os.kill(os.getpid(), signal.SIGINT)
             done.wait(2)
 
+    # A shell has its background jobs ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=press)
     thread.start()
     try:
@@ -156,6 +158,7 @@ def pressing_ctrl_c(after):
     finally:
         done.set()
         thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there the signal would end the process")
