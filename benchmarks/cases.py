@@ -153,7 +153,7 @@ SCALING_CASES = [
     ),
 ]  # fmt: skip
 
-# Memory of TRPO's first update on 16,384 stacked 84×84×4 frames. More products or passes take longer, not more memory.
+# Memory of TRPO's first update on 16,384 stacked 84×84×4 frames; few passes over them, as each takes minutes.
 FRAMES: dict[str, Any] = {"env_id": "benchmarks/Frames-v0", "n_envs": 8, "n_steps": 2048, "policy": "CnnPolicy"}
 FEW_PASSES = {"cg_max_steps": 3, "n_critic_updates": 1}
 MEMORY_CASES = [

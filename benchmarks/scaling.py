@@ -6,7 +6,7 @@ Weak scaling on this machine, and what the exchanges between the ranks cost.
     python -m benchmarks.scaling --collectives          # seconds of one all-reduce by size, and what they predict
 
 Every rank has one core and one thread. Weak scaling asks how many more steps a second n ranks make than one, with as much
-work for each rank; efficiency 1 is n times as many. Beside the ranks, and in turn with them, run as many trainings that do
+work for each rank: n times as many at best. Beside the ranks, and in turn with them, run as many trainings that do
 not talk to each other: what they lose is the machine's (shared caches, shared cores of a virtual machine), and only the rest
 is the price of the exchanges.
 """

@@ -26,7 +26,7 @@ from sb3_policyopt.engines import Batch, Engine, choose_engine
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import SkipCounter
-from sb3_policyopt.maths.losses import explained_variance, normalize
+from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.safe_zip import SelfDescribing
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
@@ -318,7 +318,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
             assert isinstance(self.engine_in_use, AutogradEngine)
             for samples in self.rollout_buffer.get(self.batch_size):
                 batch = self.engine_in_use.to_tensors(samples[:6])
-                yield batch._replace(advantages=normalize(batch.advantages)) if normalized else batch
+                yield batch.normalized() if normalized else batch
 
     def _normalized(self, batch: Batch) -> Batch:
         """

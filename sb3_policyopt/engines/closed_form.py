@@ -60,7 +60,7 @@ class ClosedFormEngine(Engine):
         self.log_std = self.theta[self.n_actor - self.action_distribution.output_dim : self.n_actor]
         self.action_shape = policy.action_space.shape or ()
         self._build_networks(actor_layers, critic_layers)
-        self._clipped: Array = self.gradient
+        self._stepped: Array = self.gradient
         self._noise: Array = np.empty((0,), np.float32)
         self._next_noise = 0
 
@@ -213,7 +213,7 @@ class ClosedFormEngine(Engine):
     def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
         """As the base class, with threads that suit the minibatches."""
         with self._threads(batch_size), super().updating(batch_size, critic_only):
-            self._clipped = self._stepped_gradient.numpy()
+            self._stepped = self._stepped_gradient.numpy()
             yield
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
@@ -374,7 +374,7 @@ class ClosedFormEngine(Engine):
 
     def step(self, max_norm: float, loss: Any) -> Terms:
         """As the base class, without leaving NumPy."""
-        gradient = self._clipped
+        gradient = self._stepped
         norm = math.sqrt(gradient.dot(gradient))
         if not (math.isfinite(norm) and math.isfinite(loss)):
             return {"grad_norm": norm, "skipped_updates": 1.0}

@@ -47,6 +47,10 @@ class Batch(NamedTuple):
             observations = observations[index]
         return Batch(observations, *(array[index] for array in rest))
 
+    def normalized(self) -> "Batch":
+        """The same with advantages of mean 0 and standard deviation 1."""
+        return self._replace(advantages=normalize(self.advantages))
+
     @property
     def size(self) -> int:
         """Number of transitions."""
@@ -169,7 +173,7 @@ class Engine(ABC):
         order = self._index(np.random.permutation(rollout.size))
         for start in range(0, rollout.size, batch_size):
             batch = rollout.rows(order[start : start + batch_size])
-            yield batch._replace(advantages=normalize(batch.advantages)) if normalized else batch
+            yield batch.normalized() if normalized else batch
 
     def _index(self, order: np.ndarray[Any, Any]) -> Any:
         """

@@ -123,7 +123,16 @@ class ActionDistribution(ABC):
         """
         log_prob, score = self.log_prob_and_score(parameters, actions)
         gradient = self.entropy_gradient(parameters) if entropy_gradient else ()
-        return Evaluation(log_prob, score, mean(self.entropy(parameters)), gradient)
+        return Evaluation(log_prob, score, self.mean_entropy(parameters), gradient)
+
+    def mean_entropy(self, parameters: Parameters) -> Any:
+        """
+        P3: L_ENT = E_s[H].
+
+        :param parameters: the distributions of a batch
+        :return: a scalar
+        """
+        return mean(self.entropy(parameters))
 
     @abstractmethod
     def kl(self, old: Parameters, new: Parameters) -> Any:
@@ -197,11 +206,10 @@ class DiagonalGaussian(ActionDistribution):
         xp = namespace(mean)
         return xp.zeros_like(mean[:1]), xp.ones_like(log_std)[None]
 
-    def evaluate(self, parameters: Parameters, actions: Any, entropy_gradient: bool) -> Evaluation:
-        """One entropy for all states."""
-        log_prob, score = self.log_prob_and_score(parameters, actions)
-        gradient = self.entropy_gradient(parameters) if entropy_gradient else ()
-        return Evaluation(log_prob, score, self.entropy((parameters[0][:1], parameters[1]))[0], gradient)
+    def mean_entropy(self, parameters: Parameters) -> Any:
+        """That of any state."""
+        mean, log_std = parameters
+        return self.entropy((mean[:1], log_std))[0]
 
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ [ln σ' − ln σ + (σ² + (μ − μ')²)/(2σ'²) − ½]; ' marks the new one."""

@@ -160,26 +160,6 @@ def value_loss(
     return mean(clipped_errors if clipping == "clipped" else xp.maximum(errors, clipped_errors))
 
 
-def value_loss_slope(
-    values: ArrayT,
-    targets: ArrayT,
-    old_values: ArrayT | None = None,
-    clip_range_vf: float | None = None,
-    clipping: ValueClipping = "clipped",
-) -> ArrayT:
-    """
-    ∂L_VF/∂V_i = 2 (V_i − G_i) / batch; under clipping 0 where the clipped error counts and the clip is active.
-
-    :param values: V(s), shape (batch,)
-    :param targets: G, shape (batch,)
-    :param old_values: V_old(s), shape (batch,); needed with ``clip_range_vf``
-    :param clip_range_vf: bound on |V − V_old|; None for no clipping
-    :param clipping: "clipped" or "pessimistic", see :func:`value_loss`
-    :return: shape (batch,)
-    """
-    return value_loss_and_slope(values, targets, old_values, clip_range_vf, clipping)[1]
-
-
 def value_loss_and_slope(
     values: ArrayT,
     targets: ArrayT,
@@ -188,13 +168,10 @@ def value_loss_and_slope(
     clipping: ValueClipping = "clipped",
 ) -> tuple[Any, ArrayT]:
     """
-    :func:`value_loss` and :func:`value_loss_slope`, sharing what they have in common.
+    P4: L_VF, and ∂L_VF/∂V_i = 2 (V_i − G_i) / batch; under clipping 0 where the clipped error counts and the clip is active.
 
-    :param values: V(s), shape (batch,)
-    :param targets: G, shape (batch,)
-    :param old_values: V_old(s), shape (batch,); needed with ``clip_range_vf``
-    :param clip_range_vf: bound on |V − V_old|; None for no clipping
-    :param clipping: "clipped" or "pessimistic", see :func:`value_loss`
+    The arguments are those of :func:`value_loss`.
+
     :return: a scalar, and the slope of shape (batch,)
     """
     difference = values - targets
@@ -253,10 +230,9 @@ def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> d
     :param clip_range: ε
     :return: scalars: approximate KL, fraction of ratios outside the clip, largest ratio, effective sample size
     """
-    excess = ratio - 1
     return {
-        "approx_kl": mean(excess - log_ratios),  # see approximate_kl
-        "clip_fraction": fraction(abs(excess) > clip_range),
+        "approx_kl": approximate_kl(log_ratios, ratio),
+        "clip_fraction": fraction(abs(ratio - 1) > clip_range),
         "ratio_max": largest(ratio),
         "effective_sample_size": effective_sample_size(ratio),
     }

@@ -20,7 +20,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_policyopt import PPO, TRPO, distributed
-from sb3_policyopt.maths.losses import normalize
 
 ACTIONS: dict[str, spaces.Space] = {"box": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}
 TAPE = 400
@@ -135,7 +134,7 @@ class InOneProcess:
         self.n_passes += 1
         for k in range(max(map(len, parts))):
             batch = rollout.rows(np.concatenate([part[k] for part in parts if k < len(part)]))
-            yield batch._replace(advantages=normalize(batch.advantages)) if normalized else batch
+            yield batch.normalized() if normalized else batch
 
 
 def build(case: Case, numbers: range, ranks: list[int], *mixins: type):

@@ -145,30 +145,35 @@ def test_P4_slope_is_the_gradient_of_autograd(options, seed, n, bound):
     arguments = {"old_values": old_values, "clip_range_vf": bound, **options} if options else {}
     loss = losses.value_loss(values, targets, **arguments)
     (reference,) = th.autograd.grad(loss, values)
-    ours = losses.value_loss_slope(values.detach(), targets, **arguments)
+    ours_loss, ours = losses.value_loss_and_slope(values.detach(), targets, **arguments)
+    assert ours_loss.item() == pytest.approx(loss.item())
     np.testing.assert_allclose(ours.numpy(), reference.numpy(), rtol=1e-10, atol=1e-14)
     in_numpy = {name: np.asarray(value) if name == "old_values" else value for name, value in arguments.items()}
     assert losses.value_loss(values.detach().numpy(), targets.numpy(), **in_numpy) == pytest.approx(loss.item())
-    np.testing.assert_allclose(losses.value_loss_slope(values.detach().numpy(), targets.numpy(), **in_numpy), ours.numpy())
+    loss_in_numpy, slope = losses.value_loss_and_slope(values.detach().numpy(), targets.numpy(), **in_numpy)
+    assert loss_in_numpy == pytest.approx(loss.item())
+    np.testing.assert_allclose(slope, ours.numpy())
 
 
 def test_P4_clipped_value_loss_forgets_a_value_that_strayed_and_the_pessimistic_one_does_not():
     """V moved from 0 to 3, the target is 1, the bound 0.5: the clipped error is (0.5 − 1)² and flat, the other (3 − 1)²."""
     arguments = (np.array([3.0]), np.array([1.0]), np.array([0.0]), 0.5)
     assert losses.value_loss(*arguments, "clipped") == 0.25
-    assert losses.value_loss_slope(*arguments, "clipped") == 0.0
+    assert losses.value_loss_and_slope(*arguments, "clipped")[1] == 0.0
     assert losses.value_loss(*arguments, "pessimistic") == 4.0
-    assert losses.value_loss_slope(*arguments, "pessimistic") == 4.0
+    assert losses.value_loss_and_slope(*arguments, "pessimistic")[1] == 4.0
     # Where the value strayed towards the target, the clipped error is the larger one and both are flat: V = 0.9.
     arguments = (np.array([0.9]), np.array([1.0]), np.array([0.0]), 0.5)
     for clipping in ("clipped", "pessimistic"):
         assert losses.value_loss(*arguments, clipping) == 0.25
-        assert losses.value_loss_slope(*arguments, clipping) == 0.0
+        assert losses.value_loss_and_slope(*arguments, clipping)[1] == 0.0
 
 
 def test_P4_without_a_bound_is_the_mean_square():
     assert losses.value_loss(np.array([1.0, 2.0]), np.array([0.0, 4.0])) == 2.5  # (1 + 4) / 2
-    np.testing.assert_array_equal(losses.value_loss_slope(np.array([1.0, 2.0]), np.array([0.0, 4.0])), [1.0, -2.0])
+    loss, slope = losses.value_loss_and_slope(np.array([1.0, 2.0]), np.array([0.0, 4.0]))
+    assert loss == 2.5
+    np.testing.assert_array_equal(slope, [1.0, -2.0])
 
 
 def test_P5_signs():
