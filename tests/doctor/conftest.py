@@ -68,7 +68,7 @@ RUNS = {
     "ppo healthy": (PPO, cartpole, {"n_steps": 512, "learning_rate": 1e-3, "gamma": 0.98}),
     "trpo healthy": (TRPO, cartpole, {"n_steps": 512}),
     "huge learning rate": (PPO, cartpole, {"learning_rate": 0.1}),
-    "enormous learning rate": (PPO, cartpole, {"learning_rate": 10.0}),
+    "enormous learning rate": (PPO, cartpole, {"learning_rate": 3.0}),
     "tiny learning rate": (PPO, cartpole, {"learning_rate": 1e-9}),
     "learning rate falls to zero": (PPO, cartpole, {"learning_rate": vanishing_coefficient}),
     "clip range falls to zero": (PPO, cartpole, {"clip_range": vanishing_coefficient}),
