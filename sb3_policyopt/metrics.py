@@ -17,7 +17,7 @@ class Means:
     """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[Any]] = {}
+        self._rows: list[Terms] = []
 
     def add(self, terms: Terms) -> None:
         """
@@ -25,8 +25,7 @@ class Means:
 
         :param terms: scalars (floats or tensors) by name
         """
-        for name, value in terms.items():
-            self._values.setdefault(name, []).append(value)
+        self._rows.append(terms)
 
     def extend(self, other: "Means") -> None:
         """
@@ -34,8 +33,7 @@ class Means:
 
         :param other: of further minibatches
         """
-        for name, values in other._values.items():
-            self._values.setdefault(name, []).extend(values)
+        self._rows += other._rows
 
     def of(self, name: str) -> list[Any]:
         """
@@ -44,7 +42,7 @@ class Means:
         :param name: of the term
         :return: its values as they were added
         """
-        return self._values.get(name, [])
+        return [row[name] for row in self._rows if name in row]
 
     def mean(self, name: str) -> float:
         """
@@ -53,7 +51,7 @@ class Means:
         :param name: of the term
         :return: its mean, largest value or sum; NaN if no minibatch had a finite one
         """
-        values = self._values[name]
+        values = self.of(name)
         array = th.stack(values).double().cpu().numpy() if isinstance(values[0], th.Tensor) else np.array(values, float)
         if name == "skipped_updates":
             return float(array.sum())
@@ -68,4 +66,4 @@ class Means:
 
         :return: floats by name; empty if nothing was added
         """
-        return {name: self.mean(name) for name in self._values}
+        return {name: self.mean(name) for name in dict.fromkeys(name for row in self._rows for name in row)}

@@ -188,7 +188,7 @@ class ClosedFormEngine(Engine):
         :param hidden: the critic's last h, shape (batch, n_hidden)
         :return: V, shape (batch,)
         """
-        values: Array = hidden @ self.critic_head.weight[0]
+        values: Array = hidden.dot(self.critic_head.weight[0])
         values += self.critic_head.bias
         return values
 
@@ -267,13 +267,13 @@ class ClosedFormEngine(Engine):
         """
         output_bar, *log_std_bar = output_slopes
         head, ones = self.actor.head(into), row_of_ones(len(output_bar))
-        np.matmul(output_bar.T, hidden, out=head.weight)
-        np.matmul(ones, output_bar, out=head.bias)
-        np.matmul(output_bar, self.actor_head.weight, out=h_bar)
+        np.dot(output_bar.T, hidden, out=head.weight)
+        np.dot(ones, output_bar, out=head.bias)
+        np.dot(output_bar, self.actor_head.weight, out=h_bar)
         for part in log_std_bar:  # of a Gaussian; one row stands for equal ones
             log_std_gradient = into[self.n_actor - self.actor.n_out : self.n_actor]
             if len(part) == len(ones):
-                np.matmul(ones, part, out=log_std_gradient)
+                np.dot(ones, part, out=log_std_gradient)
             else:
                 np.multiply(part[0], len(ones), out=log_std_gradient)
 
@@ -285,9 +285,9 @@ class ClosedFormEngine(Engine):
         :param value_slope: with respect to V, shape (batch,)
         :param h_bar: where h̄ is written, shape (batch, n_hidden)
         """
-        np.matmul(value_slope, hidden, out=self.critic_head_gradient.weight[0])
+        np.dot(value_slope, hidden, out=self.critic_head_gradient.weight[0])
         self.critic_head_gradient.bias[0] = np.add.reduce(value_slope)
-        np.multiply(value_slope[:, None], self.critic_head.weight, out=h_bar)
+        np.dot(value_slope[:, None], self.critic_head.weight, out=h_bar)
 
     def value_gradient(self, minibatch: Batch) -> Terms:
         """T10: Jᵀ ∂L_VF/∂V through the critic alone."""

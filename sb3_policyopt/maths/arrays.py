@@ -81,6 +81,17 @@ def log_sum_exp(array: ArrayT) -> ArrayT:
     return array.logsumexp(1) if isinstance(array, th.Tensor) else np.logaddexp.reduce(array, 1)
 
 
+def indices(stop: int, like: Array) -> Any:
+    """
+    0 … stop − 1, of the kind of another array and on its device.
+
+    :param stop: how many
+    :param like: the other array
+    :return: integers, shape (stop,)
+    """
+    return th.arange(stop, device=like.device) if isinstance(like, th.Tensor) else np.arange(stop)
+
+
 def copy(array: ArrayT) -> ArrayT:
     """
     The same bits in storage of their own (``array + 0`` would turn a zero's minus sign into a plus).

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sb3_policyopt.maths.arrays import Array, log_sum_exp, mean, namespace, row_sums
+from sb3_policyopt.maths.arrays import Array, indices, log_sum_exp, mean, namespace, row_sums
 
 Parameters = tuple[Any, ...]
 """One or two arrays, see the module's text."""
@@ -254,10 +254,9 @@ class Categorical(ActionDistribution):
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
         """The score is e_a − p."""
         log_p = log_softmax(parameters[0])
-        chosen = (_rows(log_p), actions[:, 0])
         score = -namespace(log_p).exp(log_p)
-        score[chosen] += 1
-        return log_p[chosen], (score,)
+        score += actions == _columns(log_p)
+        return log_p[_rows(log_p), actions[:, 0]], (score,)
 
     def entropy(self, parameters: Parameters) -> Any:
         """H = −Σ p ln p."""
@@ -274,12 +273,11 @@ class Categorical(ActionDistribution):
         """One softmax for all."""
         log_p = log_softmax(parameters[0])
         p = namespace(log_p).exp(log_p)
-        chosen = (_rows(log_p), actions[:, 0])
         entropy = -row_sums(p * log_p)
         gradient = (-p * (log_p + entropy[:, None]),) if entropy_gradient else ()
         score = -p
-        score[chosen] += 1
-        return Evaluation(log_p[chosen], (score,), mean(entropy), gradient)
+        score += actions == _columns(log_p)
+        return Evaluation(log_p[_rows(log_p), actions[:, 0]], (score,), mean(entropy), gradient)
 
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ p (ln p − ln p')."""
@@ -447,8 +445,17 @@ def _rows(array: Array) -> Any:
     :param array: shape (batch, n)
     :return: 0 … batch − 1
     """
-    xp = namespace(array)
-    return xp.arange(len(array)) if xp.__name__ == "numpy" else xp.arange(len(array), device=array.device)  # type: ignore[union-attr]
+    return indices(len(array), array)
+
+
+def _columns(array: Array) -> Any:
+    """
+    Column numbers; comparing actions with them gives e_a, one row a sample.
+
+    :param array: shape (batch, n)
+    :return: 0 … n − 1
+    """
+    return indices(array.shape[1], array)
 
 
 def _join(parts: list[Any]) -> Any:
