@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sb3_policyopt.maths.arrays import Array, indices, log_sum_exp, mean, namespace, row_sums
+from sb3_policyopt.maths.arrays import Array, indices, log_sum_exp, mean, namespace, row_sums, total
 
 Parameters = tuple[Any, ...]
 """One or two arrays, see the module's text."""
@@ -178,12 +178,12 @@ class DiagonalGaussian(ActionDistribution):
         """−½ Σ z² − Σ ln σ − ½ n ln 2π with z = (a − μ)/σ."""
         mean, log_std = parameters
         z = (actions - mean) * namespace(mean).exp(-log_std)
-        return -0.5 * row_sums(z * z) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
+        return -0.5 * row_sums(z * z) - (total(log_std) + self.output_dim * HALF_LOG_2PI)
 
     def sample_and_log_prob(self, parameters: Parameters, noise: Any) -> tuple[Any, Any]:
         """z = (a − μ)/σ is the noise itself."""
         log_std = parameters[1]
-        log_prob = -0.5 * row_sums(noise * noise) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
+        log_prob = -0.5 * row_sums(noise * noise) - (total(log_std) + self.output_dim * HALF_LOG_2PI)
         return self.sample(parameters, noise), log_prob
 
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
@@ -192,13 +192,13 @@ class DiagonalGaussian(ActionDistribution):
         inverse_std = namespace(mean).exp(-log_std)
         z = (actions - mean) * inverse_std
         squares = z * z
-        log_prob = -0.5 * row_sums(squares) - (log_std.sum() + self.output_dim * HALF_LOG_2PI)
+        log_prob = -0.5 * row_sums(squares) - (total(log_std) + self.output_dim * HALF_LOG_2PI)
         return log_prob, (z * inverse_std, squares - 1)
 
     def entropy(self, parameters: Parameters) -> Any:
         """H = Σ ln σ + ½ n (1 + ln 2π), the same in every state."""
-        mean, log_std = parameters
-        return namespace(mean).broadcast_to(log_std.sum() + self.output_dim * (0.5 + HALF_LOG_2PI), mean.shape[:1])
+        mean = parameters[0]
+        return namespace(mean).broadcast_to(self.mean_entropy(parameters), mean.shape[:1])
 
     def entropy_gradient(self, parameters: Parameters) -> Parameters:
         """(0, 1)."""
@@ -208,8 +208,7 @@ class DiagonalGaussian(ActionDistribution):
 
     def mean_entropy(self, parameters: Parameters) -> Any:
         """That of any state."""
-        mean, log_std = parameters
-        return self.entropy((mean[:1], log_std))[0]
+        return total(parameters[1]) + self.output_dim * (0.5 + HALF_LOG_2PI)
 
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ [ln σ' − ln σ + (σ² + (μ − μ')²)/(2σ'²) − ½]; ' marks the new one."""
