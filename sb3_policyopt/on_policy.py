@@ -27,6 +27,7 @@ from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import SkipCounter
 from sb3_policyopt.maths.losses import explained_variance
+from sb3_policyopt.modes import modes_kept
 from sb3_policyopt.safe_zip import SelfDescribing
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
@@ -250,7 +251,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         :return: the trained model, itself
         :raises RankLostError: if another rank of a distributed training failed or is gone
         """
-        with ranks.training(self), workers.guarded(self):
+        with modes_kept(), ranks.training(self), workers.guarded(self):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )

@@ -43,6 +43,22 @@ def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | Non
 
 
 @contextmanager
+def threads_kept() -> Iterator[None]:
+    """
+    A context after which NumPy's matrix products use as many threads as before it.
+
+    :return: the context
+    """
+    functions = _thread_functions()
+    before = functions[0]() if functions else None
+    try:
+        yield
+    finally:
+        if functions and before is not None:
+            functions[1](before)
+
+
+@contextmanager
 def _one_thread(get: Callable[[], int], put: Callable[[int], None]) -> Iterator[None]:
     before = get()
     put(1)

@@ -171,11 +171,30 @@ def test_an_interruption_at_any_moment(tmp_path, algorithm, engine, seed):
     with pytest.raises(KeyboardInterrupt), pressing_ctrl_c(np.random.default_rng(seed).uniform(0.001, 0.2)):
         learn(model, tmp_path, total=10**7)
     assert_survived(model)
+    assert th.is_grad_enabled()
     if checkpoints := sorted(tmp_path.glob("*.zip")):
         assert newest(tmp_path) is not None
         assert all(path.exists() for path in checkpoints)  # none was torn
     model.learn(32, reset_num_timesteps=False)
     assert_survived(model)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(algorithm):
+    """Ctrl-C in the first instruction of ``no_grad`` turned gradients off for the rest of the process."""
+
+    class Switch(BaseCallback):
+        def _on_step(self) -> bool:
+            th.set_grad_enabled(False)
+            th.distributions.Distribution.set_default_validate_args(not checks)
+            raise KeyboardInterrupt
+
+    checks = th.distributions.Distribution._validate_args
+    model = algorithm("MlpPolicy", DummyVecEnv([Counter]), n_steps=16, batch_size=16, engine="autograd")
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(32, callback=Switch())
+    assert th.is_grad_enabled() and th.distributions.Distribution._validate_args == checks
+    model.learn(32)
 
 
 def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy():
