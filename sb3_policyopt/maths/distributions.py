@@ -248,14 +248,14 @@ class Categorical(ActionDistribution):
     def log_prob(self, parameters: Parameters, actions: Any) -> Any:
         """The action's logit, less ln Σ e^logit."""
         (logits,) = parameters
-        return logits[_rows(logits), actions[:, 0]] - log_sum_exp(logits)
+        return _chosen(logits, actions) - log_sum_exp(logits)
 
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
         """The score is e_a − p."""
         log_p = log_softmax(parameters[0])
         score = -namespace(log_p).exp(log_p)
-        score += actions == _columns(log_p)
-        return log_p[_rows(log_p), actions[:, 0]], (score,)
+        score += _one_hot(actions, log_p)
+        return _chosen(log_p, actions), (score,)
 
     def entropy(self, parameters: Parameters) -> Any:
         """H = −Σ p ln p."""
@@ -275,8 +275,8 @@ class Categorical(ActionDistribution):
         entropy = -row_sums(p * log_p)
         gradient = (-p * (log_p + entropy[:, None]),) if entropy_gradient else ()
         score = -p
-        score += actions == _columns(log_p)
-        return Evaluation(log_p[_rows(log_p), actions[:, 0]], (score,), mean(entropy), gradient)
+        score += _one_hot(actions, log_p)
+        return Evaluation(_chosen(log_p, actions), (score,), mean(entropy), gradient)
 
     def kl(self, old: Parameters, new: Parameters) -> Any:
         """Σ p (ln p − ln p')."""
@@ -437,24 +437,26 @@ def sigmoid(x: Any) -> Any:
     return 0.5 + 0.5 * namespace(x).tanh(0.5 * x)
 
 
-def _rows(array: Array) -> Any:
+def _one_hot(actions: Array, like: Array) -> Any:
     """
-    Row numbers, to pick one column a row.
+    e_a, one row a sample.
+
+    :param actions: 0 … n − 1, shape (batch, 1)
+    :param like: shape (batch, n)
+    :return: bool, shape (batch, n)
+    """
+    return actions == indices(like.shape[1], like)
+
+
+def _chosen(array: Array, actions: Array) -> Any:
+    """
+    The column of each row that its action names.
 
     :param array: shape (batch, n)
-    :return: 0 … batch − 1
+    :param actions: 0 … n − 1, shape (batch, 1)
+    :return: shape (batch,)
     """
-    return indices(len(array), array)
-
-
-def _columns(array: Array) -> Any:
-    """
-    Column numbers; comparing actions with them gives e_a, one row a sample.
-
-    :param array: shape (batch, n)
-    :return: 0 … n − 1
-    """
-    return indices(array.shape[1], array)
+    return array[indices(len(array), array), actions[:, 0]]
 
 
 def _join(parts: list[Any]) -> Any:

@@ -121,18 +121,6 @@ def clipped_surrogate_and_slope(ratio: ArrayT, advantages: ArrayT, clip_range: f
     return mean(namespace(ratio).minimum(unclipped, clipped)), slope
 
 
-def clipped_surrogate_slope(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> ArrayT:
-    """
-    ∂L_CLIP/∂ln π, see :func:`clipped_surrogate_and_slope`.
-
-    :param ratio: r, shape (batch,)
-    :param advantages: A, shape (batch,)
-    :param clip_range: ε
-    :return: shape (batch,)
-    """
-    return clipped_surrogate_and_slope(ratio, advantages, clip_range)[1]
-
-
 def value_loss(
     values: ArrayT,
     targets: ArrayT,

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.callbacks.checkpoint_file import newest
+from sb3_policyopt.engines.blas import _thread_functions
 from sb3_policyopt.workers import WorkerDiedError
 
 ALGORITHMS = [PPO, TRPO]
@@ -187,13 +188,16 @@ def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(a
         def _on_step(self) -> bool:
             th.set_grad_enabled(False)
             th.distributions.Distribution.set_default_validate_args(not checks)
+            set_threads(2 if n_threads == 1 else 1)
             raise KeyboardInterrupt
 
     checks = th.distributions.Distribution._validate_args
+    get_threads, set_threads = _thread_functions() or (lambda: 1, lambda n: None)
+    n_threads = get_threads()
     model = algorithm("MlpPolicy", DummyVecEnv([Counter]), n_steps=16, batch_size=16, engine="autograd")
     with pytest.raises(KeyboardInterrupt):
         model.learn(32, callback=Switch())
-    assert th.is_grad_enabled() and th.distributions.Distribution._validate_args == checks
+    assert th.is_grad_enabled() and th.distributions.Distribution._validate_args == checks and get_threads() == n_threads
     model.learn(32)
 
 

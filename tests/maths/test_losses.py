@@ -72,7 +72,7 @@ def test_P2_gradient_in_all_sign_cases(advantage, ratio, clipped):
     def objective(log_prob):
         return losses.clipped_surrogate(losses.probability_ratio(log_prob, old_log_prob), advantages, EPSILON)
 
-    slope = losses.clipped_surrogate_slope(losses.probability_ratio(log_prob, old_log_prob), advantages, EPSILON)
+    _, slope = losses.clipped_surrogate_and_slope(losses.probability_ratio(log_prob, old_log_prob), advantages, EPSILON)
     if clipped:
         assert slope == 0.0
         assert finite_difference(objective, log_prob) == 0.0
@@ -126,9 +126,11 @@ def test_P2_T1_slopes_are_the_gradients_of_autograd(seed, clip_range, n):
         (losses.surrogate, losses.surrogate_slope),
         (
             partial(losses.clipped_surrogate, clip_range=clip_range),
-            partial(losses.clipped_surrogate_slope, clip_range=clip_range),
+            lambda *arguments: losses.clipped_surrogate_and_slope(*arguments, clip_range)[1],
         ),
     ]
+    value = losses.clipped_surrogate_and_slope(ratio.detach(), advantages, clip_range)[0]
+    assert value.item() == pytest.approx(losses.clipped_surrogate(ratio.detach(), advantages, clip_range).item())
     for objective, slope in pairs:
         (reference,) = th.autograd.grad(objective(ratio, advantages), log_prob, retain_graph=True)
         ours = slope(ratio.detach(), advantages)
