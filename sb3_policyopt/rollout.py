@@ -1,5 +1,6 @@
 """S5: the one loop that collects a rollout, for both algorithms and both engines, with SB3's callback contract."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from sb3_policyopt.ranks import SharedRollout
 
 if TYPE_CHECKING:
     from sb3_policyopt.on_policy import PolicyOptimization
+
+SMALL_OBSERVATIONS = 4096
+"""Bytes, of all environments, that are copied faster than a tensor is made of them."""
 
 STEPS_PER_CHECK = 64
 """Steps after which the last ones are searched for numbers that are not finite."""
@@ -58,17 +62,20 @@ def collect(
     if self.use_sde:
         draw_noise(self, env)
     engine.start_rollout(n_rollout_steps, env.num_envs)
+    observation_tensors = tensors_of_observations(n_rollout_steps, self._last_obs, self.device)
+    value_tensors = StepTensors((n_rollout_steps, env.num_envs, 1), np.float32)
+    log_prob_tensors = StepTensors((n_rollout_steps, env.num_envs), np.float32)
 
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
             draw_noise(self, env)
 
-        obs_tensor = as_tensor(self._last_obs, self.device)
+        obs_tensor = observation_tensors(n_steps, self._last_obs)
         try:
             actions, value, log_prob = engine.act(self._last_obs)
         except RuntimeError as error:  # torch draws no categorical action from NaN
             raise why_no_action(engine, n_steps, self._last_obs, error) from error
-        values, log_probs = th.from_numpy(value[:, None]), th.from_numpy(log_prob)
+        values, log_probs = value_tensors(n_steps, value[:, None]), log_prob_tensors(n_steps, log_prob)
         if continuous and not is_finite(actions.reshape(-1)):  # before it reaches the environment
             raise explain(n_steps, observation=self._last_obs, value=value, action=actions) or AssertionError
         clipped_actions = to_env_action(actions)
@@ -126,17 +133,46 @@ def why_no_action(engine: Engine, step: int, observations: Any, error: RuntimeEr
     return explained or explain(step, action=engine.action_parameters(observations)) or error
 
 
-def as_tensor(observations: Any, device: th.device) -> Any:
+class StepTensors:
     """
-    Observations for ``callback.locals``; on the CPU a view.
+    Tensors that ``callback.locals`` shows, one a step, made for all steps at once.
 
+    A step of the environments leaves the caches cold: making three tensors then takes as long as half a forward pass.
+
+    :param shape: (n_steps, ...)
+    :param dtype: of NumPy
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.array = np.empty(shape, dtype)
+        self.tensors = th.from_numpy(self.array).unbind()
+
+    def __call__(self, step: int, array: np.ndarray[Any, Any]) -> th.Tensor:
+        """
+        Show an array.
+
+        :param step: number of the step
+        :param array: shape (...,)
+        :return: the step's tensor, with the entries of the array
+        """
+        self.array[step] = array
+        return self.tensors[step]
+
+
+def tensors_of_observations(n_steps: int, observations: Any, device: th.device) -> Callable[[int, Any], Any]:
+    """
+    What makes tensors of the observations for ``callback.locals``.
+
+    :param n_steps: number of steps to come
     :param observations: as the VecEnv gives them
     :param device: of the policy
-    :return: a tensor, or a dict of tensors
+    :return: a function of the step's number and its observations; a copy of few numbers on the CPU, a view of many
     """
     if isinstance(observations, np.ndarray) and device.type == "cpu":
-        return th.from_numpy(observations)
-    return obs_as_tensor(observations, device)
+        if observations.nbytes <= SMALL_OBSERVATIONS:
+            return StepTensors((n_steps, *observations.shape), observations.dtype)
+        return lambda step, obs: th.from_numpy(obs)
+    return lambda step, obs: obs_as_tensor(obs, device)
 
 
 def draw_noise(self: "PolicyOptimization", env: VecEnv) -> None:

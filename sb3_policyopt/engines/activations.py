@@ -16,7 +16,7 @@ def tanh(z: Array, slope: Array | None) -> None:
     """φ' = 1 − φ²."""
     np.tanh(z, out=z)
     if slope is not None:
-        np.multiply(z, z, out=slope)
+        np.square(z, out=slope)
         np.subtract(1, slope, out=slope)
 
 

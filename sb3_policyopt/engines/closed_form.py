@@ -27,11 +27,12 @@ from sb3_policyopt.engines.activations import make_activation
 from sb3_policyopt.engines.blas import threads_for
 from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.joined import WORTH_JOINING, JoinedNetworks
-from sb3_policyopt.engines.mlp import Layer, Network, Trunk, row_of_ones
+from sb3_policyopt.engines.mlp import Layer, Network, Trunk
 from sb3_policyopt.engines.mlp_policy import feature_extractor, hidden_activation, linear_layers
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.maths import losses
-from sb3_policyopt.maths.arrays import mean
+from sb3_policyopt.maths.arrays import mean, row_of_ones, total
+from sb3_policyopt.maths.distributions import DiagonalGaussian
 
 Array = NDArray[Any]
 
@@ -63,6 +64,8 @@ class ClosedFormEngine(Engine):
         self._stepped: Array = self.gradient
         self._noise: Array = np.empty((0,), np.float32)
         self._next_noise = 0
+        self._deviations: tuple[Array, Array] = (self._noise, self._noise)
+        self._deviations_for = b""
 
     def _build_networks(self, actor_layers: list[nn.Linear], critic_layers: list[nn.Linear]) -> None:
         """
@@ -117,16 +120,34 @@ class ClosedFormEngine(Engine):
             uniform=lambda: th.rand(shape).clamp_(min=tiny).numpy(), normal=lambda: th.randn(shape).numpy()
         )
         self._next_noise = 0
+        self._deviations_for = b""
 
     def act(self, observations: Any) -> tuple[Array, Array, Array]:
         """One forward pass of both networks, and the next piece of noise."""
         if self._next_noise == len(self._noise):
             self.start_rollout(1, len(self._noise[0]) if len(self._noise) else len(observations))
-        noise = self._noise[self._next_noise]
-        self._next_noise += 1
         parameters, values = self._few_outputs(self.features(observations))
-        actions, log_prob = self.action_distribution.sample_and_log_prob(parameters, noise)
+        actions, log_prob = self._sample(parameters, self._next_noise)
+        self._next_noise += 1
         return actions.reshape(-1, *self.action_shape), values, log_prob
+
+    def _sample(self, parameters: Any, step: int) -> tuple[Array, Array]:
+        """
+        Draw actions with the noise of a step. A Gaussian's σ ε and ln π are made for all steps at once, as σ is the same
+        in every state, and made anew if it has changed: a callback can do that in the middle of a rollout.
+
+        :param parameters: the distributions'
+        :param step: number of the step since the noise was drawn
+        :return: actions, shape (n_envs, n_actions); ln π(a|s), shape (n_envs,)
+        """
+        if not isinstance(self.action_distribution, DiagonalGaussian):
+            return self.action_distribution.sample_and_log_prob(parameters, self._noise[step])
+        log_std = self.log_std.tobytes()
+        if log_std != self._deviations_for:
+            self._deviations = self.action_distribution.deviations_and_log_prob(self.log_std, self._noise)
+            self._deviations_for = log_std
+        deviations, log_prob = self._deviations
+        return parameters[0] + deviations[step], log_prob[step]
 
     def _few_outputs(self, x: Array) -> tuple[Any, Array]:
         """
@@ -226,7 +247,8 @@ class ClosedFormEngine(Engine):
         ratio = np.exp(log_ratio)
 
         policy_objective, policy_slope = losses.clipped_surrogate_and_slope(ratio, advantages, c.clip_range)
-        output_slopes = [-policy_slope[:, None] * score for score in evaluation.score]
+        descent = -policy_slope[:, None]
+        output_slopes = [descent * score for score in evaluation.score]
         if c.ent_coef != 0:
             for slope, entropy_gradient in zip(output_slopes, evaluation.entropy_gradient, strict=True):
                 slope -= (c.ent_coef / len(x)) * entropy_gradient
@@ -286,7 +308,7 @@ class ClosedFormEngine(Engine):
         :param h_bar: where h̄ is written, shape (batch, n_hidden)
         """
         np.dot(value_slope, hidden, out=self.critic_head_gradient.weight[0])
-        self.critic_head_gradient.bias[0] = np.add.reduce(value_slope)
+        self.critic_head_gradient.bias[0] = total(value_slope)
         np.dot(value_slope[:, None], self.critic_head.weight, out=h_bar)
 
     def value_gradient(self, minibatch: Batch) -> Terms:

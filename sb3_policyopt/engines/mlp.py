@@ -8,26 +8,15 @@ Write δx for a small change of x and x̄ for the derivative of a scalar with re
     backward    z̄ = φ'(z) h̄               W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W   (Jᵀ u: the gradient of what has the slope u)
 """
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sb3_policyopt.engines.activations import Activation
+from sb3_policyopt.maths.arrays import row_of_ones
 
 Array = NDArray[Any]
-
-
-@lru_cache(maxsize=8)
-def row_of_ones(batch: int) -> Array:
-    """
-    Ones, with which a matrix product sums the columns of a matrix faster than NumPy's sum.
-
-    :param batch: number of samples
-    :return: float32, shape (batch,), not to be written to
-    """
-    return np.ones(batch, np.float32)
 
 
 class Layer(NamedTuple):

@@ -1,5 +1,6 @@
 """One code for torch tensors and NumPy arrays: both libraries name the functions that the formulas need alike."""
 
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -9,6 +10,22 @@ Array: TypeAlias = "np.ndarray[Any, Any] | th.Tensor"
 ArrayT = TypeVar("ArrayT", "np.ndarray[Any, Any]", th.Tensor)
 
 
+FEW = 1024
+"""Entries up to which a vector is summed by a product with ones, in the order in which the product sums."""
+
+
+@lru_cache(maxsize=16)
+def row_of_ones(n: int, dtype: Any = np.float32) -> "np.ndarray[Any, Any]":
+    """
+    Ones, with which a product sums a vector, or the columns of a matrix, faster than NumPy's sum.
+
+    :param n: how many
+    :param dtype: of NumPy
+    :return: shape (n,), not to be written to
+    """
+    return np.ones(n, dtype)
+
+
 def namespace(array: Array) -> Any:
     """
     The library to which an array belongs, as in the Python array API standard.
@@ -16,7 +33,7 @@ def namespace(array: Array) -> Any:
     :param array: a torch tensor or a NumPy array
     :return: the module ``torch`` or the module ``numpy``
     """
-    return th if isinstance(array, th.Tensor) else np
+    return np if isinstance(array, np.ndarray) else th
 
 
 def mean(array: ArrayT) -> Any:
@@ -26,7 +43,7 @@ def mean(array: ArrayT) -> Any:
     :param array: shape (n,)
     :return: a scalar
     """
-    return array.mean() if isinstance(array, th.Tensor) else total(array) / len(array)
+    return total(array) / len(array) if isinstance(array, np.ndarray) else array.mean()
 
 
 def fraction(condition: ArrayT) -> Any:
@@ -36,17 +53,17 @@ def fraction(condition: ArrayT) -> Any:
     :param condition: bool, shape (n,)
     :return: a scalar in [0, 1]
     """
-    return condition.float().mean() if isinstance(condition, th.Tensor) else np.count_nonzero(condition) / len(condition)
+    return np.count_nonzero(condition) / len(condition) if isinstance(condition, np.ndarray) else condition.float().mean()
 
 
 def largest(array: ArrayT) -> Any:
     """
-    The largest entry of a vector.
+    The largest entry of a vector; finding its place takes NumPy a third of the time that ``max`` takes.
 
     :param array: shape (n,)
-    :return: a scalar
+    :return: a scalar; NaN if there is one
     """
-    return array.max() if isinstance(array, th.Tensor) else np.maximum.reduce(array)
+    return array[array.argmax()] if isinstance(array, np.ndarray) else array.max()
 
 
 def clip(array: ArrayT, low: float, high: float) -> ArrayT:
@@ -58,27 +75,30 @@ def clip(array: ArrayT, low: float, high: float) -> ArrayT:
     :param high: upper bound
     :return: the same shape
     """
-    return array.clamp(low, high) if isinstance(array, th.Tensor) else np.minimum(np.maximum(array, low), high)
+    return np.minimum(np.maximum(array, low), high) if isinstance(array, np.ndarray) else array.clamp(low, high)
 
 
 def total(array: ArrayT) -> Any:
     """
-    The sum of a vector, without the detour of NumPy's ``sum``.
+    The sum of a vector: of the few entries of a minibatch by a product with ones, in a third of the time of NumPy's
+    ``sum``; of more by NumPy's sum of pairs, whose rounding error hardly grows with their number.
 
     :param array: shape (n,)
     :return: a scalar
     """
-    return array.sum() if isinstance(array, th.Tensor) else np.add.reduce(array)
+    if not isinstance(array, np.ndarray):
+        return array.sum()
+    return array.dot(row_of_ones(len(array), array.dtype)) if len(array) <= FEW else np.add.reduce(array)
 
 
 def row_sums(array: ArrayT) -> ArrayT:
     """
-    Sums along the last axis of a matrix, without the detour of NumPy's ``sum``.
+    Sums along the last axis, without the detour of NumPy's ``sum``.
 
-    :param array: shape (batch, n)
-    :return: shape (batch,)
+    :param array: shape (..., n)
+    :return: shape (...,)
     """
-    return array.sum(1) if isinstance(array, th.Tensor) else np.add.reduce(array, 1)
+    return np.add.reduce(array, -1) if isinstance(array, np.ndarray) else array.sum(-1)
 
 
 def log_sum_exp(array: ArrayT) -> ArrayT:
@@ -88,7 +108,7 @@ def log_sum_exp(array: ArrayT) -> ArrayT:
     :param array: shape (batch, n)
     :return: shape (batch,)
     """
-    return array.logsumexp(1) if isinstance(array, th.Tensor) else np.logaddexp.reduce(array, 1)
+    return np.logaddexp.reduce(array, 1) if isinstance(array, np.ndarray) else array.logsumexp(1)
 
 
 def indices(stop: int, like: Array) -> Any:
@@ -99,7 +119,7 @@ def indices(stop: int, like: Array) -> Any:
     :param like: the other array
     :return: integers, shape (stop,)
     """
-    return th.arange(stop, device=like.device) if isinstance(like, th.Tensor) else np.arange(stop)
+    return np.arange(stop) if isinstance(like, np.ndarray) else th.arange(stop, device=like.device)
 
 
 def copy(array: ArrayT) -> ArrayT:
@@ -109,4 +129,4 @@ def copy(array: ArrayT) -> ArrayT:
     :param array: any shape
     :return: the same shape
     """
-    return array.clone() if isinstance(array, th.Tensor) else array.copy()
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()

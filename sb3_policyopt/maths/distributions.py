@@ -180,11 +180,22 @@ class DiagonalGaussian(ActionDistribution):
         z = (actions - mean) * namespace(mean).exp(-log_std)
         return -0.5 * row_sums(z * z) - (total(log_std) + self.output_dim * HALF_LOG_2PI)
 
-    def sample_and_log_prob(self, parameters: Parameters, noise: Any) -> tuple[Any, Any]:
-        """z = (a − μ)/σ is the noise itself."""
-        log_std = parameters[1]
+    def deviations_and_log_prob(self, log_std: Any, noise: Any) -> tuple[Any, Any]:
+        """
+        What a draw does not owe to the mean: z = (a − μ)/σ is the noise itself.
+
+        :param log_std: ln σ, shape (n,)
+        :param noise: ε, shape (..., n)
+        :return: a − μ = σ ε, shape (..., n); ln π(a|s), shape (...,)
+        """
         log_prob = -0.5 * row_sums(noise * noise) - (total(log_std) + self.output_dim * HALF_LOG_2PI)
-        return self.sample(parameters, noise), log_prob
+        return namespace(noise).exp(log_std) * noise, log_prob
+
+    def sample_and_log_prob(self, parameters: Parameters, noise: Any) -> tuple[Any, Any]:
+        """a = μ + σ ε."""
+        mean, log_std = parameters
+        deviations, log_prob = self.deviations_and_log_prob(log_std, noise)
+        return mean + deviations, log_prob
 
     def log_prob_and_score(self, parameters: Parameters, actions: Any) -> tuple[Any, Parameters]:
         """The score is (z/σ, z² − 1)."""

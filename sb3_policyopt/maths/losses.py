@@ -188,17 +188,6 @@ def combined_loss(policy_objective: Any, entropy: Any, value_error: Any, ent_coe
     return -(policy_objective + ent_coef * entropy - vf_coef * value_error)
 
 
-def approximate_kl(log_ratios: ArrayT, ratio: ArrayT) -> Any:
-    """
-    Schulman's estimator of KL(π_old‖π_θ) from samples of π_old: E[(r − 1) − ln r], never negative but for rounding.
-
-    :param log_ratios: ln r, shape (batch,)
-    :param ratio: r, shape (batch,)
-    :return: a scalar in nats
-    """
-    return mean(ratio - 1 - log_ratios)
-
-
 def effective_sample_size(ratio: ArrayT) -> Any:
     """
     Kish's effective sample size of importance weights as a fraction of the batch: (Σr)² / (n Σr²), in (0, 1].
@@ -213,14 +202,18 @@ def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> d
     """
     What the ratios of a minibatch tell about the distance to the policy that collected it.
 
+    The approximate KL is Schulman's estimator of KL(π_old‖π_θ) from samples of π_old, E[(r − 1) − ln r] in nats: never
+    negative but for rounding.
+
     :param log_ratios: ln r, shape (batch,)
     :param ratio: r, shape (batch,)
     :param clip_range: ε
     :return: scalars: approximate KL, fraction of ratios outside the clip, largest ratio, effective sample size
     """
+    deviation = ratio - 1
     return {
-        "approx_kl": approximate_kl(log_ratios, ratio),
-        "clip_fraction": fraction(abs(ratio - 1) > clip_range),
+        "approx_kl": mean(deviation - log_ratios),
+        "clip_fraction": fraction(abs(deviation) > clip_range),
         "ratio_max": largest(ratio),
         "effective_sample_size": effective_sample_size(ratio),
     }

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import TRPO as ContribTRPO
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
@@ -98,6 +99,33 @@ def test_locals_with_dict_observations(cls):
     model = cls("MultiInputPolicy", toy(OBSERVATION_SPACES["dict"]), **SMALL)
     model.learn(64, callback=callback)
     assert callback.at_step["obs_tensor"] is dict
+
+
+class Keep(BaseCallback):
+    """Keeps the tensors of each step beside copies of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[th.Tensor, th.Tensor]] = []
+
+    def _on_step(self) -> bool:
+        for name in ("obs_tensor", "values", "log_probs"):
+            self.kept.append((self.locals[name], self.locals[name].clone()))
+        observations = self.locals["self"]._last_obs
+        np.testing.assert_array_equal(self.locals["obs_tensor"], observations)
+        assert self.locals["obs_tensor"].numpy().dtype == observations.dtype
+        return True
+
+
+@both
+@pytest.mark.parametrize("width", [3, 3000], ids=["copied", "viewed"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tensors_that_a_callback_keeps_do_not_change(cls, width, dtype):
+    keep = Keep()
+    env = toy(spaces.Box(-1, 1, (width,), dtype), ACTION_SPACES["box_6"], n_envs=2)
+    cls("MlpPolicy", env, n_steps=8, batch_size=16, policy_kwargs={"net_arch": [4]}, seed=0).learn(32, callback=keep)
+    assert len(keep.kept) == 3 * 16
+    assert all(th.equal(tensor, copy) for tensor, copy in keep.kept)
 
 
 class StopAfter(BaseCallback):
