@@ -24,6 +24,7 @@ class Settings:
     :param policy: name of the policy
     :param vec_env: "dummy", "subproc" or "envpool"
     :param normalize: with ``VecNormalize``
+    :param small_cnn: with the features extractor ``benchmarks.environments.SmallCNN``
     :param model_kwargs: further arguments of the algorithm
     :param all_cores: leave threads and cores as they are; else one thread on one core
     """
@@ -35,6 +36,7 @@ class Settings:
     policy: str = "MlpPolicy"
     vec_env: str = "dummy"
     normalize: bool = False
+    small_cnn: bool = False
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     all_cores: bool = False
 
@@ -57,11 +59,15 @@ class Case:
 
 
 def libraries(name: str, group: str, title: str, algorithm: str, **settings: Any) -> Case:
-    """A case in which the libraries run the same task; arguments as in ``Case`` and ``Settings``."""
+    """
+    A case in which the libraries run the same task; arguments as in ``Case`` and ``Settings``.
+
+    SBX takes no part where a torch module is the features extractor.
+    """
     contenders = {
         library: Settings(model_class, **settings)
         for (of_algorithm, library), model_class in CLASSES.items()
-        if of_algorithm == algorithm
+        if of_algorithm == algorithm and not (library == "SBX" and settings.get("small_cnn"))
     }
     return Case(name, group, title, contenders)
 
@@ -103,6 +109,13 @@ ATARI = {"batch_size": 256, "n_epochs": 4, "ent_coef": 0.01, "vf_coef": 0.5, "le
 CHEETAH: dict[str, Any] = {"env_id": "HalfCheetah-v5", "n_envs": 8, "n_steps": 256}
 CARTPOLE: dict[str, Any] = {"env_id": "CartPole-v1", "n_envs": 8, "n_steps": 256}
 BALL: dict[str, Any] = {"env_id": "benchmarks/Ball-v0", "n_envs": 8, "n_steps": 128, "policy": "CnnPolicy"}
+CELLS: dict[str, Any] = {
+    "env_id": "benchmarks/Cells-v0",
+    "n_envs": 8,
+    "n_steps": 256,
+    "policy": "CnnPolicy",
+    "small_cnn": True,
+}
 PONG: dict[str, Any] = {
     "env_id": "PongNoFrameskip-v4",
     "n_envs": 8,
@@ -120,6 +133,8 @@ SHAPE_CASES = [
     libraries("ppo-subproc", "shapes", "PPO HalfCheetah-v5 ×8, SubprocVecEnv, all threads", "ppo", **CHEETAH, **SUBPROC),
     libraries("ppo-threads", "shapes", "PPO CartPole-v1 ×8, all threads", "ppo", **CARTPOLE, all_cores=True),
     libraries("trpo-threads", "shapes", "TRPO CartPole-v1 ×8, all threads", "trpo", **CARTPOLE, all_cores=True),
+    libraries("ppo-cells", "shapes", "PPO 7×7 images ×8, small CNN", "ppo", **CELLS),
+    libraries("trpo-cells", "shapes", "TRPO 7×7 images ×8, small CNN", "trpo", **CELLS),
     libraries("ppo-image", "shapes", "PPO 36×36 images ×8", "ppo", **BALL, model_kwargs=ATARI),
     libraries("trpo-image", "shapes", "TRPO 36×36 images ×8", "trpo", **BALL),
     libraries("ppo-pong", "shapes", "PPO Pong ×8", "ppo", **PONG),

@@ -4,7 +4,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
 
 
 class Ball(gym.Env[np.ndarray, int]):
@@ -43,5 +46,60 @@ class Ball(gym.Env[np.ndarray, int]):
         return self._draw(), float(caught), landed, False, {}
 
 
+class Cells(gym.Env[np.ndarray, int]):
+    """Walk to a goal on 7×7 cells of three numbers, an observation of MiniGrid's size; 4 actions, 1 point at the goal."""
+
+    MOVES = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 255, (3, 7, 7), np.uint8)
+        self.action_space = spaces.Discrete(4)  # type: ignore[assignment]
+        self.cells = np.zeros((3, 7, 7), np.uint8)
+
+    def _draw(self) -> np.ndarray:
+        self.cells[:] = 1
+        self.cells[:, self.goal[0], self.goal[1]] = (8, 1, 0)
+        self.cells[:, self.place[0], self.place[1]] = (10, 0, 3)
+        return np.array(self.cells)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Walker and goal on two different cells."""
+        super().reset(seed=seed)
+        first, second = self.np_random.choice(49, 2, replace=False)
+        self.place, self.goal, self.steps = np.array(divmod(first, 7)), np.array(divmod(second, 7)), 0
+        return self._draw(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move up, down, left or right, as far as the walls allow; 100 steps at most."""
+        self.place = np.clip(self.place + self.MOVES[int(action)], 0, 6)
+        self.steps += 1
+        reached = bool((self.place == self.goal).all())
+        return self._draw(), float(reached), reached, self.steps == 100, {}
+
+
+class SmallCNN(BaseFeaturesExtractor):
+    """
+    Three convolutions of 2×2 and a linear layer, as people write for MiniGrid's 7×7 cells.
+
+    :param observation_space: images of at least 4×4
+    :param features_dim: number of features
+    """
+
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 128) -> None:
+        super().__init__(observation_space, features_dim)
+        channels, *size = observation_space.shape
+        layers: list[nn.Module] = []
+        for n_in, n_out in ((channels, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(n_in, n_out, 2), nn.ReLU()]
+        n_flat = 64 * (size[0] - 3) * (size[1] - 3)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_flat, features_dim), nn.ReLU())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """Features of shape (batch, features_dim)."""
+        features: th.Tensor = self.layers(observations)
+        return features
+
+
+gym.register("benchmarks/Cells-v0", entry_point="benchmarks.environments:Cells")
 gym.register("benchmarks/Ball-v0", entry_point="benchmarks.environments:Ball")
 gym.register("benchmarks/Frames-v0", entry_point="benchmarks.environments:Ball", kwargs={"size": 84, "channels": 4})

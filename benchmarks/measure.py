@@ -20,7 +20,7 @@ from typing import Any
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
-from benchmarks import environments  # noqa: F401  (registers them)
+from benchmarks import environments
 from benchmarks.cases import Settings
 
 WARM_UP = 2
@@ -111,9 +111,10 @@ def build(settings: Settings) -> Any:
     module, name = settings.model_class.split(":")
     model_class = getattr(importlib.import_module(module), name)
     device = {} if module == "sbx" else {"device": "cpu"}
-    return model_class(
-        settings.policy, make_env(settings), n_steps=settings.n_steps, seed=0, **device, **settings.model_kwargs
-    )
+    words = dict(settings.model_kwargs)
+    if settings.small_cnn:
+        words["policy_kwargs"] = {"features_extractor_class": environments.SmallCNN}
+    return model_class(settings.policy, make_env(settings), n_steps=settings.n_steps, seed=0, **device, **words)
 
 
 class Contender:
