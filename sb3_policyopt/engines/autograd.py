@@ -43,15 +43,23 @@ class AutogradEngine(Engine):
     :param objectives: the algorithm, whose hooks define what is optimised
     :param micro_batch_size: most samples that go through the networks at once; the sums are the same to rounding, and
         memory is bounded by it. None for no bound
+    :param channels_last: whether images may lie channels last in memory, see :func:`lying_channels_last`
     """
 
     name = "autograd"
 
-    def __init__(self, policy: ActorCriticPolicy, objectives: Objectives, micro_batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        objectives: Objectives,
+        micro_batch_size: int | None = None,
+        channels_last: bool = False,
+    ) -> None:
         actor, critic = split_parameters(policy)
         super().__init__(policy, actor, critic)
         self.objectives = objectives
         self.micro_batch_size = micro_batch_size
+        self.channels_last = channels_last
         self.actor, self.critic = actor, critic
 
     # ------------------------------------------------------------------ rollout
@@ -90,7 +98,10 @@ class AutogradEngine(Engine):
 
     def load(self, buffer: RolloutBuffer) -> Batch:
         """One transfer a rollout, instead of one a minibatch."""
-        return self.to_tensors(flattened(buffer))
+        rollout = self.to_tensors(flattened(buffer))
+        if self.channels_last:
+            rollout = rollout._replace(observations=lying_channels_last(rollout.observations))
+        return rollout
 
     def to_tensors(self, batch: Any) -> Batch:
         """
@@ -208,6 +219,25 @@ class AutogradEngine(Engine):
                 totals = totals + share * th.stack((objective, kl))
         objective_mean, kl_mean = totals.tolist()
         return objective_mean, kl_mean
+
+
+def lying_channels_last(observations: Any) -> Any:
+    """
+    The same images with the numbers of each pixel side by side in memory, which is how oneDNN's convolutions like them best.
+
+    ``contiguous(memory_format=th.channels_last)`` would leave images of one channel as they are, and torch would then take
+    the slow way through all layers.
+
+    :param observations: a tensor, or a dict of tensors; those of shape (batch, channels, height, width) are images
+    :return: of the same shape, or the same dict with such tensors
+    """
+    if isinstance(observations, dict):
+        return {key: lying_channels_last(value) for key, value in observations.items()}
+    if observations.dim() != 4:
+        return observations
+    _, channels, height, width = observations.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return observations.permute(0, 2, 3, 1).contiguous().as_strided(observations.shape, strides)
 
 
 class _Fisher:
