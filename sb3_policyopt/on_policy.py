@@ -294,15 +294,16 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
             self.logger.record(f"train/{name}", value)
         return engine
 
-    def _minibatches(self, rollout: Batch, normalized: bool = False) -> Iterator[Batch]:
+    def _passes(self, rollout: Batch, n_passes: int, normalized: bool = False) -> Iterator[Iterator[Batch]]:
         """
-        One pass over the rollout in shuffled minibatches.
+        Passes over the rollout in shuffled minibatches.
 
         :param rollout: all transitions
+        :param n_passes: number of passes
         :param normalized: whether to normalise advantages, if they are to be at all
-        :return: the minibatches
+        :return: the minibatches of each pass
         """
-        return ranks.in_step(partial(self._cut, rollout), normalized and self.normalize_advantage)
+        return ranks.in_step(partial(self._cut, rollout), n_passes, normalized and self.normalize_advantage)
 
     def _cut(self, rollout: Batch, normalized: bool) -> Iterator[Batch]:
         """
@@ -346,7 +347,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         """
         buffer = self.rollout_buffer
         terms = ranks.reduce_maxima(terms)
-        terms["explained_variance"] = explained_variance(buffer.values, buffer.returns, ranks.variance)
+        terms["explained_variance"] = explained_variance(buffer.values, buffer.returns, ranks.variances)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):
             std = th.exp(self.policy.log_std.detach())
             terms["std"], terms["std_min"] = std.mean().item(), std.min().item()

@@ -1,5 +1,6 @@
 """PPO: the clipped surrogate objective with entropy bonus and value loss."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -159,8 +160,8 @@ class PPO(PolicyOptimization):
         rollout = engine.load(self.rollout_buffer)
         means = Means()
         with engine.updating(self.batch_size):
-            for _ in range(self.n_epochs):
-                epoch = self._epoch(engine, rollout, coefficients)
+            for minibatches in self._passes(rollout, self.n_epochs, normalized=True):
+                epoch = self._epoch(engine, minibatches, coefficients)
                 means.extend(epoch)
                 self._n_updates += 1
                 self._skips.note(epoch.of("skipped_updates"))
@@ -168,17 +169,17 @@ class PPO(PolicyOptimization):
                     break
         self._record(means.reduce())
 
-    def _epoch(self, engine: Engine, rollout: Batch, coefficients: PPOCoefficients) -> Means:
+    def _epoch(self, engine: Engine, minibatches: Iterator[Batch], coefficients: PPOCoefficients) -> Means:
         """
-        One pass over the rollout in shuffled minibatches.
+        One pass over the rollout.
 
         :param engine: computes the gradients and makes the steps
-        :param rollout: all transitions
+        :param minibatches: the rollout, shuffled and cut
         :param coefficients: the numbers of P5
         :return: the terms of each minibatch; the last one was not stepped on if its KL was too large
         """
         epoch, gradient = Means(), SharedGradient(engine.flat.gradient)
-        for minibatch in self._minibatches(rollout, normalized=True):
+        for minibatch in minibatches:
             terms = gradient(engine.ppo_gradient, minibatch, coefficients)  # ∇(−L), P1-P5
             epoch.add(terms)
             if self.kl_stop == "minibatch" and self._too_far(terms["approx_kl"]):

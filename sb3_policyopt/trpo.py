@@ -214,9 +214,9 @@ class TRPO(PolicyOptimization):
         """
         means, gradient = Means(), SharedGradient(engine.flat.gradient[engine.n_actor :])
         with engine.updating(self.batch_size, critic_only=True):
-            for _ in range(self.n_critic_updates):
+            for minibatches in self._passes(rollout, self.n_critic_updates):
                 epoch = Means()
-                for minibatch in self._minibatches(rollout):
+                for minibatch in minibatches:
                     terms = gradient(engine.value_gradient, minibatch)
                     step_terms = engine.step(math.inf, terms["value_loss"])
                     epoch.add({**terms, "skipped_updates": step_terms["skipped_updates"]})

@@ -219,16 +219,20 @@ def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> d
     }
 
 
+def _variances(*arrays: "np.ndarray[Any, Any]") -> list[float]:
+    return [float(np.var(array)) for array in arrays]
+
+
 def explained_variance(
-    predictions: "np.ndarray[Any, Any]", targets: "np.ndarray[Any, Any]", variance: Callable[..., Any] = np.var
+    predictions: "np.ndarray[Any, Any]", targets: "np.ndarray[Any, Any]", variances: Callable[..., list[float]] = _variances
 ) -> float:
     """
     1 − Var[G − V] / Var[G]: 1 for a perfect critic, 0 for one that predicts a constant, NaN for constant targets.
 
     :param predictions: V, any shape
     :param targets: G, the same shape
-    :param variance: how to measure one; over more data than these, for example
+    :param variances: how to measure those of several arrays; over more data than these, for example
     :return: the fraction of the targets' variance that the values explain
     """
-    of_targets = float(variance(targets))
-    return float("nan") if of_targets == 0 else 1.0 - float(variance(targets - predictions)) / of_targets
+    of_residuals, of_targets = variances(targets - predictions, targets)
+    return float("nan") if of_targets == 0 else 1.0 - of_residuals / of_targets

@@ -9,7 +9,7 @@ things as they are.
 
 from sb3_policyopt.ranks.callbacks import callbacks_of_this_rank
 from sb3_policyopt.ranks.minibatches import SharedGradient, in_step, normalize, reduce_maxima
-from sb3_policyopt.ranks.rollouts import SharedRollout, adopt_moments, variance
+from sb3_policyopt.ranks.rollouts import SharedRollout, adopt_moments, variances
 from sb3_policyopt.ranks.start import keep_together, seed_of_this_rank, training
 from sb3_policyopt.ranks.trust_region import led
 
@@ -25,5 +25,5 @@ __all__ = [
     "reduce_maxima",
     "seed_of_this_rank",
     "training",
-    "variance",
+    "variances",
 ]

@@ -1,7 +1,6 @@
 """Means over the minibatches of all ranks: advantages, gradients and what is logged."""
 
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
 from typing import Any
 
 import torch as th
@@ -20,48 +19,72 @@ def normalize(advantages: Any) -> Any:
     """
     if world_size() == 1:
         return losses.normalize(advantages)
-    return _normalize_pieces([advantages], [sum(gather(len(advantages)))])[0]
+    return _normalize_pieces([advantages], _meet([advantages])[1])[0]
 
 
-def in_step(cut: Callable[[bool], Iterator[Batch]], normalized: bool) -> Iterator[Batch]:
+def in_step(cut: Callable[[bool], Iterator[Batch]], n_passes: int, normalized: bool) -> Iterator[Iterator[Batch]]:
     """
-    Let the ranks take their minibatches together.
+    Let the ranks take their minibatches together, in several passes over the same rollout.
 
     :param cut: makes the minibatches of one pass over this rank's rollout; its argument is whether to normalise advantages
+    :param n_passes: number of passes
     :param normalized: whether advantages are normalised, over the minibatches that all ranks take at a time
-    :return: the minibatches; under a launcher as many on each rank, the missing ones empty
+    :return: each pass's minibatches; under a launcher as many on each rank, the missing ones empty
     """
     if world_size() == 1:
-        yield from cut(normalized)
+        yield from (cut(normalized) for _ in range(n_passes))
         return
-    batches = list(cut(False))
-    totals = [sum(sizes) for sizes in zip_longest(*gather([batch.size for batch in batches]), fillvalue=0)]
-    batches += [batches[0].rows(slice(0, 0))] * (len(totals) - len(batches))
-    if normalized:
-        advantages = _normalize_pieces([batch.advantages for batch in batches], totals)
-        batches = [batch._replace(advantages=piece) for batch, piece in zip(batches, advantages, strict=True)]
-    yield from batches
+    n_minibatches = mean = None
+    for _ in range(n_passes):
+        batches = list(cut(False))
+        if n_minibatches is None or mean is None:
+            n_minibatches, mean = _meet([batch.advantages for batch in batches])
+        if len(batches) > n_minibatches:
+            raise ValueError(
+                f"rollout_buffer_class: its get() gave {len(batches)} minibatches, but in the first pass over this rollout no "
+                f"rank had more than {n_minibatches}; ranks take their minibatches together, so let their number stay"
+            )
+        batches += [batches[0].rows(slice(0, 0))] * (n_minibatches - len(batches))
+        if normalized:
+            advantages = _normalize_pieces([batch.advantages for batch in batches], mean)
+            batches = [batch._replace(advantages=piece) for batch, piece in zip(batches, advantages, strict=True)]
+        yield iter(batches)
 
 
-def _normalize_pieces(pieces: list[Any], totals: list[int]) -> list[Any]:
+def _meet(pieces: list[Any]) -> tuple[int, float]:
     """
-    Normalise several batches, each over all ranks, with two reductions for all of them.
+    What the ranks have to know of each other before the first pass.
+
+    :param pieces: the advantages of each minibatch of this rank, shape (batch,) each
+    :return: the largest number of minibatches of a rank, and the mean of all advantages that are finite
+    """
+    values = th.cat([th.as_tensor(piece) for piece in pieces]).double()
+    finite = values[values.isfinite()]  # one that is not spoils its own minibatch, which is skipped, and no other
+    n_pieces, counts, sums = zip(*gather((len(pieces), len(finite), float(finite.sum()))), strict=True)
+    return max(n_pieces), sum(sums) / max(1, sum(counts))
+
+
+def _normalize_pieces(pieces: list[Any], pivot: float) -> list[Any]:
+    """
+    Normalise several batches, each over all ranks, with one reduction for all of them.
+
+    Sums of squares lose their digits if the mean is far from zero. Here both sums are of what is left of the advantages once
+    the mean of all batches is taken off, so that each batch's own mean is small beside its deviation.
 
     :param pieces: shape (batch,) each, as many on every rank; empty ones count for nothing
-    :param totals: how many entries each has on all ranks together
+    :param pivot: the mean of all batches of all ranks, the same bits on each
     :return: the same shapes
     """
     values = th.cat([th.as_tensor(piece) for piece in pieces])
     sizes = [len(piece) for piece in pieces]
     piece_of = th.repeat_interleave(th.tensor(sizes)).to(values.device)
-
-    def sums(x: th.Tensor) -> th.Tensor:
-        return sum_(th.zeros(len(pieces), dtype=th.float64, device=x.device).index_add_(0, piece_of, x.double()))
-
-    counts = th.tensor(totals, dtype=th.float64, device=values.device)
-    centred = values - (sums(values) / counts)[piece_of]
-    deviations = (sums(centred**2) / (counts - 1).clamp(min=1)).sqrt() + 1e-8
-    normal = th.where(counts[piece_of] > 1, centred / deviations[piece_of], values.double()).to(values.dtype)
+    shifted = values.double() - pivot
+    powers = th.stack((th.ones_like(shifted), shifted, shifted**2))
+    counts, sums, squares = sum_(powers.new_zeros(3, len(pieces)).index_add_(1, piece_of, powers))
+    means = sums / counts
+    variances = (squares - sums * means).clamp(min=0) / (counts - 1).clamp(min=1)
+    centred = shifted - means[piece_of]
+    normal = th.where(counts[piece_of] > 1, centred / (variances.sqrt() + 1e-8)[piece_of], values.double()).to(values.dtype)
     parts = list(th.split(normal, sizes))
     return parts if isinstance(pieces[0], th.Tensor) else [part.numpy() for part in parts]
 

@@ -120,16 +120,18 @@ class SharedRollout:
             buffer.extend(chain(self.before[kind], (episode[kind] for episode in in_turn if episode[kind] is not None)))
 
 
-def variance(array: "np.ndarray[Any, Any]") -> Any:
+def variances(*arrays: "np.ndarray[Any, Any]") -> list[float]:
     """
-    The variance over all ranks.
+    The variance of each array over all ranks.
 
-    :param array: this rank's numbers
-    :return: a scalar
+    :param arrays: this rank's numbers
+    :return: one for each array
     """
     if world_size() == 1:
-        return np.var(array)
-    total = RunningMeanStd(epsilon=0.0)
-    for count, *moments in gather((array.size, array.mean(dtype=np.float64), array.var(dtype=np.float64))):
-        total.update_from_moments(*moments, count)  # type: ignore[call-arg]
-    return total.var
+        return [float(np.var(array)) for array in arrays]
+    totals = [RunningMeanStd(epsilon=0.0) for _ in arrays]
+    moments = [(array.mean(dtype=np.float64), array.var(dtype=np.float64), array.size) for array in arrays]
+    for of_rank in gather(moments):
+        for total, part in zip(totals, of_rank, strict=True):
+            total.update_from_moments(*part)
+    return [float(total.var) for total in totals]

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 from launch import surroundings
@@ -21,7 +22,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_policyopt import PPO, distributed
+from sb3_policyopt.engines import Batch
+from sb3_policyopt.maths import losses
 from sb3_policyopt.ranks.callbacks import ProgressBar, callbacks_of_this_rank
+from sb3_policyopt.ranks.minibatches import _meet, _normalize_pieces, in_step
 from sb3_policyopt.ranks.rollouts import increment
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -153,3 +157,44 @@ def test_what_was_added_to_a_running_mean_is_recovered(before, added):
 def test_nothing_was_added():
     moments = RunningMeanStd(shape=(2,))
     assert increment(moments, moments.copy()).count == 0
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any),
+    mean=st.floats(-1e4, 1e4),
+    deviation=st.floats(1e-2, 1e3),
+    as_tensor=st.booleans(),
+)
+def test_minibatches_are_normalised_together_as_each_by_itself(seed, sizes, mean, deviation, as_tensor):
+    rng = np.random.default_rng(seed)
+    pieces = [(mean + deviation * rng.standard_normal(size)).astype(np.float32) for size in sizes]
+    one = next(i for i, piece in enumerate(pieces) if len(piece))
+    for spoiled in (False, True):  # a number that is not finite spoils its own minibatch and no other
+        if spoiled:
+            pieces[one][0] = np.inf
+        given_pieces = [th.from_numpy(piece) for piece in pieces] if as_tensor else pieces
+        n_pieces, pivot = _meet(given_pieces)
+        assert n_pieces == len(pieces)
+        for i, (normal, piece) in enumerate(zip(_normalize_pieces(given_pieces, pivot), pieces, strict=True)):
+            if not (spoiled and i == one):
+                expected = losses.normalize(piece.astype(np.float64))
+                np.testing.assert_allclose(np.asarray(normal), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_advantages_become_zero():
+    for normal in _normalize_pieces([np.full(5, 3.0, np.float32), np.full(7, -2.0, np.float32)], pivot=0.1):
+        np.testing.assert_allclose(normal, 0, atol=1e-6)
+
+
+def test_a_buffer_that_gives_more_minibatches_than_before_is_refused(as_rank, monkeypatch):
+    """The ranks agreed in the first pass on how many they take together."""
+    monkeypatch.setattr(distributed, "_exchange", lambda *arguments, **options: None)  # the others say what this one says
+    as_rank(1)
+    row = Batch(*(np.arange(4.0, dtype=np.float32) for _ in Batch._fields))
+    counts = iter([3, 2, 4])
+    passes = in_step(lambda normalized: iter([row] * next(counts)), n_passes=3, normalized=True)
+    assert [minibatch.size for minibatch in next(passes)] == [4, 4, 4]
+    assert [minibatch.size for minibatch in next(passes)] == [4, 4, 0]
+    with pytest.raises(ValueError, match=r"rollout_buffer_class: its get\(\) gave 4 minibatches.* more than 3"):
+        next(passes)
