@@ -72,10 +72,11 @@ class Ledger:
         self.entries: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0])
         original = distributed._exchange
 
-        def exchange(collective: Any, *arguments: Any, **options: Any) -> Any:
+        def exchange(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = original(collective, *arguments, **options)
-            entry = self.entries[collective.__name__]
+            result = original(*arguments, **options)
+            name = next(a.__name__ for a in arguments if getattr(a, "__module__", "").startswith("torch.distributed"))
+            entry = self.entries[name]
             entry[0] += 1
             entry[1] += sum(a.numel() * a.element_size() for a in arguments if isinstance(a, th.Tensor))
             entry[2] += time.perf_counter() - start

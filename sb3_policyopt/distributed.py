@@ -34,6 +34,11 @@ TIMEOUT = "SB3_POLICYOPT_TIMEOUT"
 KEPT_BY_TORCHRUN = "TORCHELASTIC_USE_AGENT_STORE"
 """Environment variable by which torchrun says that it keeps the meeting point, which then outlives rank 0."""
 
+AWAKE = 0.02
+"""Seconds that a rank stays awake for the others before it sleeps until they come."""
+
+_let_others_go_first: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
+
 KNOCKS = 10
 """How often a survivor tries the doors of the others before it concludes that all are alive."""
 
@@ -292,6 +297,25 @@ def _exchange(collective: Callable[..., T], *arguments: Any, **options: Any) -> 
         raise RankLostError(f"training ended on rank {_group.rank} because {_group.diagnose(error)}") from error
 
 
+def _transform(collective: Callable[..., Any], tensor: th.Tensor, **options: Any) -> None:
+    """
+    A collective operation on one tensor, waited for awake.
+
+    A process that sleeps until the others are there gives its processor up, which then takes several times as long to wake
+    as the exchange itself. So on the CPU this one only lets others go first, and sleeps if that takes long.
+
+    :param collective: ``all_reduce`` or ``broadcast``
+    :param tensor: overwritten
+    :param options: for it
+    """
+    work = collective(tensor, async_op=True, **options)
+    if tensor.device.type == "cpu":
+        until = time.monotonic() + AWAKE
+        while not work.is_completed() and time.monotonic() < until:
+            _let_others_go_first()
+    work.wait()
+
+
 def sum_(tensor: th.Tensor) -> th.Tensor:
     """
     The sum over all ranks, the same bits on each.
@@ -300,7 +324,7 @@ def sum_(tensor: th.Tensor) -> th.Tensor:
     :return: the same tensor
     """
     if world_size() > 1:
-        _exchange(dist.all_reduce, tensor)
+        _exchange(_transform, dist.all_reduce, tensor)
     return tensor
 
 
@@ -312,7 +336,7 @@ def max_(tensor: th.Tensor) -> th.Tensor:
     :return: the same tensor
     """
     if world_size() > 1:
-        _exchange(dist.all_reduce, tensor, op=dist.ReduceOp.MAX)
+        _exchange(_transform, dist.all_reduce, tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
@@ -324,7 +348,7 @@ def broadcast_(tensor: th.Tensor) -> th.Tensor:
     :return: the same tensor
     """
     if world_size() > 1:
-        _exchange(dist.broadcast, tensor, src=0)
+        _exchange(_transform, dist.broadcast, tensor, src=0)
     return tensor
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch as th
 
 from sb3_policyopt.distributed import gather, max_, sum_, world_size
@@ -101,6 +102,7 @@ class SharedGradient:
         self.gradient = gradient
         self.names: list[str] = []
         self.tensors = False
+        self.message = gradient.new_empty(0)
 
     def __call__(self, compute: Callable[..., Terms], minibatch: Batch, *arguments: Any) -> Terms:
         """
@@ -117,17 +119,21 @@ class SharedGradient:
         if not self.names:
             self.names = [name for name in terms if not name.endswith("_max")]
             self.tensors = isinstance(terms[self.names[0]], th.Tensor)
-        n, message = len(self.gradient), self.gradient.new_zeros(len(self.gradient) + len(self.names) + 1)
+            self.message = self.gradient.new_empty(len(self.gradient) + len(self.names) + 1)
+        n = len(self.gradient)
+        gradient, values, size = self.message[:n], self.message[n:-1], self.message[-1]
         if terms:
-            values = [terms[name] for name in self.names]
-            message[:n] = self.gradient
-            message[n:-1] = th.stack(values) if self.tensors else th.tensor(values)
-            message[-1] = 1
-            message *= minibatch.size
-        mean = sum_(message)
-        mean = mean[:-1] / mean[-1]
-        self.gradient.copy_(mean[:n])
-        shared = mean[n:].unbind() if self.tensors else mean[n:].tolist()
+            numbers = [terms[name] for name in self.names]
+            gradient.copy_(self.gradient)
+            values.copy_(th.stack(numbers) if self.tensors else th.from_numpy(np.array(numbers)))
+            size.fill_(1)
+            self.message *= minibatch.size
+        else:
+            self.message.zero_()
+        sum_(self.message)
+        th.div(gradient, size, out=self.gradient)
+        values /= size
+        shared = values.clone().unbind() if self.tensors else values.tolist()
         return {**terms, **dict(zip(self.names, shared, strict=True))}
 
 
