@@ -105,14 +105,25 @@ class _Group:
         atexit.register(self.leave)
 
     def _wait_for_all(self) -> None:
-        """Wait until every rank has opened its door."""
+        """Wait until every rank has opened its door; the first to lose patience says so for all who wait."""
+        until = time.monotonic() + self.timeout.total_seconds()
+        absent = list(range(self.size))
         try:
-            self.store.wait([f"door/{other}" for other in range(self.size)], self.timeout)
-        except RuntimeError as error:
-            absent = [other for other in range(self.size) if not self.store.check([f"door/{other}"])]
-            raise RankLostError(
-                f"{_names(absent)} did not start training within {self.timeout.total_seconds():g} s ({TIMEOUT}) at {_master()}"
-            ) from error
+            while absent := [other for other in absent if not self.store.check([f"door/{other}"])]:
+                waited_enough = time.monotonic() > until
+                if waited_enough or self.store.check(["cause"]):
+                    seconds = f"{self.timeout.total_seconds():g} s ({TIMEOUT})"
+                    cause = self.settle(f"{_names(absent)} did not start training within {seconds} at {_master()}")
+                    self._let_others_read()
+                    raise RankLostError(cause)
+                time.sleep(0.1)
+        except dist.DistError as error:
+            raise RankLostError(f"rank 0, which kept the meeting point at {_master()}, is gone: {error}") from error
+
+    def _let_others_read(self) -> None:
+        """Stay a moment if the meeting point, where the others read why training ends, ends with this process."""
+        if self.rank == 0 and os.environ.get(KEPT_BY_TORCHRUN) != "True":
+            time.sleep(1)
 
     def leave(self, failed: bool = False) -> None:
         """
@@ -121,8 +132,8 @@ class _Group:
         :param failed: whether something may be under way, which nccl would wait for
         """
         atexit.unregister(self.leave)
-        if failed and self.rank == 0 and os.environ.get(KEPT_BY_TORCHRUN) != "True":
-            time.sleep(1)  # the meeting point ends with this process: let the others read why
+        if failed:
+            self._let_others_read()
         self.door.close()
         if dist.is_initialized() and not (failed and dist.get_backend() != "gloo"):
             dist.destroy_process_group()

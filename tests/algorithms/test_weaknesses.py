@@ -431,7 +431,8 @@ def test_weakness_21_no_synchronisation_in_the_minibatch_loop(cls, action):
         with Synchronisations() as synchronisations:
             if cls is PPO:
                 with used.updating(batch_size):
-                    model._epoch(used, rollout, model._coefficients())
+                    for minibatches in model._passes(rollout, 1, normalized=True):
+                        model._epoch(used, minibatches, model._coefficients())
             else:
                 model._update_critic(used, rollout)
         counts.append(synchronisations.count)

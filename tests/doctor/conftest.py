@@ -50,6 +50,14 @@ class Turncoat(gym.Wrapper):
         return obs, reward, terminated or self.steps > self.at, truncated, info
 
 
+class Temptation(gym.Wrapper):
+    """Pays for pushing to the left: whoever gives in earns more at once, loses the pole earlier, and tries nothing else."""
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = self.env.step(action)
+        return obs, float(action == 0), terminated, truncated, info
+
+
 def cartpole():
     return gym.make("CartPole-v1")
 
@@ -68,7 +76,7 @@ RUNS = {
     "ppo healthy": (PPO, cartpole, {"n_steps": 512, "learning_rate": 1e-3, "gamma": 0.98}),
     "trpo healthy": (TRPO, cartpole, {"n_steps": 512}),
     "huge learning rate": (PPO, cartpole, {"learning_rate": 0.1}),
-    "enormous learning rate": (PPO, cartpole, {"learning_rate": 3.0}),
+    "a tempting action": (PPO, lambda: Temptation(cartpole()), {"learning_rate": 0.1, "gamma": 0.0}),
     "tiny learning rate": (PPO, cartpole, {"learning_rate": 1e-9}),
     "learning rate falls to zero": (PPO, cartpole, {"learning_rate": vanishing_coefficient}),
     "clip range falls to zero": (PPO, cartpole, {"clip_range": vanishing_coefficient}),
