@@ -1,14 +1,15 @@
 """
 Weak scaling on this machine, and what the exchanges between the ranks cost.
 
-    python -m benchmarks.scaling                        # HalfCheetah-v5, 8 environments a rank, 1 and 2 ranks
-    python -m benchmarks.scaling --algo trpo --ranks 1 2 4
+    python -m benchmarks.scaling                        # HalfCheetah-v5, 8 environments a rank, 2 ranks
+    python -m benchmarks.scaling --algo trpo --ranks 4
     python -m benchmarks.scaling --collectives          # seconds of one all-reduce by size, and what they predict
 
 Every rank has one core and one thread. Weak scaling asks how many more steps a second n ranks make than one, with as much
-work for each rank: n times as many at best. Beside the ranks, and in turn with them, run as many trainings that do
-not talk to each other: what they lose is the machine's (shared caches, shared cores of a virtual machine), and only the rest
-is the price of the exchanges.
+work for each rank: n times as many at best. A round is one iteration of a training on rank 0 alone while the others sleep,
+one iteration of n trainings that do not talk to each other, and one iteration of the n ranks together. What the trainings
+apart lose is the machine's (shared caches, two virtual cores that share a real one), and only the rest is the price of the
+exchanges. The ratios are taken within a round, since a shared machine changes its speed from one minute to the next.
 """
 
 import argparse
@@ -19,12 +20,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
 
-WARM_UP, SIZES = 1, [2**k for k in range(8, 25, 2)]
+SIZES = [2**k for k in range(8, 25, 2)]
+WHOLE = 0.95
+"""Trainings apart make at least this share of n times the steps of one if the machine has n cores to give."""
 
 
 def free_port() -> int:
@@ -36,22 +40,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(n_ranks: int, argv: list[str], together: bool = True) -> list[dict[str, Any]]:
+def launch(n_ranks: int, argv: list[str]) -> list[dict[str, Any]]:
     """
     Start this file as several ranks, each on one core.
 
     :param n_ranks: how many
     :param argv: its options
-    :param together: False for as many trainings that know nothing of each other
-    :return: what rank 0, or every training, printed, one entry a line
+    :return: what rank 0 printed, one entry a line
     """
     cores = sorted(os.sched_getaffinity(0))
-    address = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if together else {}
+    launcher = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.scaling", "--worker", *argv],
-            env={**os.environ, **threads, **address, "RANK": str(rank), "CORE": str(cores[rank % len(cores)])},
+            env={**os.environ, **threads, **launcher, "RANK": str(rank), "CORE": str(cores[rank % len(cores)])},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -60,81 +63,126 @@ def launch(n_ranks: int, argv: list[str], together: bool = True) -> list[dict[st
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit("a rank failed")
-    return [json.loads(line) for output in outputs for line in output.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("{")]
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within this context this process is no rank."""
+    n_ranks = os.environ.pop("WORLD_SIZE")
+    try:
+        yield
+    finally:
+        os.environ["WORLD_SIZE"] = n_ranks
 
 
 class Ledger:
-    """Counts, bytes and seconds of every exchange of this process."""
+    """Counts, bytes and seconds of every exchange of this process since the last look."""
 
     def __init__(self) -> None:
         from sb3_policyopt import distributed
 
-        self.entries: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0])
+        self.entries: dict[str, dict[str, float]] = {}
         original = distributed._exchange
 
         def exchange(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = original(*arguments, **options)
             name = next(a.__name__ for a in arguments if getattr(a, "__module__", "").startswith("torch.distributed"))
-            entry = self.entries[name]
-            entry[0] += 1
-            entry[1] += sum(a.numel() * a.element_size() for a in arguments if isinstance(a, th.Tensor))
-            entry[2] += time.perf_counter() - start
+            entry = self.entries.setdefault(name, {"times": 0, "bytes": 0, "seconds": 0.0})
+            entry["times"] += 1
+            entry["bytes"] += sum(a.numel() * a.element_size() for a in arguments if isinstance(a, th.Tensor))
+            entry["seconds"] += time.perf_counter() - start
             return result
 
         distributed._exchange = exchange
 
+    def look(self) -> dict[str, dict[str, float]]:
+        """
+        :return: name of the exchange: how many, bytes, seconds; counting starts anew
+        """
+        entries, self.entries = self.entries, {}
+        return entries
+
 
 def work(options: argparse.Namespace) -> None:
     """
-    Train on this rank; rank 0 prints what an iteration took.
+    Train on this rank; rank 0 prints what each round took.
 
     :param options: of the command line
     """
     import gymnasium as gym
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     from sb3_policyopt import PPO, TRPO, distributed
 
-    ledger = Ledger()
-    env = DummyVecEnv([lambda: gym.make(options.env)] * options.n_envs)
     algorithm: Any = {"ppo": PPO, "trpo": TRPO}[options.algo]
-    model = algorithm("MlpPolicy", env, n_steps=options.n_steps, batch_size=options.batch_size, seed=0, device="cpu")
-    marks: list[tuple[float, dict[str, list[float]], float]] = []
-    updates = [0.0]
-    train = model.train
+    size = options.n_steps * options.n_envs
+    rank, n_ranks = distributed.rank(), distributed.world_size()
+    ledger = Ledger()
 
-    def timed_train() -> None:
-        start = time.perf_counter()
-        train()
-        updates[0] += time.perf_counter() - start
-        marks.append((time.perf_counter(), {name: list(entry) for name, entry in ledger.entries.items()}, updates[0]))
+    def training() -> Any:
+        env = DummyVecEnv([lambda: gym.make(options.env)] * options.n_envs)
+        model = algorithm("MlpPolicy", env, n_steps=options.n_steps, batch_size=options.batch_size, seed=0, device="cpu")
+        model.update_seconds = 0.0
+        train = model.train
 
-    model.train = timed_train
-    world_size = distributed.world_size()
-    model.learn((WARM_UP + options.iterations) * options.n_steps * options.n_envs * world_size)
-    (first, before, update_before), (last, after, update_after) = marks[WARM_UP - 1], marks[-1]
-    seconds = (last - first) / options.iterations
-    exchanges = {
-        name: dict(
-            zip(
-                ("times", "bytes", "seconds"),
-                ((b - a) / options.iterations for a, b in zip(before.get(name, [0, 0, 0]), entry, strict=True)),
-                strict=True,
-            )
-        )
-        for name, entry in after.items()
-    }
-    if distributed.rank() == 0:
-        result = {
-            "ranks": world_size,
-            "parameters": sum(parameter.numel() for parameter in model.policy.parameters()),
-            "steps_per_second": options.n_steps * options.n_envs * world_size / seconds,
-            "seconds_per_iteration": seconds,
-            "seconds_per_update": (update_after - update_before) / options.iterations,
-            "exchanges_per_iteration": exchanges,
-        }
-        print(json.dumps(result))
+        def timed_train() -> None:
+            start = time.perf_counter()
+            train()
+            model.update_seconds = time.perf_counter() - start
+
+        model.train = timed_train
+        return model
+
+    class Start(BaseCallback):
+        """Notes when the rollout starts."""
+
+        def _on_rollout_start(self) -> None:
+            self.time = time.perf_counter()
+
+        def _on_step(self) -> bool:
+            return True
+
+    with apart():
+        alone = training()
+
+    def seconds_alone() -> float:
+        start = Start()
+        with apart():
+            alone.learn(size, callback=start, reset_num_timesteps=False)
+        return time.perf_counter() - start.time
+
+    class Rounds(BaseCallback):
+        """Before each rollout of the ranks together, looks at the last iteration, and trains alone and apart."""
+
+        start = None
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            seconds, exchanges = time.perf_counter() - (self.start or 0.0), ledger.look()
+            solo = seconds_alone() if rank == 0 else 0.0
+            distributed.barrier()
+            without = distributed.gather(seconds_alone())
+            if rank == 0 and self.start is not None:
+                result = {
+                    "alone": solo,
+                    "apart": without,
+                    "together": seconds,
+                    "update_alone": alone.update_seconds,
+                    "update_together": self.model.update_seconds,
+                    "exchanges": exchanges,
+                }
+                print(json.dumps(result), flush=True)
+            distributed.barrier()
+            ledger.look()
+            self.start = time.perf_counter()
+
+    model = training()
+    model.learn((1 + options.rounds) * size * n_ranks, callback=Rounds())
 
 
 def measure_collectives() -> None:
@@ -180,6 +228,38 @@ def predict(rows: list[dict[str, Any]]) -> None:
         print(f"| {name} | {seconds['PPO']:.2g} s | {seconds['TRPO']:.2g} s |")
 
 
+def report(n: int, rounds: list[dict[str, Any]]) -> None:
+    """
+    Print medians and quartiles.
+
+    :param n: ranks
+    :param rounds: what :func:`work` printed
+    """
+
+    def line(name: str, numbers: list[float]) -> None:
+        low, middle, high = statistics.quantiles(numbers, n=4)
+        print(f"{name:<52} {middle:6.2f}  ({low:.2f} to {high:.2f})")
+
+    def lines(rounds: list[dict[str, Any]]) -> None:
+        line("trainings apart, times one", [sum(r["alone"] / seconds for seconds in r["apart"]) for r in rounds])
+        line("ranks together, times one", [n * r["alone"] / r["together"] for r in rounds])
+        line("together / apart", [n / (r["together"] * sum(1 / seconds for seconds in r["apart"])) for r in rounds])
+
+    print(f"all {len(rounds)} rounds: median and quartiles")
+    lines(rounds)
+    for name in ("alone", "together", "update_alone", "update_together"):
+        line(f"seconds an iteration, {name}", [r[name] for r in rounds])
+    for name, entry in rounds[-1]["exchanges"].items():
+        seconds = [r["exchanges"][name]["seconds"] for r in rounds]
+        line(f"seconds in {name} ({entry['times']:g}, {entry['bytes']:g} bytes)", seconds)
+    whole = [r for r in rounds if sum(r["alone"] / seconds for seconds in r["apart"]) >= WHOLE * n]
+    print(
+        f"{len(whole)} rounds in which the machine had {n} cores to give: trainings apart made {WHOLE * n:g} times the steps"
+    )
+    if len(whole) > 1:
+        lines(whole)
+
+
 def main() -> None:
     """Measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,9 +268,8 @@ def main() -> None:
     parser.add_argument("--n-envs", type=int, default=8, help="of each rank")
     parser.add_argument("--n-steps", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=512, help="of each rank: SB3's 64 times the 8 environments")
-    parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs counts, made by turns")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--collectives", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -206,18 +285,7 @@ def main() -> None:
             print(f"{row['bytes']:>10} bytes {row['median']:>10} µs, the fastest tenth within {row['fastest_tenth']:>8} µs")
         predict(rows)
         return
-    rates, apart = defaultdict(list), defaultdict(list)
-    for _ in range(options.repeats):
-        for n in options.ranks:
-            run = launch(n, sys.argv[1:])[0]
-            print(json.dumps(run), file=sys.stderr)
-            rates[n].append(run["steps_per_second"])
-            apart[n].append(sum(training["steps_per_second"] for training in launch(n, sys.argv[1:], together=False)))
-    base = statistics.median(apart[options.ranks[0]]) / options.ranks[0]
-    print("ranks  steps/s  times one rank  that many trainings apart, times one  together/apart")
-    for n in options.ranks:
-        together, without = statistics.median(rates[n]), statistics.median(apart[n])
-        print(f"{n:>5} {together:>8.0f} {together / base:>15.2f} {without / base:>37.2f} {together / without:>15.2f}")
+    report(options.ranks, launch(options.ranks, sys.argv[1:]))
 
 
 if __name__ == "__main__":
