@@ -209,7 +209,7 @@ def predict(rows: list[dict[str, Any]]) -> None:
 
     :param rows: measured between two ranks on this machine
     """
-    times = {row["bytes"]: 1e-6 * row["fastest_tenth"] for row in rows}
+    times = {row["bytes"]: 1e-6 * row["median"] for row in rows}
     alpha = times[4096] / 2
     beta = 2**22 / (times[2**22] - times[4096])
     print(f"\nα = {1e6 * alpha:.0f} µs, β = {beta / 1e9:.1f} GB/s on this machine")
