@@ -85,10 +85,10 @@ class Ledger:
         self.entries: dict[str, dict[str, float]] = {}
         original = distributed._exchange
 
-        def exchange(*arguments: Any, **options: Any) -> Any:
+        def exchange(collective: Any, *arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = original(*arguments, **options)
-            name = next(a.__name__ for a in arguments if getattr(a, "__module__", "").startswith("torch.distributed"))
+            result = original(collective, *arguments, **options)
+            name = collective.__name__.lstrip("_")
             entry = self.entries.setdefault(name, {"times": 0, "bytes": 0, "seconds": 0.0})
             entry["times"] += 1
             entry["bytes"] += sum(a.numel() * a.element_size() for a in arguments if isinstance(a, th.Tensor))

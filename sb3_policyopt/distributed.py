@@ -5,7 +5,8 @@ A launcher (``torchrun``, Slurm, Kubernetes) starts the same script several time
 environment variables ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``. Without them, or with one process,
 every function here is the identity and nothing of ``torch.distributed`` is initialised.
 
-Tensors on the CPU travel by gloo, tensors on a GPU by nccl. What the ranks say to each other, and when, is the business of
+Tensors on the CPU travel by gloo, tensors on a GPU by nccl; small ones on the CPU do not travel at all if all ranks are on one
+host (:mod:`sb3_policyopt.shared_memory`). What the ranks say to each other, and when, is the business of
 :mod:`sb3_policyopt.ranks`.
 """
 
@@ -19,9 +20,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 import torch.distributed as dist
 
+from sb3_policyopt import shared_memory
 from sb3_policyopt.errors import RankLostError
 
 T = TypeVar("T")
@@ -34,11 +37,6 @@ TIMEOUT = "SB3_POLICYOPT_TIMEOUT"
 
 KEPT_BY_TORCHRUN = "TORCHELASTIC_USE_AGENT_STORE"
 """Environment variable by which torchrun says that it keeps the meeting point, which then outlives rank 0."""
-
-AWAKE = 0.02
-"""Seconds that a rank stays awake for the others before it sleeps until they come."""
-
-_let_others_go_first: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 KNOCKS = 10
 """How often a survivor tries the doors of the others before it concludes that all are alive."""
@@ -104,6 +102,7 @@ class _Group:
         backend = "cpu:gloo,cuda:nccl" if gpu_for_each else "gloo"
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=self.timeout)
         _let_senders_finish()
+        self.mailboxes: shared_memory.Mailboxes | None = None
         atexit.register(self.leave)
 
     def _wait_for_all(self) -> None:
@@ -140,7 +139,39 @@ class _Group:
         if dist.is_initialized() and not (failed and dist.get_backend() != "gloo"):
             dist.destroy_process_group()
 
+    def share_memory(self) -> None:
+        """Meet in memory, if all ranks can reach the same."""
+        mine = shared_memory.create(self.size) if self.rank == 0 else None
+        memory = shared_memory.attach(from_rank_0(mine))
+        if all(gather(memory is not None)):
+            assert memory is not None
+            self.mailboxes = shared_memory.Mailboxes(memory, self.rank, self.size, self.watch)
+        if mine is not None:
+            os.close(mine.descriptor)
+
+    def watch(self, seconds: float) -> None:
+        """
+        Look after the others while this rank waits for them in shared memory, where nobody says that a rank is gone.
+
+        :param seconds: for which it has waited
+        :raises RuntimeError: if one of them will not come; :meth:`diagnose` says which
+        """
+        if seconds > self.timeout.total_seconds():
+            raise RuntimeError(f"a rank did not come within {self.timeout.total_seconds():g} s")
+        if self.store.check(["cause"]) or self.gone():
+            raise RuntimeError("a rank is gone")
+
     # ------------------------------------------------------------------ faults
+
+    def gone(self) -> dict[int, str]:
+        """
+        Knock at the doors of the others.
+
+        :return: of the ranks whose process has ended, its number and its host
+        """
+        addresses = {other: self.store.get(f"door/{other}").decode() for other in range(self.size) if other != self.rank}
+        parts = {other: address.split() for other, address in addresses.items() if not _opens(address)}
+        return {other: f"process {process} on {host}" for other, (host, _, process) in parts.items()}
 
     def settle(self, cause: str) -> str:
         """
@@ -165,15 +196,13 @@ class _Group:
         try:
             if self.store.check(["cause"]):
                 return self.settle("")
-            addresses = {other: self.store.get(f"door/{other}").decode() for other in range(self.size) if other != self.rank}
+            for _ in range(KNOCKS):
+                if gone := self.gone():
+                    processes = ", ".join(gone.values())
+                    return self.settle(f"{_names([*gone])} is gone without a word: {processes} was killed, or its host is down")
+                time.sleep(0.1)
         except RuntimeError:
             return f"rank 0 (process at {_master()}) is gone without a word: it was killed, or its host is down"
-        for _ in range(KNOCKS):
-            gone = [other for other, address in addresses.items() if not _opens(address)]
-            if gone:
-                hosts = ", ".join(f"process {addresses[other].split()[2]} on {addresses[other].split()[0]}" for other in gone)
-                return self.settle(f"{_names(gone)} is gone without a word: {hosts} was killed, or its host is down")
-            time.sleep(0.1)
         return self._call_roll(error)
 
     def _call_roll(self, error: BaseException) -> str:
@@ -282,6 +311,7 @@ def connect() -> None:
     global _group
     if world_size() > 1 and _group is None:
         _group = _Group()
+        _group.share_memory()
 
 
 @contextmanager
@@ -324,22 +354,57 @@ def _exchange(collective: Callable[..., T], *arguments: Any, **options: Any) -> 
         raise RankLostError(f"training ended on rank {_group.rank} because {_group.diagnose(error)}") from error
 
 
-def _transform(collective: Callable[..., Any], tensor: th.Tensor, **options: Any) -> None:
+def _boxes_for(tensor: th.Tensor) -> shared_memory.Mailboxes | None:
     """
-    A collective operation on one tensor, waited for awake.
+    The mailboxes in shared memory, if they serve a tensor.
+
+    :param tensor: to be reduced or broadcast
+    :return: None if it has to travel: from a GPU, between hosts, or because it is large
+    """
+    boxes = None if _group is None else _group.mailboxes
+    return boxes if tensor.device.type == "cpu" and tensor.nbytes <= shared_memory.CAPACITY else None
+
+
+def _all_reduce(tensor: th.Tensor, op: Any, combine: Any) -> None:
+    """
+    Combine the tensors of all ranks.
+
+    :param tensor: overwritten
+    :param op: how, for ``torch.distributed``
+    :param combine: the same, for NumPy
+    """
+    if boxes := _boxes_for(tensor):
+        boxes.reduce_(tensor.detach().numpy(), combine)
+    else:
+        _wait_awake(dist.all_reduce(tensor, op=op, async_op=True), tensor.device)
+
+
+def _broadcast(tensor: th.Tensor) -> None:
+    """
+    Give all ranks the tensor of rank 0.
+
+    :param tensor: overwritten on the other ranks
+    """
+    if boxes := _boxes_for(tensor):
+        boxes.broadcast_(tensor.detach().numpy())
+    else:
+        _wait_awake(dist.broadcast(tensor, src=0, async_op=True), tensor.device)
+
+
+def _wait_awake(work: Any, device: th.device) -> None:
+    """
+    Wait for a collective operation.
 
     A process that sleeps until the others are there gives its processor up, which then takes several times as long to wake
     as the exchange itself. So on the CPU this one only lets others go first, and sleeps if that takes long.
 
-    :param collective: ``all_reduce`` or ``broadcast``
-    :param tensor: overwritten
-    :param options: for it
+    :param work: under way
+    :param device: of its tensor
     """
-    work = collective(tensor, async_op=True, **options)
-    if tensor.device.type == "cpu":
-        until = time.monotonic() + AWAKE
+    if device.type == "cpu":
+        until = time.monotonic() + shared_memory.AWAKE
         while not work.is_completed() and time.monotonic() < until:
-            _let_others_go_first()
+            shared_memory.let_others_go_first()
     work.wait()
 
 
@@ -351,7 +416,7 @@ def sum_(tensor: th.Tensor) -> th.Tensor:
     :return: the same tensor
     """
     if world_size() > 1:
-        _exchange(_transform, dist.all_reduce, tensor)
+        _exchange(_all_reduce, tensor, dist.ReduceOp.SUM, np.add)
     return tensor
 
 
@@ -363,7 +428,7 @@ def max_(tensor: th.Tensor) -> th.Tensor:
     :return: the same tensor
     """
     if world_size() > 1:
-        _exchange(_transform, dist.all_reduce, tensor, op=dist.ReduceOp.MAX)
+        _exchange(_all_reduce, tensor, dist.ReduceOp.MAX, np.maximum)
     return tensor
 
 
@@ -375,7 +440,7 @@ def broadcast_(tensor: th.Tensor) -> th.Tensor:
     :return: the same tensor
     """
     if world_size() > 1:
-        _exchange(_transform, dist.broadcast, tensor, src=0)
+        _exchange(_broadcast, tensor)
     return tensor
 
 
