@@ -12,6 +12,7 @@ host (:mod:`sb3_policyopt.shared_memory`). What the ranks say to each other, and
 
 import atexit
 import os
+import pickle
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -142,36 +143,29 @@ class _Group:
     def share_memory(self) -> None:
         """Meet in memory, if all ranks can reach the same."""
         mine = shared_memory.create(self.size) if self.rank == 0 else None
-        memory = shared_memory.attach(from_rank_0(mine))
-        if all(gather(memory is not None)):
-            assert memory is not None
-            self.mailboxes = shared_memory.Mailboxes(memory, self.rank, self.size, self.watch)
+        place, processes = from_rank_0(mine), gather(os.getpid())
+        boxes = None
+        if place is not None:
+            with suppress(OSError):
+                boxes = shared_memory.Mailboxes(place, self.rank, processes, self.watch)
+        if all(gather(boxes is not None)):
+            self.mailboxes = boxes
         if mine is not None:
             os.close(mine.descriptor)
 
     def watch(self, seconds: float) -> None:
         """
-        Look after the others while this rank waits for them in shared memory, where nobody says that a rank is gone.
+        Ask for news while this rank waits for the others in shared memory.
 
         :param seconds: for which it has waited
         :raises RuntimeError: if one of them will not come; :meth:`diagnose` says which
         """
         if seconds > self.timeout.total_seconds():
             raise RuntimeError(f"a rank did not come within {self.timeout.total_seconds():g} s")
-        if self.store.check(["cause"]) or self.gone():
-            raise RuntimeError("a rank is gone")
+        if self.store.check(["cause"]):
+            raise RuntimeError("a rank has failed")
 
     # ------------------------------------------------------------------ faults
-
-    def gone(self) -> dict[int, str]:
-        """
-        Knock at the doors of the others.
-
-        :return: of the ranks whose process has ended, its number and its host
-        """
-        addresses = {other: self.store.get(f"door/{other}").decode() for other in range(self.size) if other != self.rank}
-        parts = {other: address.split() for other, address in addresses.items() if not _opens(address)}
-        return {other: f"process {process} on {host}" for other, (host, _, process) in parts.items()}
 
     def settle(self, cause: str) -> str:
         """
@@ -196,13 +190,15 @@ class _Group:
         try:
             if self.store.check(["cause"]):
                 return self.settle("")
-            for _ in range(KNOCKS):
-                if gone := self.gone():
-                    processes = ", ".join(gone.values())
-                    return self.settle(f"{_names([*gone])} is gone without a word: {processes} was killed, or its host is down")
-                time.sleep(0.1)
+            addresses = {other: self.store.get(f"door/{other}").decode() for other in range(self.size) if other != self.rank}
         except RuntimeError:
             return f"rank 0 (process at {_master()}) is gone without a word: it was killed, or its host is down"
+        for _ in range(KNOCKS):
+            gone = [other for other, address in addresses.items() if not _opens(address)]
+            if gone:
+                hosts = ", ".join(f"process {addresses[other].split()[2]} on {addresses[other].split()[0]}" for other in gone)
+                return self.settle(f"{_names(gone)} is gone without a word: {hosts} was killed, or its host is down")
+            time.sleep(0.1)
         return self._call_roll(error)
 
     def _call_roll(self, error: BaseException) -> str:
@@ -309,7 +305,7 @@ def connect() -> None:
     :raises RankLostError: if one of them does not come in time
     """
     global _group
-    if world_size() > 1 and _group is None:
+    if _group is None and world_size() > 1:
         _group = _Group()
         _group.share_memory()
 
@@ -391,6 +387,22 @@ def _broadcast(tensor: th.Tensor) -> None:
         _wait_awake(dist.broadcast(tensor, src=0, async_op=True), tensor.device)
 
 
+def _gather(thing: T) -> list[T]:
+    """
+    What each rank has.
+
+    :param thing: can be pickled
+    :return: one entry a rank, in their order
+    """
+    if _group is not None and _group.mailboxes is not None:
+        messages = _group.mailboxes.gather(pickle.dumps(thing))
+        if messages is not None:
+            return [pickle.loads(message) for message in messages]
+    things = [thing] * world_size()
+    dist.all_gather_object(things, thing)
+    return things
+
+
 def _wait_awake(work: Any, device: th.device) -> None:
     """
     Wait for a collective operation.
@@ -451,10 +463,7 @@ def gather(thing: T) -> list[T]:
     :param thing: can be pickled
     :return: one entry a rank, in their order
     """
-    things = [thing] * world_size()
-    if world_size() > 1:
-        _exchange(dist.all_gather_object, things, thing)
-    return things
+    return _exchange(_gather, thing) if world_size() > 1 else [thing]
 
 
 def from_rank_0(thing: T) -> T:

@@ -12,6 +12,7 @@ The memory has no name in the file system, so nothing stays behind, whatever kil
 import mmap
 import os
 import platform
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ NAP = 0.001
 """Seconds between two looks after that."""
 
 WATCH = 0.2
-"""Seconds after which a process that waits asks whether the others are still there."""
+"""Seconds after which a process that waits asks for news of the others."""
 
 CACHE_LINE = 64
 """Bytes that two cores cannot write at the same time."""
@@ -80,58 +81,32 @@ def create(size: int) -> Place | None:
     return Place(name, os.getpid(), descriptor)
 
 
-def attach(place: Place | None) -> mmap.mmap | None:
-    """
-    Open what another process has made, or this one.
-
-    :param place: from :func:`create`
-    :return: the memory; None if it cannot be reached from here
-    """
-    try:
-        if place is None or place.host != host():
-            return None
-        descriptor = os.open(f"/proc/{place.process}/fd/{place.descriptor}", os.O_RDWR)
-        try:
-            return mmap.mmap(descriptor, 0)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError):  # another user's process
-        return None
-
-
 class Mailboxes:
     """
     Two mailboxes for each rank, used by turns: whoever sees that all have sent their k-th message knows that nobody reads
     the (k − 1)-th any more, and may write the (k + 1)-th in its place.
 
-    :param memory: from :func:`attach`, the same for all ranks
+    :param place: from :func:`create`
     :param rank: of this process
-    :param size: number of ranks
-    :param watch: called now and then while this rank waits, with the seconds that it has waited; raises an error if one of the
-        others will not come
+    :param processes: the number that the operating system gave to each rank's
+    :param watch: called now and then while this rank waits, with the seconds that it has waited; raises an error if the others
+        will not come
+    :raises OSError: if the memory, or another process, cannot be reached from here
     """
 
-    def __init__(self, memory: mmap.mmap, rank: int, size: int, watch: Callable[[float], None]) -> None:
-        self.rank, self.size, self.watch = rank, size, watch
-        counts = np.frombuffer(memory, np.int64, size * CACHE_LINE // 8)
-        self.sent = counts.reshape(size, -1)[:, 0]  # how many messages each rank has sent
-        self.boxes = np.frombuffer(memory, np.uint8, offset=counts.nbytes).reshape(2, size, CAPACITY)
+    def __init__(self, place: Place, rank: int, processes: list[int], watch: Callable[[float], None]) -> None:
+        if place.host != host():
+            raise OSError("another host")
+        self.rank, self.watch = rank, watch
+        descriptor = os.open(f"/proc/{place.process}/fd/{place.descriptor}", os.O_RDWR)
+        memory = mmap.mmap(descriptor, 0)
+        os.close(descriptor)
+        counts = np.frombuffer(memory, np.int64, len(processes) * CACHE_LINE // 8)
+        self.sent = counts.reshape(len(processes), -1)[:, 0]  # how many messages each rank has sent
+        self.boxes = np.frombuffer(memory, np.uint8, offset=counts.nbytes).reshape(2, len(processes), CAPACITY)
         self.n_sent = 0
+        self.ends = {os.pidfd_open(process): other for other, process in enumerate(processes) if other != rank}
         self._views: dict[tuple[Any, ...], list[list[Array]]] = {}
-
-    def _arrays(self, like: Array) -> list[Array]:
-        """
-        The mailboxes whose turn it is.
-
-        :param like: a message
-        :return: each rank's, of the message's shape and type
-        """
-        key = (like.dtype, like.shape)
-        if key not in self._views:
-            self._views[key] = [
-                [box[: like.nbytes].view(like.dtype).reshape(like.shape) for box in boxes] for boxes in self.boxes
-            ]
-        return self._views[key][self.n_sent % 2]
 
     def reduce_(self, array: Array, combine: Callable[..., Any]) -> None:
         """
@@ -140,8 +115,9 @@ class Mailboxes:
         :param array: at most ``CAPACITY`` bytes, of the same shape and type on all ranks; overwritten
         :param combine: a ufunc of NumPy that takes two arrays and ``out``, applied in the order of the ranks
         """
-        boxes = self._post(array, sends=True)
-        self._wait()
+        boxes = self._next_boxes(array)
+        boxes[self.rank][...] = array
+        self._send()
         array[...] = boxes[0]
         for box in boxes[1:]:
             combine(array, box, out=array)
@@ -150,36 +126,58 @@ class Mailboxes:
         """
         Give all ranks the array of rank 0.
 
-        :param array: as for :meth:`reduce_`
+        :param array: at most ``CAPACITY`` bytes, of the same shape and type on all ranks; overwritten on the others
         """
-        boxes = self._post(array, sends=self.rank == 0)
-        self._wait()
+        boxes = self._next_boxes(array)
+        if self.rank == 0:
+            boxes[0][...] = array
+        self._send()
         array[...] = boxes[0]
 
-    def _post(self, array: Array, sends: bool) -> list[Array]:
+    def gather(self, message: bytes) -> list[bytes] | None:
         """
-        Put a message into this rank's mailbox.
+        Give all ranks the messages of all.
 
-        :param array: the message
-        :param sends: False to say only that this rank is here
-        :return: the mailboxes of all ranks, to be read after :meth:`_wait`
+        :param message: this rank's, of any length
+        :return: every rank's; None, on all ranks, if one is too long for a mailbox
         """
+        boxes = self.boxes[(self.n_sent + 1) % 2]
+        lengths, contents = boxes[:, :8].view(np.int64)[:, 0], boxes[:, 8:]
+        lengths[self.rank] = len(message)
+        if len(message) <= contents.shape[1]:
+            contents[self.rank, : len(message)] = np.frombuffer(message, np.uint8)
+        self._send()
+        if max(lengths) > contents.shape[1]:
+            return None
+        return [content[:length].tobytes() for content, length in zip(contents, lengths, strict=True)]
+
+    def _next_boxes(self, like: Array) -> list[Array]:
+        """
+        The mailboxes for the next message.
+
+        :param like: the message
+        :return: each rank's, of the message's shape and type
+        """
+        key = (like.dtype, like.shape)
+        if key not in self._views:
+            self._views[key] = [
+                [box[: like.nbytes].view(like.dtype).reshape(like.shape) for box in boxes] for boxes in self.boxes
+            ]
+        return self._views[key][(self.n_sent + 1) % 2]
+
+    def _send(self) -> None:
+        """Say that this rank's message is in its mailbox, and wait for those of all others."""
         self.n_sent += 1
-        boxes = self._arrays(array)
-        if sends:
-            boxes[self.rank][...] = array
         self.sent[self.rank] = self.n_sent  # seen by others after the message: x86-64 keeps the order of writes
-        return boxes
-
-    def _wait(self) -> None:
-        """Wait until all ranks have sent as many messages as this one."""
         start = watched = time.monotonic()
         while np.minimum.reduce(self.sent) < self.n_sent:
             now = time.monotonic()
             if now - start < AWAKE:
                 let_others_go_first()
                 continue
+            ended = select.select([*self.ends], [], [], NAP)[0]
+            if any(self.sent[self.ends[end]] < self.n_sent for end in ended):
+                raise RuntimeError("a process has ended")
             if now - watched > WATCH:
                 self.watch(now - start)
                 watched = now
-            time.sleep(NAP)

@@ -76,18 +76,22 @@ def _normalize_pieces(pieces: list[Any], pivot: float) -> list[Any]:
     :param pivot: the mean of all batches of all ranks, the same bits on each
     :return: the same shapes
     """
-    values = th.cat([th.as_tensor(piece) for piece in pieces])
     sizes = [len(piece) for piece in pieces]
-    piece_of = th.repeat_interleave(th.tensor(sizes)).to(values.device)
-    shifted = values.double() - pivot
-    powers = th.stack((th.ones_like(shifted), shifted, shifted**2))
-    counts, sums, squares = sum_(powers.new_zeros(3, len(pieces)).index_add_(1, piece_of, powers))
-    means = sums / counts
-    variances = (squares - sums * means).clamp(min=0) / (counts - 1).clamp(min=1)
-    centred = shifted - means[piece_of]
-    normal = th.where(counts[piece_of] > 1, centred / (variances.sqrt() + 1e-8)[piece_of], values.double()).to(values.dtype)
-    parts = list(th.split(normal, sizes))
-    return parts if isinstance(pieces[0], th.Tensor) else [part.numpy() for part in parts]
+    values = np.concatenate([piece.cpu().numpy() if isinstance(piece, th.Tensor) else piece for piece in pieces])
+    piece_of = np.repeat(np.arange(len(pieces)), sizes)
+    shifted = values.astype(np.float64) - pivot
+    powers = [np.bincount(piece_of, power, len(pieces)) for power in (np.ones_like(shifted), shifted, shifted**2)]
+    counts, sums, squares = sum_(th.from_numpy(np.stack(powers))).numpy()
+    means = sums / np.maximum(counts, 1)
+    variances = np.maximum(squares - sums * means, 0) / np.maximum(counts - 1, 1)
+    scales = 1 / (np.sqrt(variances) + 1e-8)
+    normal = ((shifted - means[piece_of]) * scales[piece_of]).astype(values.dtype)
+    normal = np.where(counts[piece_of] > 1, normal, values)
+    parts = np.split(normal, np.cumsum(sizes[:-1]))
+    return [
+        th.from_numpy(part).to(piece.device) if isinstance(piece, th.Tensor) else part
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
 
 
 class SharedGradient:
@@ -99,10 +103,8 @@ class SharedGradient:
 
     def __init__(self, gradient: th.Tensor) -> None:
         self.alone = world_size() == 1
-        self.gradient = gradient
+        self.gradient: Any = gradient
         self.names: list[str] = []
-        self.tensors = False
-        self.message = gradient.new_empty(0)
 
     def __call__(self, compute: Callable[..., Terms], minibatch: Batch, *arguments: Any) -> Terms:
         """
@@ -117,24 +119,33 @@ class SharedGradient:
             return compute(minibatch, *arguments)
         terms = compute(minibatch, *arguments) if minibatch.size else {}
         if not self.names:
-            self.names = [name for name in terms if not name.endswith("_max")]
-            self.tensors = isinstance(terms[self.names[0]], th.Tensor)
-            self.message = self.gradient.new_empty(len(self.gradient) + len(self.names) + 1)
-        n = len(self.gradient)
-        gradient, values, size = self.message[:n], self.message[n:-1], self.message[-1]
+            self._prepare_message(terms)
         if terms:
             numbers = [terms[name] for name in self.names]
-            gradient.copy_(self.gradient)
-            values.copy_(th.stack(numbers) if self.tensors else th.from_numpy(np.array(numbers)))
-            size.fill_(1)
-            self.message *= minibatch.size
+            self.xp.multiply(self.gradient, minibatch.size, out=self.gradients)
+            self.numbers[:] = numbers if self.xp is np else th.stack(numbers)
+            self.numbers *= minibatch.size
+            self.sizes[:] = minibatch.size
         else:
             self.message.zero_()
         sum_(self.message)
-        th.div(gradient, size, out=self.gradient)
-        values /= size
-        shared = values.clone().unbind() if self.tensors else values.tolist()
-        return {**terms, **dict(zip(self.names, shared, strict=True))}
+        self.xp.divide(self.gradients, self.sizes, out=self.gradient)
+        return {**terms, **dict(zip(self.names, self.numbers / self.sizes, strict=True))}
+
+    def _prepare_message(self, terms: Terms) -> None:
+        """
+        Lay out what the ranks add up: their gradients, terms and sizes, the first two times the third.
+
+        :param terms: of the first minibatch
+        """
+        self.names = [name for name in terms if not name.endswith("_max")]
+        self.message = self.gradient.new_empty(len(self.gradient) + len(self.names) + 1)
+        message: Any = self.message
+        self.xp: Any = th
+        if not isinstance(terms[self.names[0]], th.Tensor):  # the engine works in NumPy, then so does this
+            self.xp, message, self.gradient = np, message.numpy(), self.gradient.numpy()
+        n = len(self.gradient)
+        self.gradients, self.numbers, self.sizes = message[:n], message[n:-1], message[-1:]
 
 
 def reduce_maxima(terms: dict[str, float]) -> dict[str, float]:
