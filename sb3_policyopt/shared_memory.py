@@ -12,8 +12,8 @@ The memory has no name in the file system, so nothing stays behind, whatever kil
 import mmap
 import os
 import platform
-import select
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ NAP = 0.001
 """Seconds between two looks after that."""
 
 WATCH = 0.2
-"""Seconds after which a process that waits asks for news of the others."""
+"""Seconds between two looks at whether the others still live."""
 
 CACHE_LINE = 64
 """Bytes that two cores cannot write at the same time."""
@@ -54,9 +54,9 @@ def host() -> str | None:
     """
     What processes have in common that can share memory here.
 
-    :return: the running system and its numbering of processes (a container may have its own); None where there is no memory
-        without a name (not Linux), or where the order in which one core writes is not the one in which another sees it
-        (not x86-64)
+    :return: the running system and its numbering of processes (a container may have its own); None where one process cannot
+        open what another has open (not Linux), or where the order in which one core writes is not the one in which another
+        sees it (not x86-64)
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return None
@@ -74,11 +74,25 @@ def create(size: int) -> Place | None:
         name = host()
         if name is None:
             return None
-        descriptor = os.memfd_create("sb3_policyopt")
-        os.ftruncate(descriptor, size * (CACHE_LINE + 2 * CAPACITY))
-    except OSError:  # a container forbids it
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            os.posix_fallocate(file.fileno(), 0, size * (CACHE_LINE + 2 * CAPACITY))
+            return Place(name, os.getpid(), os.dup(file.fileno()))
+    except OSError:  # a container forbids it, or has too little
         return None
-    return Place(name, os.getpid(), descriptor)
+
+
+def _has_ended(process: int) -> bool:
+    """
+    Whether a process is no longer there.
+
+    :param process: the operating system's number
+    :return: True also if nobody has asked yet how it ended
+    """
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
 
 
 class Mailboxes:
@@ -97,7 +111,7 @@ class Mailboxes:
     def __init__(self, place: Place, rank: int, processes: list[int], watch: Callable[[float], None]) -> None:
         if place.host != host():
             raise OSError("another host")
-        self.rank, self.watch = rank, watch
+        self.rank, self.processes, self.watch = rank, processes, watch
         descriptor = os.open(f"/proc/{place.process}/fd/{place.descriptor}", os.O_RDWR)
         memory = mmap.mmap(descriptor, 0)
         os.close(descriptor)
@@ -105,7 +119,6 @@ class Mailboxes:
         self.sent = counts.reshape(len(processes), -1)[:, 0]  # how many messages each rank has sent
         self.boxes = np.frombuffer(memory, np.uint8, offset=counts.nbytes).reshape(2, len(processes), CAPACITY)
         self.n_sent = 0
-        self.ends = {os.pidfd_open(process): other for other, process in enumerate(processes) if other != rank}
         self._views: dict[tuple[Any, ...], list[list[Array]]] = {}
 
     def reduce_(self, array: Array, combine: Callable[..., Any]) -> None:
@@ -175,9 +188,10 @@ class Mailboxes:
             if now - start < AWAKE:
                 let_others_go_first()
                 continue
-            ended = select.select([*self.ends], [], [], NAP)[0]
-            if any(self.sent[self.ends[end]] < self.n_sent for end in ended):
-                raise RuntimeError("a process has ended")
+            time.sleep(NAP)
             if now - watched > WATCH:
-                self.watch(now - start)
                 watched = now
+                ended = [rank for rank, process in enumerate(self.processes) if _has_ended(process)]
+                if any(self.sent[rank] < self.n_sent for rank in ended):  # asked afterwards: a process may send, then end
+                    raise RuntimeError("a process has ended")
+                self.watch(now - start)

@@ -65,6 +65,7 @@ def _meet(pieces: list[Any]) -> tuple[int, float]:
     return max(n_pieces), sum(sums) / max(1, sum(counts))
 
 
+@np.errstate(invalid="ignore")  # a piece with an advantage that is not finite becomes NaN, and its minibatch is skipped
 def _normalize_pieces(pieces: list[Any], pivot: float) -> list[Any]:
     """
     Normalise several batches, each over all ranks, with one reduction for all of them.

@@ -2,7 +2,8 @@
 Trainings whose data do not depend on who collects them: environment number i plays tape i, whatever the actions, and the
 actions are on the tape, too. So one process with all environments sees what several ranks see together.
 
-Run as a script by every rank, it trains all cases and saves what came out; imported, it trains the same in one process.
+Run as a script by every rank, ``tape.py FOLDER WAY``, it trains all cases and saves what came out; imported, it trains the
+same in one process. For what the ways are see ``exchanges.py``.
 """
 
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from exchanges import take
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -208,5 +210,6 @@ def train_on_this_rank(case: Case) -> dict[str, Any]:
 
 if __name__ == "__main__":
     th.set_num_threads(1)
+    take(sys.argv[2])
     everything = {name: train_on_this_rank(case) for name, case in {**CASES, "normalized": NORMALIZED}.items()}
     th.save(everything, Path(sys.argv[1]) / f"{distributed.rank()}.pt")

@@ -7,16 +7,20 @@ import torch as th
 from launch import run
 
 slow = pytest.mark.slow
-WORLD_SIZES = [pytest.param(n, id=f"{n}_ranks", marks=() if n == 2 else slow) for n in (1, 2, 3)]
+RANKS = [
+    pytest.param((n, way), id=f"{n}_ranks-{way}", marks=() if (n, way) == (2, "one_host") else slow)
+    for n, way in ((1, "one_host"), (2, "one_host"), (2, "several_hosts"), (3, "one_host"), (3, "several_hosts"))
+]
 
 
-@pytest.fixture(scope="module", params=WORLD_SIZES)
+@pytest.fixture(scope="module", params=RANKS)
 def trained(request, tmp_path_factory):
     """What each rank came to, for all cases."""
+    n, way = request.param
     folder = tmp_path_factory.mktemp("ranks")
-    ended = run(request.param, "tape.py", folder)
-    assert [rank.code for rank in ended] == [0] * request.param, "\n".join(rank.output for rank in ended)
-    return [th.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+    ended = run(n, "tape.py", folder, way)
+    assert [rank.code for rank in ended] == [0] * n, "\n".join(rank.output for rank in ended)
+    return [th.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
 
 
 @pytest.fixture(scope="module")
