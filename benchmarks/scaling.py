@@ -3,6 +3,7 @@ Weak scaling on this machine, and what the exchanges between the ranks cost.
 
     python -m benchmarks.scaling                        # HalfCheetah-v5, 8 environments a rank, 2 ranks
     python -m benchmarks.scaling --algo trpo --ranks 4
+    python -m benchmarks.scaling --network              # as if each rank were on a host of its own
     python -m benchmarks.scaling --collectives          # seconds of one all-reduce by size, and what they predict
 
 Every rank has one core and one thread. Weak scaling asks how many more steps a second n ranks make than one, with as much
@@ -115,8 +116,10 @@ def work(options: argparse.Namespace) -> None:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from sb3_policyopt import PPO, TRPO, distributed
+    from sb3_policyopt import PPO, TRPO, distributed, shared_memory
 
+    if options.network:
+        shared_memory.host = lambda: f"host of rank {distributed.rank()}"
     algorithm: Any = {"ppo": PPO, "trpo": TRPO}[options.algo]
     size = options.n_steps * options.n_envs
     rank, n_ranks = distributed.rank(), distributed.world_size()
@@ -186,35 +189,40 @@ def work(options: argparse.Namespace) -> None:
 
 
 def measure_collectives() -> None:
-    """Time all-reduces of several sizes; rank 0 prints them."""
+    """Time all-reduces of several sizes, in the memory that the ranks share and through the network; rank 0 prints them."""
     from sb3_policyopt import distributed
 
     with distributed.together():
+        group: Any = distributed._group
+        in_memory = group.mailboxes
         for size in SIZES:
-            tensor, times = th.zeros(size // 4), []
-            for _ in range(max(20, min(200, 2**26 // size))):
-                distributed.barrier()
-                start = time.perf_counter()
-                distributed.sum_(tensor)
-                times.append(time.perf_counter() - start)
-            if distributed.rank() == 0:
-                deciles = [round(1e6 * time_, 1) for time_ in statistics.quantiles(times, n=10)]
-                print(json.dumps({"bytes": size, "median": deciles[4], "fastest_tenth": deciles[0]}))
+            for mailboxes in (in_memory, None):
+                group.mailboxes = mailboxes
+                tensor, times = th.zeros(size // 4), []
+                for _ in range(max(20, min(200, 2**26 // size))):
+                    distributed.barrier()
+                    start = time.perf_counter()
+                    distributed.sum_(tensor)
+                    times.append(time.perf_counter() - start)
+                if distributed.rank() == 0 and distributed._boxes_for(tensor) is mailboxes:
+                    deciles = [round(1e6 * time_, 1) for time_ in statistics.quantiles(times, n=10)]
+                    way = "network" if mailboxes is None else "memory"
+                    print(json.dumps({"bytes": size, "way": way, "median": deciles[4], "fastest_tenth": deciles[0]}))
 
 
 def predict(rows: list[dict[str, Any]]) -> None:
     """
-    Fit t(B, n) = 2 (n − 1) α + 2 (n − 1)/n · B/β to all-reduces of two ranks, and print what other links would take for
-    an update of HalfCheetah-v5 (docs/scale.md says of how many all-reduces that is).
+    Fit t(B, n) = 2 (n − 1) α + 2 (n − 1)/n · B/β to all-reduces of two ranks through the network, and print what
+    other links would take for an update of HalfCheetah-v5 (docs/scale.md says of how many all-reduces that is).
 
     :param rows: measured between two ranks on this machine
     """
-    times = {row["bytes"]: 1e-6 * row["median"] for row in rows}
+    times = {row["bytes"]: 1e-6 * row["median"] for row in rows if row["way"] == "network"}
     alpha = times[4096] / 2
     beta = 2**22 / (times[2**22] - times[4096])
-    print(f"\nα = {1e6 * alpha:.0f} µs, β = {beta / 1e9:.1f} GB/s on this machine")
+    print(f"\nα = {1e6 * alpha:.0f} µs, β = {beta / 1e9:.1f} GB/s over loopback")
     links = {
-        "2 ranks, this machine": (2, alpha, beta),
+        "2 ranks over loopback": (2, alpha, beta),
         "8 GPUs of one host (α = 5 µs and 100 GB/s assumed)": (8, 5e-6, 100e9),
         "64 hosts, 10 Gb/s (20 µs of network added to α)": (64, alpha + 20e-6, 1.25e9),
         "64 hosts, 100 Gb/s (20 µs of network added to α)": (64, alpha + 20e-6, 12.5e9),
@@ -270,6 +278,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=512, help="of each rank: SB3's 64 times the 8 environments")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--network", action="store_true", help="no shared memory between the ranks")
     parser.add_argument("--collectives", action="store_true")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -282,7 +291,8 @@ def main() -> None:
     if options.collectives:
         rows = launch(2, sys.argv[1:])
         for row in rows:
-            print(f"{row['bytes']:>10} bytes {row['median']:>10} µs, the fastest tenth within {row['fastest_tenth']:>8} µs")
+            median, fastest = row["median"], row["fastest_tenth"]
+            print(f"{row['bytes']:>10} bytes by {row['way']:<8} {median:>10} µs, the fastest tenth within {fastest:>8} µs")
         predict(rows)
         return
     report(options.ranks, launch(options.ranks, sys.argv[1:]))
