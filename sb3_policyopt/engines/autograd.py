@@ -276,6 +276,8 @@ def split_parameters(policy: ActorCriticPolicy) -> tuple[list[nn.Parameter], lis
         only the value or an overridden loss depends on. Frozen parameters are in no list
     """
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    # After all layers, where the closed form of the networks has it.
+    trainable.sort(key=lambda parameter: parameter is getattr(policy, "log_std", None))
     was_training = policy.training
     policy.set_training_mode(False)
     try:

@@ -13,6 +13,7 @@ from sb3_policyopt.engines.activations import make_activation
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.closed_form import ClosedFormEngine
 from sb3_policyopt.engines.engine import Engine
+from sb3_policyopt.engines.hybrid import HybridEngine
 from sb3_policyopt.engines.mlp_policy import hidden_activation
 
 POLICY_METHODS = (
@@ -52,16 +53,19 @@ def choose_engine(
     :return: the engine, bound to the policy's parameters
     :raises ValueError: if ``wanted`` is "closed_form" and something stands in its way
     """
-    obstacle = None
-    if wanted != "autograd":
-        obstacle = closed_form_obstacle(policy)
-        if overridden:
-            obstacle = f"{', '.join(overridden)} of the algorithm is overridden"
-        elif micro_batch_size is not None:
-            obstacle = "micro_batch_size is set"
+    why_autograd = None
+    if overridden:
+        why_autograd = f"{', '.join(overridden)} of the algorithm is overridden"
+    elif micro_batch_size is not None:
+        why_autograd = "micro_batch_size is set"
+    obstacle = why_autograd or closed_form_obstacle(policy)
     if wanted == "closed_form" and obstacle is not None:
         raise ValueError(f'engine="closed_form" cannot serve this policy: {obstacle}; use engine="auto"')
-    kind = AutogradEngine if wanted == "autograd" or obstacle is not None else ClosedFormEngine
+    kind: type[Engine] = AutogradEngine
+    if wanted != "autograd" and obstacle is None:
+        kind = ClosedFormEngine
+    elif wanted != "autograd" and (why_autograd or networks_obstacle(policy)) is None:
+        kind = HybridEngine
     channels_last = not overridden and _takes_channels_last(policy)
     if type(current) is kind and current.policy is policy and current.serves(trainable_parameters(policy)):
         if isinstance(current, AutogradEngine):
@@ -69,6 +73,8 @@ def choose_engine(
         return current
     if kind is ClosedFormEngine:
         return ClosedFormEngine(policy)
+    if kind is HybridEngine:
+        return HybridEngine(policy, objectives, channels_last)
     return AutogradEngine(policy, objectives, micro_batch_size, channels_last)
 
 
@@ -91,10 +97,9 @@ def _takes_channels_last(policy: ActorCriticPolicy) -> bool:
     :param policy: any SB3 actor-critic policy
     :return: True for SB3's convolutions on the CPU, where they are up to 1.7 times as fast
     """
-    extractors: set[nn.Module] = {policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor}
     return (
         policy.device.type == "cpu"
-        and all(type(extractor) in (NatureCNN, CombinedExtractor) for extractor in extractors)
+        and all(type(extractor) in (NatureCNN, CombinedExtractor) for extractor in _extractors(policy))
         and _overridden(policy) is None
     )
 
@@ -106,10 +111,27 @@ def closed_form_obstacle(policy: ActorCriticPolicy) -> str | None:
     :param policy: any SB3 actor-critic policy
     :return: the first obstacle found, None if there is none
     """
-    for obstacle in (_overridden(policy), _unusual_spaces(policy), _unusual_modules(policy), _unusual_tensors(policy)):
-        if obstacle is not None:
-            return obstacle
-    return None
+    return networks_obstacle(policy) or _unusual_features(policy)
+
+
+def networks_obstacle(policy: ActorCriticPolicy) -> str | None:
+    """
+    What keeps the closed form from computing exactly what the policy's networks compute from their features.
+
+    :param policy: any SB3 actor-critic policy
+    :return: the first obstacle found, None if there is none
+    """
+    return _overridden(policy) or _unusual_actions(policy) or _unusual_modules(policy) or _unusual_tensors(policy)
+
+
+def _extractors(policy: ActorCriticPolicy) -> list[nn.Module]:
+    """
+    The features extractors.
+
+    :param policy: any SB3 actor-critic policy
+    :return: each once
+    """
+    return list(dict.fromkeys((policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor)))
 
 
 def _overridden(policy: ActorCriticPolicy) -> str | None:
@@ -125,15 +147,30 @@ def _overridden(policy: ActorCriticPolicy) -> str | None:
     return None
 
 
-def _unusual_spaces(policy: ActorCriticPolicy) -> str | None:
+def _unusual_features(policy: ActorCriticPolicy) -> str | None:
     """
-    Spaces and distributions without a closed form here.
+    Observations that do not become features by flattening.
 
     :param policy: a policy with the methods of ActorCriticPolicy
     :return: the obstacle, None if there is none
     """
     if not isinstance(policy.observation_space, OBSERVATION_SPACES):
         return f"the observation space is {type(policy.observation_space).__name__}"
+    for extractor in _extractors(policy):
+        if type(extractor) is not FlattenExtractor:
+            return f"the features extractor is {type(extractor).__name__}"
+        if any(_hooked(module) for module in extractor.modules()):
+            return "a module has a hook"
+    return None
+
+
+def _unusual_actions(policy: ActorCriticPolicy) -> str | None:
+    """
+    Action spaces and distributions without a closed form here.
+
+    :param policy: a policy with the methods of ActorCriticPolicy
+    :return: the obstacle, None if there is none
+    """
     if isinstance(policy.action_space, spaces.MultiBinary) and len(policy.action_space.shape) != 1:
         return "the action space has more than one axis"
     if type(policy.action_dist) not in DISTRIBUTIONS:
@@ -143,14 +180,14 @@ def _unusual_spaces(policy: ActorCriticPolicy) -> str | None:
 
 def _unusual_modules(policy: ActorCriticPolicy) -> str | None:
     """
-    Anything but two chains of linear layers with one known activation between them.
+    Anything but two chains of linear layers with one known activation between them, above one extractor or one each.
 
     :param policy: a policy with the methods of ActorCriticPolicy
     :return: the obstacle, None if there is none
     """
-    extractors: set[nn.Module] = {policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor}
-    if any(type(extractor) is not FlattenExtractor for extractor in extractors):
-        return f"the features extractor is {type(policy.features_extractor).__name__}"
+    n_extractors = 1 if policy.share_features_extractor else 2
+    if len(_extractors(policy)) != n_extractors or policy.features_extractor is not policy.pi_features_extractor:
+        return "the features extractors are not those that SB3 builds"
     if type(policy.mlp_extractor) is not MlpExtractor:
         return f"the mlp_extractor is {type(policy.mlp_extractor).__name__}"
     if type(policy.action_net) is not nn.Linear or type(policy.value_net) is not nn.Linear:
@@ -169,24 +206,38 @@ def _unusual_modules(policy: ActorCriticPolicy) -> str | None:
 
 def _unusual_tensors(policy: ActorCriticPolicy) -> str | None:
     """
-    Parameters elsewhere than in float32 on the CPU, frozen ones, shared ones, extra ones, and hooks.
+    Parameters elsewhere than in float32 on the CPU, and of the networks also frozen ones, shared ones, extra ones, and hooks.
 
     :param policy: a policy made of plain modules
     :return: the obstacle, None if there is none
     """
+    modules = [policy, *policy.mlp_extractor.modules(), policy.action_net, policy.value_net]
+    if any(_hooked(module) for module in modules):
+        return "a module has a hook"
+    of_extractors = {id(parameter) for extractor in _extractors(policy) for parameter in extractor.parameters()}
     parameters = dict(policy.named_parameters())
-    n_linear = sum(type(module) is nn.Linear for module in policy.modules())
+    n_linear = sum(type(module) is nn.Linear for module in modules)
     n_expected = 2 * n_linear + isinstance(policy.action_space, spaces.Box)
-    if len(parameters) != n_expected:
+    if len(parameters) != n_expected + len(of_extractors):
         return "the policy has other parameters than its layers and log_std"
     for name, parameter in parameters.items():
         if parameter.dtype != th.float32 or parameter.device.type != "cpu":
             return f"{name} is {parameter.dtype} on {parameter.device}"
+        if id(parameter) in of_extractors:
+            continue
         if not parameter.requires_grad:
             return f"{name} is frozen"
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             return f"{name} has a hook"
-    hook_kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, kind) for module in policy.modules() for kind in hook_kinds):
-        return "a module has a hook"
     return None
+
+
+def _hooked(module: nn.Module) -> bool:
+    """
+    Whether somebody wants to be called when a module computes.
+
+    :param module: without its children
+    :return: True if so
+    """
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)

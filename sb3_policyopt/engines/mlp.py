@@ -92,13 +92,13 @@ class Trunk:
         z = x Wᵀ + b, h = φ(z) through all layers.
 
         :param layers: of the parameters
-        :param x: shape (batch, n_in)
+        :param x: shape (networks, batch, n_in), or (1, batch, n_in) for the same input
         :param with_slopes: whether φ'(z) is wanted
         :return: the input and each layer's h, and each layer's φ'(z), shape (networks, batch, n_out); valid until the
             next call with the same batch size
         """
-        batch = len(x)
-        hidden, slopes = [x[None]], []
+        batch = x.shape[1]
+        hidden, slopes = [x], []
         for i, (weight, bias) in enumerate(layers, start=1):
             z = np.matmul(hidden[-1], weight.swapaxes(1, 2), out=self.work("hidden", i, batch))
             z += bias
@@ -130,7 +130,15 @@ class Trunk:
             moved = change
         return moved
 
-    def backward(self, layers: list[Layer], hidden: list[Array], slopes: list[Array], h_bar: Array, into: list[Layer]) -> None:
+    def backward(
+        self,
+        layers: list[Layer],
+        hidden: list[Array],
+        slopes: list[Array],
+        h_bar: Array,
+        into: list[Layer],
+        to_input: bool = False,
+    ) -> Array:
         """
         z̄ = φ'(z) h̄, W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W through all layers, the last one first.
 
@@ -139,14 +147,17 @@ class Trunk:
         :param slopes: from :meth:`forward`
         :param h_bar: slope of the scalar with respect to the last h, shape (networks, batch, n_out); overwritten
         :param into: where W̄ and b̄ are written
+        :param to_input: whether x̄ of the first layer is wanted
+        :return: that x̄ if it is, shape (networks, batch, n_in); valid until the next call with the same batch size
         """
         ones = row_of_ones(h_bar.shape[1])[None]
         for i in reversed(range(len(layers))):
             h_bar *= slopes[i]  # now z̄
             np.matmul(h_bar.swapaxes(1, 2), hidden[i], out=into[i].weight)
             np.matmul(ones, h_bar, out=into[i].bias)
-            if i > 0:
+            if i > 0 or to_input:
                 h_bar = np.matmul(h_bar, layers[i].weight, out=self.work("backward", i, h_bar.shape[1]))
+        return h_bar
 
     def gradient_buffer(self, batch: int) -> Array:
         """
@@ -181,3 +192,8 @@ class Network:
         n_in = self.trunk.widths[-1]
         end = self.head_start + self.n_out * n_in
         return Layer(vector[self.head_start : end].reshape(self.n_out, n_in), vector[end : end + self.n_out])
+
+    @property
+    def end(self) -> int:
+        """Where the entries after the network begin."""
+        return self.head_start + self.n_out * (self.trunk.widths[-1] + 1)

@@ -45,6 +45,15 @@ class FlatParameters:
             views.append((parameter, self.vector[place].view(parameter.shape), self.gradient[place].view(parameter.shape)))
         return views
 
+    def start_of(self, parameter: th.Tensor) -> int:
+        """
+        Where a parameter's entries begin in the vector.
+
+        :param parameter: one of them
+        :return: its offset
+        """
+        return next(start for mine, start in zip(self.parameters, self.offsets, strict=False) if mine is parameter)
+
     def bind_gradients(self, first: int = 0) -> None:
         """
         Make every ``grad`` a view of the gradient; somebody may have set it to None.
