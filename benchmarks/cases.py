@@ -24,7 +24,8 @@ class Settings:
     :param policy: name of the policy
     :param vec_env: "dummy", "subproc" or "envpool"
     :param normalize: with ``VecNormalize``
-    :param small_cnn: with the features extractor ``benchmarks.environments.SmallCNN``
+    :param small_cnn: channels of each convolution of the features extractor ``benchmarks.environments.SmallCNN``; SB3's
+        own extractor if there are none
     :param model_kwargs: further arguments of the algorithm
     :param all_cores: leave threads and cores as they are; else one thread on one core
     """
@@ -36,7 +37,7 @@ class Settings:
     policy: str = "MlpPolicy"
     vec_env: str = "dummy"
     normalize: bool = False
-    small_cnn: bool = False
+    small_cnn: tuple[int, ...] = ()
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     all_cores: bool = False
 
@@ -114,8 +115,9 @@ CELLS: dict[str, Any] = {
     "n_envs": 8,
     "n_steps": 256,
     "policy": "CnnPolicy",
-    "small_cnn": True,
+    "small_cnn": (16, 32, 64),
 }
+ONE_CONVOLUTION: dict[str, Any] = {**CELLS, "small_cnn": (8,)}
 PONG: dict[str, Any] = {
     "env_id": "PongNoFrameskip-v4",
     "n_envs": 8,
@@ -133,8 +135,10 @@ SHAPE_CASES = [
     libraries("ppo-subproc", "shapes", "PPO HalfCheetah-v5 ×8, SubprocVecEnv, all threads", "ppo", **CHEETAH, **SUBPROC),
     libraries("ppo-threads", "shapes", "PPO CartPole-v1 ×8, all threads", "ppo", **CARTPOLE, all_cores=True),
     libraries("trpo-threads", "shapes", "TRPO CartPole-v1 ×8, all threads", "trpo", **CARTPOLE, all_cores=True),
-    libraries("ppo-cells", "shapes", "PPO 7×7 images ×8, small CNN", "ppo", **CELLS),
-    libraries("trpo-cells", "shapes", "TRPO 7×7 images ×8, small CNN", "trpo", **CELLS),
+    libraries("ppo-cells-1", "shapes", "PPO 7×7 images ×8, one convolution", "ppo", **ONE_CONVOLUTION),
+    libraries("trpo-cells-1", "shapes", "TRPO 7×7 images ×8, one convolution", "trpo", **ONE_CONVOLUTION),
+    libraries("ppo-cells", "shapes", "PPO 7×7 images ×8, three convolutions", "ppo", **CELLS),
+    libraries("trpo-cells", "shapes", "TRPO 7×7 images ×8, three convolutions", "trpo", **CELLS),
     libraries("ppo-image", "shapes", "PPO 36×36 images ×8", "ppo", **BALL, model_kwargs=ATARI),
     libraries("trpo-image", "shapes", "TRPO 36×36 images ×8", "trpo", **BALL),
     libraries("ppo-pong", "shapes", "PPO Pong ×8", "ppo", **PONG),

@@ -1,5 +1,7 @@
 """Image environments that cost next to nothing, so that the learning is what is measured."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -79,19 +81,20 @@ class Cells(gym.Env[np.ndarray, int]):
 
 class SmallCNN(BaseFeaturesExtractor):
     """
-    Three convolutions of 2×2 and a linear layer, as people write for MiniGrid's 7×7 cells.
+    Convolutions of 2×2 and a linear layer, as people write for MiniGrid's 7×7 cells.
 
-    :param observation_space: images of at least 4×4
+    :param observation_space: images
+    :param channels: of each convolution
     :param features_dim: number of features
     """
 
-    def __init__(self, observation_space: spaces.Box, features_dim: int = 128) -> None:
+    def __init__(self, observation_space: spaces.Box, channels: Sequence[int] = (16, 32, 64), features_dim: int = 128) -> None:
         super().__init__(observation_space, features_dim)
-        channels, *size = observation_space.shape
+        n_channels, height, width = observation_space.shape
         layers: list[nn.Module] = []
-        for n_in, n_out in ((channels, 16), (16, 32), (32, 64)):
+        for n_in, n_out in pairwise((n_channels, *channels)):
             layers += [nn.Conv2d(n_in, n_out, 2), nn.ReLU()]
-        n_flat = 64 * (size[0] - 3) * (size[1] - 3)
+        n_flat = channels[-1] * (height - len(channels)) * (width - len(channels))
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(n_flat, features_dim), nn.ReLU())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:

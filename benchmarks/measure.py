@@ -113,7 +113,10 @@ def build(settings: Settings) -> Any:
     device = {} if module == "sbx" else {"device": "cpu"}
     words = dict(settings.model_kwargs)
     if settings.small_cnn:
-        words["policy_kwargs"] = {"features_extractor_class": environments.SmallCNN}
+        words["policy_kwargs"] = {
+            "features_extractor_class": environments.SmallCNN,
+            "features_extractor_kwargs": {"channels": settings.small_cnn},
+        }
     return model_class(settings.policy, make_env(settings), n_steps=settings.n_steps, seed=0, **device, **words)
 
 

@@ -108,7 +108,7 @@ class AutogradEngine(Engine):
         Arrays to tensors on the policy's device, without a copy where that is possible.
 
         :param batch: arrays or tensors in the order of :class:`Batch`, such as SB3's ``RolloutBufferSamples``
-        :return: the batch, with discrete actions as int64 of shape (batch,)
+        :return: the batch, with discrete actions as int64, those of one choice of shape (batch,)
         """
         device = self.policy.device
         observations, actions, *rest = batch
@@ -119,6 +119,8 @@ class AutogradEngine(Engine):
         actions = th.as_tensor(actions, device=device)
         if isinstance(self.policy.action_space, spaces.Discrete):
             actions = actions.long().flatten()
+        elif isinstance(self.policy.action_space, spaces.MultiDiscrete):
+            actions = actions.long()
         else:
             actions = actions.float()
         return Batch(observations, actions, *(th.as_tensor(array, device=device).flatten() for array in rest))

@@ -1,0 +1,143 @@
+"""
+The hybrid engine's numbers against the autograd engine's in float64: the gradient and terms of PPO, the critic's gradient,
+through extractors that both networks share, of which each has its own, and that have nothing to learn.
+"""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
+from test_engine_closed_form import ACTIONS, NETWORKS, Objectives, assert_same
+from test_engine_fisher import DICTIONARY, IMAGE
+
+from sb3_policyopt.engines.autograd import AutogradEngine
+from sb3_policyopt.engines.engine import Batch, PPOCoefficients
+from sb3_policyopt.engines.hybrid import HybridEngine
+
+BATCH = 11
+
+
+class Convolution(BaseFeaturesExtractor):
+    """SB3 casts images to float32; here they take the type of the weights."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=3)
+        self.layers = th.nn.Sequential(th.nn.Conv2d(1, 2, 3, stride=2), th.nn.Tanh(), th.nn.Flatten(), th.nn.Linear(18, 3))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.tanh(self.layers(observations.to(self.layers[0].weight.dtype)))
+
+
+class Combined(CombinedExtractor):
+    """No parameters, and the type of a buffer."""
+
+    def __init__(self, observation_space: spaces.Dict) -> None:
+        super().__init__(observation_space)
+        self.register_buffer("one", th.ones(()))
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        return super().forward(observations).to(self.one.dtype)
+
+
+class Pair:
+    """One policy and one rollout in both engines."""
+
+    def __init__(self, action: str, networks: str, extractor: str, frozen: bool = False) -> None:
+        th.manual_seed(0)
+        policy_class, space = ActorCriticPolicy, IMAGE
+        options = {"net_arch": NETWORKS[networks], "ortho_init": False, "features_extractor_class": Convolution}
+        options["share_features_extractor"] = extractor != "separate"
+        if extractor == "nothing to learn":
+            policy_class, space, options["features_extractor_class"] = MultiInputActorCriticPolicy, DICTIONARY, Combined
+        single, double = (policy_class(space, ACTIONS[action], lambda _: 1e-3, **options) for _ in range(2))
+        with th.no_grad():
+            for parameter in single.parameters():  # away from zero biases and equal standard deviations
+                parameter += 0.2 * th.randn(parameter.shape)
+        double.load_state_dict(single.state_dict())
+        double.double()
+        for policy in (single, double):
+            policy.features_extractor.requires_grad_(not frozen)
+        self.closed, self.exact = HybridEngine(single, Objectives(single)), AutogradEngine(double, Objectives(double))
+
+        space.seed(0)
+        samples = [space.sample() for _ in range(BATCH)]
+        if isinstance(space, spaces.Dict):
+            observations = {key: th.as_tensor(np.stack([sample[key] for sample in samples])) for key in space.spaces}
+        else:
+            observations = th.as_tensor(np.stack(samples))
+        with th.no_grad():
+            distribution = double.get_distribution(observations)
+            actions = distribution.sample()
+            # Not the policy's own: ratios on both sides of the clip.
+            old_log_prob = distribution.log_prob(actions) + th.linspace(-0.6, 0.6, BATCH).double()
+        values, advantages, returns = th.randn(3, BATCH).double()
+        scalars = (values, old_log_prob, advantages, returns)
+        self.exact_batch = Batch(observations, actions, *scalars)
+        if actions.is_floating_point():
+            actions = actions.float()
+        self.batch = Batch(observations, actions, *(scalar.float() for scalar in scalars))
+
+
+@pytest.fixture(params=ACTIONS)
+def action(request):
+    return request.param
+
+
+@pytest.fixture(params=NETWORKS)
+def networks(request):
+    return request.param
+
+
+@pytest.fixture(params=["shared", "separate", "nothing to learn"])
+def pair(request, action, networks):
+    return Pair(action, networks, request.param)
+
+
+def assert_same_ppo_gradient(pair: Pair, coefficients: PPOCoefficients) -> None:
+    with pair.closed.updating(BATCH), pair.exact.updating(BATCH):
+        for _ in range(2):  # the second time over the gradient of the first
+            closed = pair.closed.ppo_gradient(pair.batch, coefficients)
+            exact = pair.exact.ppo_gradient(pair.exact_batch, coefficients)
+            assert_same(pair, pair.closed.flat.gradient, pair.exact.flat.gradient)
+    assert 0 < exact["clip_fraction"] < 1
+    assert {name: float(value) for name, value in closed.items()} == pytest.approx(
+        {name: float(value) for name, value in exact.items()}, rel=1e-4, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+@pytest.mark.parametrize(("clip_range_vf", "value_clipping"), [(None, "clipped"), (0.5, "pessimistic")])
+def test_P5_gradient_and_terms(pair, ent_coef, clip_range_vf, value_clipping):
+    assert_same_ppo_gradient(pair, PPOCoefficients(0.2, clip_range_vf, value_clipping, ent_coef, 0.7))
+
+
+@pytest.mark.parametrize("extractor", ["shared", "separate"])
+def test_P5_gradient_below_which_the_extractor_is_frozen(action, networks, extractor):
+    assert_same_ppo_gradient(Pair(action, networks, extractor, frozen=True), PPOCoefficients(0.2, None, "clipped", 0.3, 0.7))
+
+
+def test_T10_gradient_of_the_critic(pair):
+    with pair.closed.updating(BATCH, critic_only=True), pair.exact.updating(BATCH, critic_only=True):
+        for _ in range(2):
+            closed, exact = pair.closed.value_gradient(pair.batch), pair.exact.value_gradient(pair.exact_batch)
+        n = pair.closed.n_actor
+        assert n == pair.exact.n_actor
+        gradients = [engine.flat.gradient.clone() for engine in (pair.closed, pair.exact)]
+    for gradient in gradients:
+        gradient[:n] = 0
+    assert_same(pair, *gradients)
+    assert float(closed["value_loss"]) == pytest.approx(float(exact["value_loss"]), rel=1e-5)
+
+
+def test_the_actor_comes_first_and_its_log_std_last(pair):
+    """What the networks rely on, and what T1-T5 step along."""
+    names = {id(parameter): name for name, parameter in pair.closed.policy.named_parameters()}
+    order = [names[id(parameter)] for parameter in pair.closed.flat.parameters]
+    n = pair.closed.flat.offsets.index(pair.closed.n_actor)
+    critic = ("vf_features_extractor", "mlp_extractor.value_net", "value_net")
+    assert not any(name.startswith(critic) for name in order[:n]) and all(name.startswith(critic) for name in order[n:])
+    assert ("log_std" in order) == pair.closed.networks.gaussian
+    if pair.closed.networks.gaussian:
+        assert order[n - 1] == "log_std"
