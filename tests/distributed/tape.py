@@ -18,6 +18,7 @@ import torch as th
 from exchanges import take
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
@@ -53,6 +54,17 @@ class Tape(gym.Env):
         return self.observations[self.position], self.rewards[self.position], ended and not by_time, ended and by_time, {}
 
 
+class Learned(BaseFeaturesExtractor):
+    """Features that are learned, for which the hybrid engine needs torch."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=4)
+        self.layer = th.nn.Linear(3, 4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.tanh(self.layer(observations))
+
+
 @dataclass(frozen=True)
 class Case:
     """One training: ``n_envs`` and ``batch_sizes`` of each rank (taken in turn if there are more ranks)."""
@@ -76,7 +88,7 @@ TRPO_ARGUMENTS = {"n_critic_updates": 2, "target_kl": 0.02}
 CASES = {
     f"{name}-{algorithm.__name__}-{engine}": Case(algorithm, engine, **given, arguments={**arguments, **more})
     for algorithm, arguments in ((PPO, PPO_ARGUMENTS), (TRPO, TRPO_ARGUMENTS))
-    for engine in ("closed_form", "autograd")
+    for engine in ("closed_form", "hybrid", "autograd")
     for name, given, more in (
         ("even", {}, {}),
         ("last_minibatch_smaller", {"actions": "discrete", "batch_sizes": (10,)}, {}),
@@ -99,6 +111,7 @@ class OnTape:
 
     def prepare_engine(self):
         engine = super().prepare_engine()
+        assert engine.name == self.engine_name
         engine.act = self.act_by_tape
         return engine
 
@@ -155,12 +168,13 @@ def build(case: Case, numbers: range, ranks: list[int], *mixins: type):
         "MlpPolicy",
         VecNormalize(DummyVecEnv(envs)) if case.normalized else DummyVecEnv(envs),
         n_steps=N_STEPS,
-        engine=case.engine,
+        engine="auto" if case.engine == "hybrid" else case.engine,
         seed=3,
-        policy_kwargs={"net_arch": [16, 16]},
+        policy_kwargs={"net_arch": [16, 16], **({"features_extractor_class": Learned} if case.engine == "hybrid" else {})},
         **case.arguments,
         batch_size=case.of(case.batch_sizes, 1)[0],
     )
+    model.engine_name = case.engine
     model.tapes, model.numbers, model.bad_tape = [], numbers, case.bad_tape
     for number in numbers:
         random = np.random.default_rng(10_000 + number)
