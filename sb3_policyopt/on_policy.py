@@ -49,7 +49,8 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
     :param gae_lambda: λ of S4 in [0, 1]
     :param normalize_advantage: whether advantages are scaled to mean 0 and standard deviation 1
     :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (T10, P4)
-    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed
+    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed; "auto" takes the fastest that computes
+        exactly what the policy says
     :param micro_batch_size: most samples that go through the networks at once (a bound on memory; the result is the same
         to rounding); None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds

@@ -1,6 +1,4 @@
-"""
-MlpPolicy on the CPU by explicit formulas, in NumPy on the memory of the torch parameters: see :mod:`.networks`.
-"""
+"""MlpPolicy on the CPU by explicit formulas, in NumPy on the memory of the torch parameters: see :mod:`.networks`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -22,7 +22,7 @@ class JoinedNetworks:
     With few rows a product of matrices costs little more than its call, so that half as many calls are nearly twice as
     fast. The weights are copies, made anew whenever θ has changed.
 
-    :param theta: the parameters, of which all layers are views
+    :param theta: the stretch of the parameters of which all layers are views
     :param actor: layers of the actor, head last; weights of shape (n_out, n_in)
     :param critic: layers of the critic, as many
     :param activation: φ, None if there is no hidden layer

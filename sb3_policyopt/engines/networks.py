@@ -97,7 +97,8 @@ class ActorCriticNetworks:
                 [*(Layer(layer.weight[0], layer.bias[0, 0]) for layer in layers), head]
                 for layers, head in ((self.actor_layers, self.actor_head), (self.critic_layers, self.critic_head))
             )
-            self.joined = JoinedNetworks(self.theta, actor, critic, activation)
+            # The networks' own stretch of θ, without the layers of an extractor that both share.
+            self.joined = JoinedNetworks(self.theta[actor_start : self.critic.end], actor, critic, activation)
 
     def threads(self, batch: int) -> AbstractContextManager[None]:
         """
