@@ -59,15 +59,16 @@ class ClosedFormEngine(Engine):
     # ------------------------------------------------------------------ update
 
     def load(self, buffer: RolloutBuffer) -> Batch:
-        """Observations become features here, once a rollout."""
+        """Observations become features here, once a rollout; columns of actions lie together, as those of the means do."""
         batch = flattened(buffer)
-        actions = batch.actions.reshape(batch.size, -1)
+        actions = np.asfortranarray(batch.actions.reshape(batch.size, -1))
         return batch._replace(observations=self.features(batch.observations), actions=actions)
 
     def minibatches(self, rollout: Batch, batch_size: int, normalized: bool = False) -> Iterator[Batch]:
         """Shuffle the whole rollout once, so that minibatches are contiguous pieces of it."""
         order = np.random.permutation(rollout.size)
-        shuffled = Batch(*(array.take(order, 0) for array in rollout))
+        observations, actions, *scalars = rollout
+        shuffled = Batch(observations.take(order, 0), actions.T.take(order, 1).T, *(scalar.take(order) for scalar in scalars))
         if normalized:
             shuffled = shuffled._replace(advantages=losses.normalize_pieces(shuffled.advantages, batch_size))
         for start in range(0, rollout.size, batch_size):
