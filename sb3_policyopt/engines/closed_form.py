@@ -1,7 +1,6 @@
 """MlpPolicy on the CPU by explicit formulas, in NumPy on the memory of the torch parameters: see :mod:`.networks`."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,9 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
+from sb3_policyopt.engines.engine import Batch, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.mlp_policy import feature_extractor, linear_layers
-from sb3_policyopt.engines.networks import ActorCriticNetworks, Pass
+from sb3_policyopt.engines.networks import ActorCriticNetworks, NetworksEngine, Pass
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import mean
@@ -22,7 +21,7 @@ from sb3_policyopt.maths.arrays import mean
 Array = NDArray[Any]
 
 
-class ClosedFormEngine(Engine):
+class ClosedFormEngine(NetworksEngine):
     """
     The engine for MlpPolicy on the CPU; see the module's text.
 
@@ -30,7 +29,6 @@ class ClosedFormEngine(Engine):
     """
 
     name = "closed_form"
-    step = Engine.step_in_numpy
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         actor_layers, critic_layers = linear_layers(policy)
@@ -43,10 +41,6 @@ class ClosedFormEngine(Engine):
         self.features = feature_extractor(policy.observation_space, policy.normalize_images)
 
     # ------------------------------------------------------------------ rollout
-
-    def start_rollout(self, n_steps: int, n_envs: int) -> None:
-        """Draw the noise of all steps at once, from torch's global generator."""
-        self.networks.start_rollout(n_steps, n_envs)
 
     def act(self, observations: Any) -> tuple[Array, Array, Array]:
         """One forward pass of both networks, and the next piece of noise."""
@@ -73,12 +67,6 @@ class ClosedFormEngine(Engine):
             shuffled = shuffled._replace(advantages=losses.normalize_pieces(shuffled.advantages, batch_size))
         for start in range(0, rollout.size, batch_size):
             yield shuffled.rows(slice(start, start + batch_size))
-
-    @contextmanager
-    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
-        """As the base class, with threads that suit the minibatches."""
-        with self.networks.threads(batch_size), super().updating(batch_size, critic_only):
-            yield
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
         """P5 and its gradient Jᵀ ∂(−L)/∂output."""

@@ -1,6 +1,5 @@
 """The seam between the algorithms and how their numbers are computed."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -297,23 +296,3 @@ class Engine(ABC):
         elif not skipped:
             self.policy.optimizer.step()
         return {"grad_norm": norm, "skipped_updates": skipped}
-
-    def step_in_numpy(self, max_norm: float, loss: Any) -> Terms:
-        """
-        :meth:`step` for float32 on the CPU, where nothing has to be waited for and NumPy's calls are the faster ones.
-
-        :param max_norm: as of :meth:`step`
-        :param loss: as of :meth:`step`
-        :return: as of :meth:`step`
-        """
-        gradient = self._stepped_gradient.numpy()
-        norm = math.sqrt(gradient.dot(gradient))
-        if not (math.isfinite(norm) and math.isfinite(loss)):
-            return {"grad_norm": norm, "skipped_updates": 1.0}
-        if norm + 1e-6 > max_norm:
-            gradient *= max_norm / (norm + 1e-6)
-        if self._fused is not None:
-            self._fused.step()
-        else:
-            self.policy.optimizer.step()
-        return {"grad_norm": norm, "skipped_updates": 0.0}

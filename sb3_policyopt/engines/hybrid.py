@@ -6,8 +6,6 @@ With x the features, the chain rule at x joins the two: the closed form (see :mo
 everything above and x̄ = ∂(−L)/∂x, from which torch goes on backward.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
-from sb3_policyopt.engines.engine import Batch, Engine, PPOCoefficients, Terms
-from sb3_policyopt.engines.networks import ActorCriticNetworks
+from sb3_policyopt.engines.engine import Batch, PPOCoefficients, Terms
+from sb3_policyopt.engines.networks import ActorCriticNetworks, NetworksEngine
 
 Array = NDArray[Any]
 
 
-class HybridEngine(AutogradEngine):
+class HybridEngine(NetworksEngine, AutogradEngine):
     """
     The engine for policies whose features extractor alone needs torch. What TRPO asks of the actor is left to autograd.
 
@@ -35,7 +33,6 @@ class HybridEngine(AutogradEngine):
     """
 
     name = "hybrid"
-    step = Engine.step_in_numpy
 
     def __init__(self, policy: ActorCriticPolicy, objectives: Objectives, channels_last: bool = False) -> None:
         super().__init__(policy, objectives, channels_last=channels_last)
@@ -65,10 +62,6 @@ class HybridEngine(AutogradEngine):
 
     # ------------------------------------------------------------------ rollout
 
-    def start_rollout(self, n_steps: int, n_envs: int) -> None:
-        """Draw the noise of all steps at once, from torch's global generator."""
-        self.networks.start_rollout(n_steps, n_envs)
-
     def act(self, observations: Any) -> tuple[Array, Array, Array]:
         """One forward pass of the extractors and both networks, and the next piece of noise."""
         with th.no_grad():
@@ -82,12 +75,6 @@ class HybridEngine(AutogradEngine):
         return self.networks.value(x.numpy())
 
     # ------------------------------------------------------------------ update
-
-    @contextmanager
-    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
-        """As the base class, with threads that suit the networks' minibatches."""
-        with self.networks.threads(batch_size), super().updating(batch_size, critic_only):
-            yield
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
         """P5 and its gradient: Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""

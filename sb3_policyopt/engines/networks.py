@@ -12,7 +12,9 @@ Features are arrays of shape (1, batch, n_features) if both networks see the sam
 own: the actor's first, the critic's last.
 """
 
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +27,7 @@ from torch import nn
 from sb3_policyopt.engines.action_spaces import make_action_distribution
 from sb3_policyopt.engines.activations import Activation, make_activation
 from sb3_policyopt.engines.blas import threads_for
-from sb3_policyopt.engines.engine import Batch, PPOCoefficients, Terms
+from sb3_policyopt.engines.engine import Batch, Engine, PPOCoefficients, Terms
 from sb3_policyopt.engines.joined import WORTH_JOINING, JoinedNetworks
 from sb3_policyopt.engines.mlp import Layer, Network, Trunk
 from sb3_policyopt.engines.mlp_policy import hidden_activation, linear_layers
@@ -57,7 +59,7 @@ class ActorCriticNetworks:
         self.gradient: Array = flat.gradient.numpy()
         self.starts = [flat.start_of(actor_layers[0].weight), flat.start_of(critic_layers[0].weight)]
         self._build(actor_layers, critic_layers, make_activation(hidden_activation(policy)))
-        self.log_std = self.theta[self.n_actor - self.action_distribution.output_dim : self.n_actor]
+        self.log_std, self.log_std_gradient = self._log_std_of(self.theta), self._log_std_of(self.gradient)
         self._noise: Array = np.empty((0,), np.float32)
         self._next_noise = 0
         self._deviations: tuple[Array, Array] = (self._noise, self._noise)
@@ -90,7 +92,7 @@ class ActorCriticNetworks:
         self.actor_layers, self.critic_layers = self.actor.trunk.layers(self.theta), self.critic.trunk.layers(self.theta)
         self.actor_head, self.critic_head = self.actor.head(self.theta), self.critic.head(self.theta)
         self.critic_layer_gradients = self.critic.trunk.layers(self.gradient)
-        self.critic_head_gradient = self.critic.head(self.gradient)
+        self.actor_head_gradient, self.critic_head_gradient = self.actor.head(self.gradient), self.critic.head(self.gradient)
         self.joined = None
         if len(self.actor_layers) == len(self.critic_layers):
             actor, critic = (
@@ -99,6 +101,15 @@ class ActorCriticNetworks:
             )
             # The networks' own stretch of θ, without the layers of an extractor that both share.
             self.joined = JoinedNetworks(self.theta[actor_start : self.critic.end], actor, critic, activation)
+
+    def _log_std_of(self, vector: Array) -> Array:
+        """
+        A Gaussian's entries after the actor's layers.
+
+        :param vector: of parameters, gradients or tangents
+        :return: its view, shape (n,); meaningless without a Gaussian
+        """
+        return vector[self.n_actor - self.actor.n_out : self.n_actor]
 
     def threads(self, batch: int) -> AbstractContextManager[None]:
         """
@@ -279,7 +290,9 @@ class ActorCriticNetworks:
         :return: those for each trunk, shape (networks, batch, n_features), if they are wanted
         """
         h_bars = [trunk.gradient_buffer(len(value_slope)) for trunk in self.trunks]
-        self._actor_head_backward(passes[0][0][-1][0], output_slopes, self.gradient, h_bars[0][0])
+        self._actor_head_backward(
+            passes[0][0][-1][0], output_slopes, self.actor_head_gradient, self.log_std_gradient, h_bars[0][0]
+        )
         self._critic_head_backward(passes[-1][0][-1][-1], value_slope, h_bars[-1][-1])
         x_bars = []
         for trunk, layers, (hidden, slopes), h_bar, into in zip(
@@ -288,26 +301,26 @@ class ActorCriticNetworks:
             x_bars.append(trunk.backward(layers, hidden, slopes, h_bar, into, to_features))
         return x_bars
 
-    def _actor_head_backward(self, hidden: Array, output_slopes: Any, into: Array, h_bar: Array) -> None:
+    def _actor_head_backward(self, hidden: Array, output_slopes: Any, into: Layer, log_std_into: Array, h_bar: Array) -> None:
         """
         The backward pass of the actor's head.
 
         :param hidden: the actor's last h, shape (batch, n_hidden)
         :param output_slopes: with respect to the distributions' parameters, broadcastable to (batch, n) each
-        :param into: vector where W̄, b̄ and the slope of log_std are written
+        :param into: where W̄ and b̄ are written
+        :param log_std_into: where a Gaussian's slope of log_std is written, shape (n,)
         :param h_bar: where h̄ is written, shape (batch, n_hidden)
         """
         output_bar, *log_std_bar = output_slopes
-        head, ones = self.actor.head(into), row_of_ones(len(output_bar))
-        np.dot(output_bar.T, hidden, out=head.weight)
-        np.dot(ones, output_bar, out=head.bias)
+        ones = row_of_ones(len(output_bar))
+        np.dot(output_bar.T, hidden, out=into.weight)
+        np.dot(ones, output_bar, out=into.bias)
         np.dot(output_bar, self.actor_head.weight, out=h_bar)
         for part in log_std_bar:  # of a Gaussian; one row stands for equal ones
-            log_std_gradient = into[self.n_actor - self.actor.n_out : self.n_actor]
             if len(part) == len(ones):
-                np.dot(ones, part, out=log_std_gradient)
+                np.dot(ones, part, out=log_std_into)
             else:
-                np.multiply(part[0], len(ones), out=log_std_gradient)
+                np.multiply(part[0], len(ones), out=log_std_into)
 
     def _critic_head_backward(self, hidden: Array, value_slope: Array, h_bar: Array) -> None:
         """
@@ -376,7 +389,7 @@ class ActorCriticNetworks:
         output += along.bias
         if moved is not None:
             output += moved[0] @ self.actor_head.weight.T
-        return (output, direction[None, self.n_actor - self.actor.n_out :]) if self.gaussian else (output,)
+        return (output, self._log_std_of(direction)[None]) if self.gaussian else (output,)
 
     def actor_transpose(self, actor_pass: Pass, output_slopes: Any) -> Array:
         """
@@ -390,6 +403,37 @@ class ActorCriticNetworks:
         trunk = self.actor.trunk
         product = np.empty(self.n_actor, np.float32)
         h_bar = trunk.gradient_buffer(hidden[0].shape[1])
-        self._actor_head_backward(hidden[-1][0], output_slopes, product, h_bar[0])
+        self._actor_head_backward(hidden[-1][0], output_slopes, self.actor.head(product), self._log_std_of(product), h_bar[0])
         trunk.backward(self.actor_layers, hidden, slopes, h_bar, trunk.layers(product))
         return product
+
+
+class NetworksEngine(Engine):
+    """What the engines with :class:`ActorCriticNetworks` share: noise, threads, and a step that never leaves NumPy."""
+
+    networks: ActorCriticNetworks
+
+    def start_rollout(self, n_steps: int, n_envs: int) -> None:
+        """Draw the noise of all steps at once, from torch's global generator."""
+        self.networks.start_rollout(n_steps, n_envs)
+
+    @contextmanager
+    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
+        """As the base class, with threads that suit the networks' minibatches."""
+        with self.networks.threads(batch_size), super().updating(batch_size, critic_only):
+            self._stepped = self._stepped_gradient.numpy()
+            yield
+
+    def step(self, max_norm: float, loss: Any) -> Terms:
+        """As the base class; on the CPU nothing has to be waited for."""
+        gradient = self._stepped
+        norm = math.sqrt(gradient.dot(gradient))
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            return {"grad_norm": norm, "skipped_updates": 1.0}
+        if norm + 1e-6 > max_norm:
+            gradient *= max_norm / (norm + 1e-6)
+        if self._fused is not None:
+            self._fused.step()
+        else:
+            self.policy.optimizer.step()
+        return {"grad_norm": norm, "skipped_updates": 0.0}
