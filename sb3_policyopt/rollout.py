@@ -1,4 +1,4 @@
-"""S5: the one loop that collects a rollout, for both algorithms and both engines, with SB3's callback contract."""
+"""S5: the one loop that collects a rollout, for both algorithms and all engines, with SB3's callback contract."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

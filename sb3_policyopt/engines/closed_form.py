@@ -13,7 +13,8 @@ from torch import nn
 
 from sb3_policyopt.engines.engine import Batch, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.mlp_policy import feature_extractor, linear_layers
-from sb3_policyopt.engines.networks import ActorCriticNetworks, NetworksEngine, Pass
+from sb3_policyopt.engines.networks import ActorCriticNetworks, Pass
+from sb3_policyopt.engines.networks_engine import NetworksEngine
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import mean

@@ -18,7 +18,8 @@ from torch import nn
 
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.engine import Batch, PPOCoefficients, Terms
-from sb3_policyopt.engines.networks import ActorCriticNetworks, NetworksEngine
+from sb3_policyopt.engines.networks import ActorCriticNetworks
+from sb3_policyopt.engines.networks_engine import NetworksEngine
 
 Array = NDArray[Any]
 
@@ -37,7 +38,6 @@ class HybridEngine(NetworksEngine, AutogradEngine):
     def __init__(self, policy: ActorCriticPolicy, objectives: Objectives, channels_last: bool = False) -> None:
         super().__init__(policy, objectives, channels_last=channels_last)
         self.networks = ActorCriticNetworks(policy, self.flat)
-        self.shared = policy.share_features_extractor
         actor_start, critic_start = self.networks.starts
         # What lies before each network in the flat vector belongs to the extractors.
         self._extractor_gradients = self.flat.gradient[:actor_start], self.flat.gradient[self.n_actor : critic_start]
@@ -55,17 +55,17 @@ class HybridEngine(NetworksEngine, AutogradEngine):
         return th.stack([BasePolicy.extract_features(self.policy, observations, extractor) for extractor in extractors])
 
     @property
-    def _both_extractors(self) -> tuple[BaseFeaturesExtractor, ...]:
+    def _extractors(self) -> tuple[BaseFeaturesExtractor, ...]:
         """The extractor of both networks, or the actor's and the critic's."""
         actor, critic = self.policy.pi_features_extractor, self.policy.vf_features_extractor
-        return (actor,) if self.shared else (actor, critic)
+        return (actor,) if self.policy.share_features_extractor else (actor, critic)
 
     # ------------------------------------------------------------------ rollout
 
     def act(self, observations: Any) -> tuple[Array, Array, Array]:
         """One forward pass of the extractors and both networks, and the next piece of noise."""
         with th.no_grad():
-            features = self._features(obs_as_tensor(observations, self.policy.device), *self._both_extractors)
+            features = self._features(obs_as_tensor(observations, self.policy.device), *self._extractors)
         return self.networks.act(features.numpy())
 
     def value(self, observations: Any) -> Array:
@@ -80,7 +80,7 @@ class HybridEngine(NetworksEngine, AutogradEngine):
         """P5 and its gradient: Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
         for part in self._extractor_gradients:
             part.zero_()
-        features = self._features(minibatch.observations, *self._both_extractors)
+        features = self._features(minibatch.observations, *self._extractors)
         learns = features.requires_grad
         terms, x_bar = self.networks.ppo_gradient(features.detach().numpy(), in_numpy(minibatch), coefficients, learns)
         if x_bar is not None:

@@ -12,9 +12,7 @@ Features are arrays of shape (1, batch, n_features) if both networks see the sam
 own: the actor's first, the critic's last.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +25,7 @@ from torch import nn
 from sb3_policyopt.engines.action_spaces import make_action_distribution
 from sb3_policyopt.engines.activations import Activation, make_activation
 from sb3_policyopt.engines.blas import threads_for
-from sb3_policyopt.engines.engine import Batch, Engine, PPOCoefficients, Terms
+from sb3_policyopt.engines.engine import Batch, PPOCoefficients, Terms
 from sb3_policyopt.engines.joined import WORTH_JOINING, JoinedNetworks
 from sb3_policyopt.engines.mlp import Layer, Network, Trunk
 from sb3_policyopt.engines.mlp_policy import hidden_activation, linear_layers
@@ -406,34 +404,3 @@ class ActorCriticNetworks:
         self._actor_head_backward(hidden[-1][0], output_slopes, self.actor.head(product), self._log_std_of(product), h_bar[0])
         trunk.backward(self.actor_layers, hidden, slopes, h_bar, trunk.layers(product))
         return product
-
-
-class NetworksEngine(Engine):
-    """What the engines with :class:`ActorCriticNetworks` share: noise, threads, and a step that never leaves NumPy."""
-
-    networks: ActorCriticNetworks
-
-    def start_rollout(self, n_steps: int, n_envs: int) -> None:
-        """Draw the noise of all steps at once, from torch's global generator."""
-        self.networks.start_rollout(n_steps, n_envs)
-
-    @contextmanager
-    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
-        """As the base class, with threads that suit the networks' minibatches."""
-        with self.networks.threads(batch_size), super().updating(batch_size, critic_only):
-            self._stepped = self._stepped_gradient.numpy()
-            yield
-
-    def step(self, max_norm: float, loss: Any) -> Terms:
-        """As the base class; on the CPU nothing has to be waited for."""
-        gradient = self._stepped
-        norm = math.sqrt(gradient.dot(gradient))
-        if not (math.isfinite(norm) and math.isfinite(loss)):
-            return {"grad_norm": norm, "skipped_updates": 1.0}
-        if norm + 1e-6 > max_norm:
-            gradient *= max_norm / (norm + 1e-6)
-        if self._fused is not None:
-            self._fused.step()
-        else:
-            self.policy.optimizer.step()
-        return {"grad_norm": norm, "skipped_updates": 0.0}

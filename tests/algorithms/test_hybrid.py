@@ -34,7 +34,12 @@ def model_of(cls, space, action="discrete", **options):
     policy_kwargs = options.pop("policy_kwargs", {})
     if space == "box":
         policy_kwargs = {**LEARNED["policy_kwargs"], **policy_kwargs}
-    return cls(POLICIES[space], env, **{**SMALL, **FEW[cls], **options}, policy_kwargs=policy_kwargs)
+    return cls(
+        POLICIES[space],
+        env,
+        **{**SMALL, **(FEW[PPO] if issubclass(cls, PPO) else FEW[TRPO]), **options},
+        policy_kwargs=policy_kwargs,
+    )
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
@@ -89,7 +94,7 @@ class OtherLoss(PPO):
         return super().loss(batch, coefficients)
 
 
-def share_an_extractor(policy):
+def exchange_an_extractor(policy):
     policy.vf_features_extractor = Learned(VECTOR)
 
 
@@ -102,14 +107,13 @@ REASONS = {
     "a hook on a network": (PPO, {}, lambda policy: policy.mlp_extractor.register_forward_hook(lambda *_: None)),
     "a hook on the policy": (PPO, {}, lambda policy: policy.register_forward_hook(lambda *_: None)),
     "another head": (PPO, {}, lambda policy: setattr(policy, "value_net", nn.Sequential(policy.value_net))),
-    "an extractor exchanged": (PPO, {}, share_an_extractor),
+    "an extractor exchanged": (PPO, {}, exchange_an_extractor),
 }
 
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_where_the_networks_are_unusual_autograd_does_it_all(reason):
     cls, options, change = REASONS[reason]
-    FEW.setdefault(cls, FEW[PPO])
     model = model_of(cls, "box", **options)
     if change is not None:
         change(model.policy)

@@ -9,14 +9,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
-from test_engine_closed_form import ACTIONS, NETWORKS, Objectives, assert_same
+from test_engine_closed_form import ACTIONS, BATCH, NETWORKS, Objectives, assert_same, assert_same_ppo_gradient
 from test_engine_fisher import DICTIONARY, IMAGE
 
 from sb3_policyopt.engines.autograd import AutogradEngine
 from sb3_policyopt.engines.engine import Batch, PPOCoefficients
 from sb3_policyopt.engines.hybrid import HybridEngine
-
-BATCH = 11
 
 
 class Convolution(BaseFeaturesExtractor):
@@ -93,18 +91,6 @@ def networks(request):
 @pytest.fixture(params=["shared", "separate", "nothing to learn"])
 def pair(request, action, networks):
     return Pair(action, networks, request.param)
-
-
-def assert_same_ppo_gradient(pair: Pair, coefficients: PPOCoefficients) -> None:
-    with pair.closed.updating(BATCH), pair.exact.updating(BATCH):
-        for _ in range(2):  # the second time over the gradient of the first
-            closed = pair.closed.ppo_gradient(pair.batch, coefficients)
-            exact = pair.exact.ppo_gradient(pair.exact_batch, coefficients)
-            assert_same(pair, pair.closed.flat.gradient, pair.exact.flat.gradient)
-    assert 0 < exact["clip_fraction"] < 1
-    assert {name: float(value) for name, value in closed.items()} == pytest.approx(
-        {name: float(value) for name, value in exact.items()}, rel=1e-4, abs=1e-5
-    )
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
