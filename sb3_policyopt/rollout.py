@@ -72,6 +72,7 @@ def collect(
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
         try:
+            engine = self.current_engine()
             actions, value, log_prob = engine.act(self._last_obs)
         except RuntimeError as error:  # torch draws no categorical action from NaN
             raise why_no_action(engine, n_steps, self._last_obs, error) from error
@@ -104,7 +105,7 @@ def collect(
             check_rows(rollout_buffer, checked, n_steps)
             checked = n_steps
 
-    last_values = engine.value(new_obs)
+    last_values = self.current_engine().value(new_obs)
     if not is_finite(last_values):
         raise explain(n_steps, observation=new_obs, value=last_values) or AssertionError
     values = th.from_numpy(last_values)[:, None]
@@ -224,8 +225,7 @@ def truncation_values(self: "PolicyOptimization", dones: np.ndarray[Any, Any], i
             observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
         else:
             observations = np.stack(finals)
-        assert self.engine_in_use is not None
-        values[cut] = self.engine_in_use.value(observations)
+        values[cut] = self.current_engine().value(observations)
     return values
 
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
-from sb3_policyopt.engines import Batch, Engine, Terms
+from sb3_policyopt.engines import Batch, Engine, Terms, in_closed_form
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
@@ -73,6 +73,7 @@ class TRPO(PolicyOptimization):
 
     coefficient_names: ClassVar[tuple[str, ...]] = ("target_kl", "cg_damping")
     hooks: ClassVar[tuple[str, ...]] = ("surrogate", "value_loss")
+    separates_critic: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -155,7 +156,10 @@ class TRPO(PolicyOptimization):
         """T11: one step of the policy to the border of the trust region, then the critic."""
         engine = self._start_update()
         rollout = engine.load(self.rollout_buffer)
-        policy_terms = led(self._update_policy, engine, self._normalized(rollout))
+        policy_terms: Terms = {}
+        if engine.n_actor > 0:  # else the whole actor is frozen
+            policy_terms = led(self._update_policy, engine, self._normalized(rollout))
+            engine.flat.push()
         critic_terms = self._update_critic(engine, rollout)
         self._n_updates += 1
         self._record({**policy_terms, **critic_terms})
@@ -178,7 +182,7 @@ class TRPO(PolicyOptimization):
         α = step_scale(cg.x, fisher_x, δ)  # √(2δ / xᵀFx)
 
         def evaluate() -> tuple[float, float]:
-            self._clamp_log_std()
+            self._clamp_log_std(engine)
             return engine.surrogate_and_kl(rollout, expansion.old)
 
         search = backtracking_line_search(  # KL ≤ δ and J up, or θ_old bit for bit
@@ -238,6 +242,7 @@ class TRPO(PolicyOptimization):
             return spaces.flatdim(self.action_space)
         return 1
 
+    @in_closed_form
     def surrogate(self, batch: Batch, log_prob: th.Tensor) -> th.Tensor:
         """
         T1: J of a batch. Override it to change what TRPO maximises; the autograd engine then computes its gradient.
@@ -249,6 +254,7 @@ class TRPO(PolicyOptimization):
         objective: th.Tensor = losses.surrogate(losses.probability_ratio(log_prob, batch.old_log_prob), batch.advantages)
         return objective
 
+    @in_closed_form
     def value_loss(self, batch: Batch) -> tuple[th.Tensor, Terms]:
         """
         T10: the critic's loss of a minibatch. Override it to change what the critic minimises.
