@@ -71,8 +71,8 @@ def collect(
             draw_noise(self, env)
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
+        engine = self.current_engine()
         try:
-            engine = self.current_engine()
             actions, value, log_prob = engine.act(self._last_obs)
         except RuntimeError as error:  # torch draws no categorical action from NaN
             raise why_no_action(engine, n_steps, self._last_obs, error) from error

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
 from sb3_policyopt.engines import Batch, Engine, Terms, in_closed_form
+from sb3_policyopt.engines.autograd import buffers_kept
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
@@ -158,7 +159,8 @@ class TRPO(PolicyOptimization):
         rollout = engine.load(self.rollout_buffer)
         policy_terms: Terms = {}
         if engine.n_actor > 0:  # else the whole actor is frozen
-            policy_terms = led(self._update_policy, engine, self._normalized(rollout))
+            with buffers_kept(self.policy):
+                policy_terms = led(self._update_policy, engine, self._normalized(rollout))
             engine.flat.push()
         critic_terms = self._update_critic(engine, rollout)
         self._n_updates += 1
@@ -217,6 +219,7 @@ class TRPO(PolicyOptimization):
         :param rollout: all transitions
         :return: what to log
         """
+        self.policy.set_training_mode(True)
         means, gradient = Means(), SharedGradient(engine.flat.gradient[engine.n_actor :])
         with engine.updating(self.batch_size, critic_only=True):
             for minibatches in self._passes(rollout, self.n_critic_updates):

@@ -380,22 +380,35 @@ def split_parameters(
         return trainable, []
     was_training = policy.training
     policy.set_training_mode(False)
-    buffers = [(buffer, buffer.clone()) for buffer in policy.buffers()]
     devices = [policy.device] if policy.device.type == "cuda" else []
     try:
-        with th.enable_grad(), unvalidated(), th.random.fork_rng(devices):
+        with th.enable_grad(), unvalidated(), buffers_kept(policy), th.random.fork_rng(devices):
             distribution = policy.get_distribution(observations)
             log_prob = distribution.log_prob(distribution.mode())
             in_actor = _reached(log_prob.sum(), trainable)
     finally:
         policy.set_training_mode(was_training)
-        with th.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
         policy.action_dist.distribution = None  # type: ignore[assignment]  # it would keep the graph alive
     actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
     critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
     return actor, critic
+
+
+@contextmanager
+def buffers_kept(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    A context after which the policy's buffers hold what they held before: some modules count what they see.
+
+    :param policy: any SB3 actor-critic policy
+    :return: the context
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in policy.buffers()]
+    try:
+        yield
+    finally:
+        with th.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _reached(scalar: th.Tensor, parameters: list[nn.Parameter]) -> list[bool]:
