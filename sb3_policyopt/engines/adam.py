@@ -38,7 +38,7 @@ class FlatAdam:
         self.moments = th.zeros_like(flat.vector), th.zeros_like(flat.vector)
         self.steps = th.zeros(len(self.parameters))  # on the CPU, where stock Adam keeps them
         self._count = self.steps[:1].to(self.vector.device)[0]  # the same memory, if the parameters are on the CPU too
-        self._count_on_cpu = self.steps[:1].numpy()
+        self._steps = self.steps.numpy()
         self._first, self._second = (moment[place] for moment in self.moments)
         views = (self.steps.unbind(), *(flat.places(moment, start) for moment in self.moments))
         self._places = [dict(zip(STATE, place, strict=True)) for place in zip(*views, strict=True)]
@@ -73,21 +73,28 @@ class FlatAdam:
         :return: False if one fused call cannot go on from it: the parameters have been stepped unequally often, or a tensor
             of the state is somebody else's too
         """
-        if not self.is_bound() and not self._adopt():
-            return False
-        return bool((self.steps == self.steps[0]).all())
+        return self.is_bound() or (self._adopt() and self._counts_agree())
 
     def is_bound(self) -> bool:
         """
-        Whether the optimizer's state lies in the flat moments.
+        Whether the optimizer's state lies in the flat moments, and one call can go on from it.
 
         :return: False if it does not yet, or no longer
         """
         state = self.optimizer.state
         try:
-            return [state[parameter][name].data_ptr() for parameter in self.parameters for name in STATE] == self._addresses
+            addresses = [state[parameter][name].data_ptr() for parameter in self.parameters for name in STATE]
         except (KeyError, AttributeError):  # no state yet, or one of another kind
             return False
+        return addresses == self._addresses and self._counts_agree()
+
+    def _counts_agree(self) -> bool:
+        """
+        Whether all parameters have been stepped equally often.
+
+        :return: False if somebody stepped some of them alone
+        """
+        return bool((self._steps == self._steps[0]).all())
 
     def _adopt(self) -> bool:
         """
@@ -123,9 +130,12 @@ class FlatAdam:
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         if skipped is None:
-            self._count_on_cpu += 1
+            self._steps += 1
+        elif skipped.device.type == "cpu":
+            self.steps += 1 - skipped
         else:
             self._count += 1 - skipped
+            self._steps += 1  # as if it were not skipped; `finish` sets it right
         self._step(
             [self.vector],
             [self.gradient],
@@ -148,5 +158,6 @@ class FlatAdam:
         self._count.copy_(self.steps[0])
 
     def finish(self) -> None:
-        """Show the number of steps in the optimizer's state; call after a series of steps."""
-        self.steps.fill_(float(self._count))
+        """Show the true number of steps in the optimizer's state; call after a series of steps."""
+        if self._count.device.type != "cpu":
+            self.steps.fill_(float(self._count))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -71,7 +70,7 @@ class AutogradEngine(Engine):
         """As the base class: the policy's modules and trainable parameters are the same objects."""
         trainable = {id(parameter) for parameter in self.policy.parameters() if parameter.requires_grad}
         known = {id(parameter) for parameter in self.flat.parameters}
-        return trainable == known and self.structure.has_same_contents() and self.flat.pull()
+        return trainable == known and self.structure.has_same_contents() and self.flat.is_of_same_kind()
 
     # ------------------------------------------------------------------ rollout
 
@@ -356,16 +355,15 @@ class _Fisher:
         return product
 
 
-def split_parameters(
-    policy: ActorCriticPolicy, observations: Any = None
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(policy: ActorCriticPolicy, observations: Any = None) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """
     Tell actor and critic apart by the autograd graph of a real observation, never by name.
 
     The policy is left as it was: buffers that count what they see, and random generators.
 
     :param policy: any SB3 actor-critic policy
-    :param observations: real ones, as tensors on the policy's device; None if nothing needs to be told apart, and the policy is then not called
+    :param observations: real ones, as tensors on the policy's device; None if nothing needs to be told apart, and the policy
+        is then not called
     :return: the parameters that the action distribution depends on, shared ones among them; and all others, those that
         only the value or an overridden loss depends on. Frozen parameters are in no list. Without observations all are in the
         first

@@ -278,7 +278,7 @@ def _unusual_activations(policy: ActorCriticPolicy) -> str | None:
 
 def _unusual_tensors(policy: ActorCriticPolicy) -> str | None:
     """
-    Parameters elsewhere than in float32 on the CPU, and of the networks also frozen, shared, missing or further ones, and hooks.
+    Parameters elsewhere than in float32 on the CPU, hooks, and of the networks also frozen, shared, missing or further ones.
 
     :param policy: a policy made of plain modules
     :return: the obstacle, None if there is none

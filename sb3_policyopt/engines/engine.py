@@ -309,7 +309,7 @@ class Engine(ABC):
         adam = self._adam.get(critic_only)
         if adam is None or adam.optimizer is not optimizer:
             adam = self._adam[critic_only] = FlatAdam(optimizer, self.flat, self._first)
-        return adam if adam.prepare() else None
+        return adam
 
     def _hand_out_gradients(self) -> None:
         """
@@ -361,18 +361,17 @@ class Engine(ABC):
 
         :return: False if the optimizer itself has to make the step
         """
-        fused = self._fused
-        if fused is None:
+        if self._fused is None:
             return False
-        if not fused.is_bound():  # somebody loaded or moved the optimizer's state since the last step
-            fused.finish()
-            if fused.prepare():
-                fused.start()
-            else:
-                self._fused = None
-        if self._without_gradient and self._fused is not None:
+        if self._without_gradient:
             self._fused.finish()
             self._fused = None
+        elif not self._fused.is_bound():  # the first step, or somebody loaded, moved or stepped the optimizer's state
+            self._fused.finish()
+            if self._fused.prepare():
+                self._fused.start()
+            else:
+                self._fused = None
         return self._fused is not None
 
     def _step_of_optimizer(self, skipped: th.Tensor) -> None:

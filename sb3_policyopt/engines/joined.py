@@ -36,7 +36,7 @@ class JoinedNetworks:
         widths = [actor[0].weight.shape[1], *(len(a.weight) + len(c.weight) for a, c in self.parts)]
         self.weights = [np.zeros(shape, np.float32) for shape in pairwise(widths)]
         self.biases = [np.zeros(width, np.float32) for width in widths[1:]]
-        self._bytes = memoryview(theta).cast("B")
+        self._bytes = theta.view(np.uint8).data
         self._copied = bytearray()
 
     @property

@@ -93,7 +93,10 @@ def make_features(policy: ActorCriticPolicy) -> Callable[[Any], Array]:
     if isinstance(space, spaces.MultiDiscrete):
         sizes = [int(n) for n in space.nvec]
         return lambda observations: np.concatenate(
-            [one_hot(column, n, space) for column, n in zip(observations.reshape(len(observations), -1).T, sizes, strict=True)],
+            [
+                one_hot(column, n, space)
+                for column, n in zip(observations.reshape(len(observations), -1).T, sizes, strict=True)
+            ],
             1,
         )
     scale = np.float32(255) if policy.normalize_images and is_image_space(space) else None

@@ -47,7 +47,7 @@ class NetworksEngine(Engine):
 
         :return: False once modules or parameters, the activations' constants, the spaces or the distribution are others
         """
-        return self.fits() and constants_of(self.policy) == self._constants
+        return self.fits() and self.flat.is_of_same_kind() and constants_of(self.policy) == self._constants
 
     def fits(self) -> bool:
         """The networks' modules and parameters are the same objects, without hooks or methods of their own."""

@@ -1,8 +1,8 @@
 """
 What torch and SB3 compute, method by method, to see whether somebody replaced one.
 
-A user may replace a method on an object (``module.forward = mine``) or on a class (``nn.Linear.forward = mine``). An engine that
-computes the same by formulas of its own would not notice. So it asks here first, and leaves what was replaced to torch.
+A user may replace a method on an object (``module.forward = mine``) or on a class (``nn.Linear.forward = mine``). An engine
+that computes the same by formulas of its own would not notice. So it asks here first, and leaves what was replaced to torch.
 """
 
 import sys

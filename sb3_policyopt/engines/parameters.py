@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import torch as th
 from torch import nn
+from torch.utils.dlpack import from_dlpack
 
 
 class FlatParameters:
@@ -78,11 +79,23 @@ class FlatParameters:
 
         :return: False if a parameter has another shape, dtype or device now, which needs another vector
         """
-        if [*map(th.Tensor.data_ptr, self.parameters)] != self._addresses and not self._take_over():
+        in_place = [*map(th.Tensor.data_ptr, self.parameters)] == self._addresses
+        if not (in_place and all(map(th.Tensor.is_contiguous, self.parameters))) and not self._take_over():
             return False
         for parameter, place in self._borrowed:
             place.copy_(parameter.detach())
         return True
+
+    def is_of_same_kind(self) -> bool:
+        """
+        Whether all parameters have the shape, dtype and device that they had when the vector was made.
+
+        :return: False if one has not
+        """
+        return all(
+            (parameter.dtype, parameter.device) == self.kind and parameter.shape == shape
+            for parameter, shape in zip(self.parameters, self.shapes, strict=True)
+        )
 
     def push(self) -> None:
         """Give the parameters what the vector holds: call after it was changed."""
@@ -96,14 +109,13 @@ class FlatParameters:
 
         :return: False if one is no longer of the vector's kind
         """
-        for parameter, shape in zip(self.parameters, self.shapes, strict=True):
-            if (parameter.dtype, parameter.device) != self.kind or parameter.shape != shape:
-                return False
+        if not self.is_of_same_kind():
+            return False
         borrowed = {id(parameter) for parameter, _ in self._borrowed}
         self._borrowed = []
         for i, (parameter, place) in enumerate(zip(self.parameters, self.places(self.vector), strict=True)):
-            if parameter.data_ptr() != self._addresses[i]:
-                place.copy_(parameter.detach())
+            if parameter.data_ptr() != self._addresses[i] or not parameter.is_contiguous():
+                place.copy_(parameter.detach().clone())  # it may be another view of the place itself
                 if is_held_elsewhere(parameter):
                     borrowed.add(id(parameter))
                 else:
@@ -122,7 +134,7 @@ def with_own_storage(view: th.Tensor) -> th.Tensor:
     :param view: a part of a larger vector, contiguous
     :return: a tensor of the same shape at the same address, which keeps the vector's memory alive
     """
-    tensor: th.Tensor = th.from_dlpack(view)
+    tensor: th.Tensor = from_dlpack(view)
     return tensor
 
 
@@ -134,7 +146,7 @@ def is_held_elsewhere(tensor: th.Tensor) -> bool:
     :return: True if another tensor, an array or another process has it too, and if that cannot be told
     """
     storage = tensor.untyped_storage()
-    if storage.nbytes() != tensor.numel() * tensor.element_size() or (tensor.device.type == "cpu" and tensor.is_shared()):
+    if storage.nbytes() != tensor.numel() * tensor.element_size() or (tensor.device.type == "cpu" and storage.is_shared()):
         return True
     holders = getattr(th._C, "_storage_Use_Count", None)
     return holders is None or holders(storage._cdata) > 2  # the tensor, and the object ``storage``
@@ -150,7 +162,9 @@ def _check_distinct(parameters: Sequence[nn.Parameter]) -> None:
     if len({id(parameter) for parameter in parameters}) != len(parameters):
         raise ValueError("A parameter of the policy stands twice in the list of those to train; name each once")
     spans = sorted(
-        (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), tuple(p.shape)) for p in parameters if p.numel()
+        (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), tuple(p.shape))
+        for p in parameters
+        if p.numel()
     )
     for (device, _, end, shape), (other_device, start, _, other_shape) in pairwise(spans):
         if device == other_device and start < end:

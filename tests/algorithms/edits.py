@@ -1,4 +1,4 @@
-"""What users do to a model of SB3 between and during rollouts: each function here changes one in place, the same way each time."""
+"""What users do to a model of SB3 between and during rollouts: each function changes one in place, the same way each time."""
 
 import io
 from collections.abc import Callable
@@ -71,6 +71,13 @@ def load_other_numbers(model: Any) -> None:
 def rebind_data(model: Any) -> None:
     for parameter in model.policy.parameters():
         parameter.data = parameter.data * 0.95
+
+
+def transpose(model: Any) -> None:
+    """Other numbers in the same memory: only strides change."""
+    square = [layer for layer in layers(model) if layer.in_features == layer.out_features]
+    for layer in square:
+        layer.weight.data = layer.weight.data.t()
 
 
 def rebind_one(model: Any) -> None:
@@ -276,6 +283,7 @@ DURING: list[Edit] = [
     load_other_numbers,
     rebind_data,
     rebind_one,
+    transpose,
     share_memory,
     send_state_dict,
     keep_state_dict,

@@ -26,7 +26,7 @@ OPTIONS = {
 STOCK = {PPO: StockPPO, TRPO: StockTRPO}
 POLICIES = {"box": "MlpPolicy", "dict": "MultiInputPolicy"}  # closed form and hybrid
 TOLERANCE = 2e-5
-"""Of parameters of order 1 after two updates; a step of Adam is 3e-4, and an edit that an engine misses moves more than that."""
+"""Of parameters of order 1 after two updates. A step of Adam is 3e-4; an edit that an engine misses moves more than that."""
 
 
 class Watch(BaseCallback):
@@ -39,8 +39,9 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         observations, actions = self.locals["obs_tensor"], th.as_tensor(np.asarray(self.locals["actions"]))
+        actions = actions.reshape(len(actions), *self.model.action_space.shape)
         with th.no_grad():
-            values, log_prob, _ = self.model.policy.evaluate_actions(observations, actions.reshape(len(actions), -1).squeeze(-1))
+            values, log_prob, _ = self.model.policy.evaluate_actions(observations, actions)
             np.testing.assert_allclose(self.locals["values"].flatten(), values.flatten(), rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(self.locals["log_probs"].flatten(), log_prob, rtol=1e-4, atol=1e-4)
         for when, edit in self.edits:
@@ -126,7 +127,10 @@ def test_an_edit_in_the_middle_of_a_rollout(edit, space, cls):
 @settings(max_examples=15)
 @given(data=st.data())
 def test_any_edits_at_any_time(cls, data):
-    space, action = data.draw(st.sampled_from(["box", "dict"])), data.draw(st.sampled_from(["box_6", "discrete", "multi_discrete"]))
+    space, action = (
+        data.draw(st.sampled_from(["box", "dict"])),
+        data.draw(st.sampled_from(["box_6", "discrete", "multi_discrete"])),
+    )
     between = [data.draw(st.lists(st.sampled_from(BETWEEN), max_size=3), label="between") for _ in range(3)]
     steps = st.tuples(st.integers(0, 7), st.sampled_from(DURING))
     during = [data.draw(st.lists(steps, max_size=2), label="during") for _ in range(3)]

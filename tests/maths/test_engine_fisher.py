@@ -195,7 +195,9 @@ def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case
     assert th.equal(thinned.gradient, whole.gradient) and thinned.surrogate == whole.surrogate
 
     for size in (1, 3, BATCH, 100):  # 3 leaves a remainder of one state
-        pieces = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=size).expansion(rollout)
+        pieces = AutogradEngine(
+            policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=size
+        ).expansion(rollout)
         for _ in range(2):  # the products do not wear the operator out
             np.testing.assert_allclose(pieces.fisher(vector), reference @ vector, rtol=0, atol=1e-11 * scale)
     assert th.equal(th.get_rng_state(), rng_state)

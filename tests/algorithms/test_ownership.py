@@ -1,0 +1,618 @@
+"""Whose memory the parameters are: what users hold, share, pickle and replace works as with stock SB3."""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import TRPO as StockTRPO
+from stable_baselines3 import PPO as StockPPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from test_users_edits import OPTIONS, POLICIES, check, collect, difference, models_of, parameters_of
+from torch import nn
+from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, start, toy
+
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.engines.parameters import FlatParameters, is_held_elsewhere
+from sb3_policyopt.on_policy import PolicyOptimization
+
+ALGORITHMS = pytest.mark.parametrize("cls", [PPO, TRPO])
+SPACES = pytest.mark.parametrize("space", POLICIES)
+
+
+def model_of(cls: type, space: str = "box", action: str = "box_6", **options: Any) -> Any:
+    return cls(POLICIES[space], toy(OBSERVATION_SPACES[space], ACTION_SPACES[action]), **{**OPTIONS[cls], **options})
+
+
+# ------------------------------------------------------------------ what others hold follows the training
+
+
+@ALGORITHMS
+@SPACES
+@pytest.mark.parametrize("when", ["before", "between"])
+@pytest.mark.parametrize("what", ["state_dict", "arrays", "shared", "sent"])
+def test_what_a_user_holds_follows_the_training(what, when, space, cls, engine):
+    engine = "auto" if engine == "closed_form" else engine
+    model = model_of(cls, space, engine=engine)
+    if when == "between":
+        model.learn(32)
+    policy = model.policy
+    if what == "arrays":
+        held = {name: parameter.detach().numpy() for name, parameter in policy.named_parameters()}
+    elif what == "sent":  # the receiver's tensors are the sender's memory, as with every tensor of torch
+        held = pickle.loads(ForkingPickler.dumps(policy.state_dict()))
+    else:
+        if what == "shared":
+            policy.share_memory()
+        held = policy.state_dict()
+    before = parameters_of(model)
+    model.learn(32, reset_num_timesteps=False)
+    after = parameters_of(model)
+    assert difference(before, after) > 1e-4
+    for name, parameter in after.items():
+        np.testing.assert_array_equal(held[name], parameter, err_msg=name)
+    if what in ("shared", "sent"):
+        assert all(parameter.is_shared() for parameter in policy.parameters())
+
+
+@ALGORITHMS
+def test_the_fast_engine_goes_on_when_weights_are_sent_to_workers(cls):
+    model = model_of(cls).learn(32)
+    ForkingPickler.dumps(model.policy.state_dict())
+    model.learn(32, reset_num_timesteps=False)
+    assert model.engine_in_use.name == "closed_form" and not model.engine_in_use.flat.owned
+
+
+@SPACES
+def test_gradients_that_a_user_keeps_stay_as_they_are(space, engine):
+    engine = "auto" if engine == "closed_form" else engine
+    model = model_of(PPO, space, engine=engine).learn(32)
+    kept = [parameter.grad for parameter in model.policy.parameters()]
+    copies = [gradient.clone() for gradient in kept]
+    model.learn(32, reset_num_timesteps=False)
+    assert all(th.equal(gradient, before) for gradient, before in zip(kept, copies, strict=True))
+    assert not th.equal(model.policy.value_net.weight.grad, copies[-2])
+
+
+def test_memory_is_given_back():
+    """An engine that is replaced, and the model itself, leave nothing behind."""
+    model = model_of(PPO).learn(32)
+    engine = weakref.ref(model.engine_in_use)
+    model.policy.mlp_extractor.policy_net[1] = nn.ReLU()
+    model.learn(32, reset_num_timesteps=False)
+    gc.collect()
+    assert engine() is None
+    policy = weakref.ref(model.policy)
+    del model
+    gc.collect()
+    assert policy() is None
+
+
+# ------------------------------------------------------------------ flat parameters
+
+
+def test_each_parameter_has_a_storage_of_its_own_in_one_memory():
+    parameters = [nn.Parameter(th.randn(shape)) for shape in ((3, 2), (4,), ())]
+    before = [parameter.detach().clone() for parameter in parameters]
+    flat = FlatParameters(parameters)
+    assert flat.owned and [p.untyped_storage().nbytes() for p in parameters] == [24, 16, 4]
+    assert [p.data_ptr() - flat.vector.data_ptr() for p in parameters] == [0, 24, 40]
+    assert all(th.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    flat.vector.zero_()
+    assert not any(p.any() for p in parameters)
+    assert not any(is_held_elsewhere(p) for p in parameters)
+    del flat
+    gc.collect()
+    assert not any(p.any() for p in parameters)  # the memory lives as long as a parameter does
+
+
+def test_parameters_that_are_not_separate_numbers_are_refused():
+    one = nn.Parameter(th.zeros(4))
+    with pytest.raises(ValueError, match="stands twice"):
+        FlatParameters([one, one])
+    with pytest.raises(ValueError, match=r"shapes .*\(2, 2\).*share memory"):
+        FlatParameters([one, nn.Parameter(one.data.view(2, 2))])
+    with pytest.raises(ValueError, match="share memory"):
+        FlatParameters([one, nn.Parameter(one.data[2:])])
+
+
+def test_a_parameter_of_another_kind_needs_another_vector():
+    module = nn.Linear(2, 2)
+    flat = FlatParameters([*module.parameters()])
+    assert flat.pull()
+    module.weight.data = module.weight.data.view(4)
+    assert not flat.is_of_same_kind()
+    module.weight.data = module.weight.data.view(2, 2)
+    assert flat.is_of_same_kind()
+    module.double()
+    assert not flat.pull()
+
+
+# ------------------------------------------------------------------ pickles
+
+
+@ALGORITHMS
+@SPACES
+def test_pickles_are_no_larger_than_stocks(space, cls):
+    stock = {PPO: StockPPO, TRPO: StockTRPO}[cls]
+    sizes = []
+    for kind in (stock, cls):
+        model = kind(POLICIES[space], toy(OBSERVATION_SPACES[space]), **OPTIONS[cls]).learn(32)
+        things = [
+            model.policy.state_dict(),
+            model.get_parameters(),
+            model.policy.optimizer.state_dict(),
+            model.policy.action_net,
+        ]
+        things.append(pickle.loads(pickle.dumps(model.policy.state_dict())))
+        sizes.append([len(pickle.dumps(thing)) for thing in things])
+        file = io.BytesIO()
+        th.save(model.policy.action_net.state_dict(), file)
+        sizes[-1].append(len(file.getvalue()))
+        pickle.dumps(model.policy)
+    assert all(ours <= 1.1 * theirs for theirs, ours in zip(*sizes, strict=True)), sizes
+
+
+@ALGORITHMS
+@SPACES
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_a_copy_of_the_model_trains_on_by_itself(how, space, cls):
+    model = model_of(cls, space).learn(32)
+    before = parameters_of(model)
+    twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    twin.learn(32, reset_num_timesteps=False)
+    assert difference(before, parameters_of(model)) == 0 and difference(before, parameters_of(twin)) > 1e-4
+    assert twin.engine_in_use.policy is twin.policy and twin.engine_in_use.name == model.engine_in_use.name
+
+
+def test_weights_are_written_with_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = model_of(PPO).learn(32)
+    safetensors.save_model(model.policy, str(tmp_path / "policy.safetensors"))
+    other = model_of(PPO, seed=1)
+    safetensors.load_model(other.policy, str(tmp_path / "policy.safetensors"))
+    assert difference(parameters_of(model), parameters_of(other)) == 0
+
+
+# ------------------------------------------------------------------ modules
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "replacement"),
+    [
+        (nn.Linear, "forward", lambda self, x: 1.1 * nn.functional.linear(x, self.weight, self.bias)),
+        (nn.Tanh, "forward", lambda self, x: th.tanh(1.1 * x)),
+        (th.distributions.Normal, "entropy", lambda self: 2 * self.stddev),
+        (ActorCriticPolicy, "predict_values", lambda self, obs: 2 * self.value_net(self.mlp_extractor.forward_critic(obs))),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_method_replaced_on_a_class_is_honoured(owner, name, replacement, monkeypatch):
+    model = model_of(PPO).learn(32)
+    assert model.engine_in_use.name == "closed_form"
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, replacement)
+        model.learn(32, reset_num_timesteps=False)
+        assert model.engine_in_use.name == "autograd" and name in model.engine_in_use.reason
+        check(PPO, "box", "box_6", [[], []], [[], []])
+    model.learn(32, reset_num_timesteps=False)
+    assert model.engine_in_use.name == "closed_form"
+
+
+@ALGORITHMS
+def test_autocast_is_honoured(cls):
+    model = model_of(cls, "box", "discrete")
+    with th.autocast("cpu", dtype=th.float16):
+        model.learn(32)
+    assert model.engine_in_use.name == "autograd" and "autocast" in model.engine_in_use.reason
+
+
+@ALGORITHMS
+@pytest.mark.parametrize(
+    ("activation", "constant"), [(nn.LeakyReLU, "negative_slope"), (nn.ELU, "alpha"), (nn.Softplus, "beta")]
+)
+def test_constants_of_activations_are_read_anew(activation, constant, cls):
+    model = model_of(cls, policy_kwargs={"activation_fn": activation}).learn(32)
+    modules = [module for module in model.policy.modules() if type(module) is activation]
+    observation = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+
+    def assert_same_values() -> None:
+        model.learn(32, reset_num_timesteps=False)
+        with th.no_grad():
+            values = model.policy.predict_values(th.as_tensor(observation)).flatten()
+        np.testing.assert_allclose(model.engine_in_use.value(observation), values, rtol=1e-5, atol=1e-6)
+
+    for module in modules:
+        setattr(module, constant, 0.5)
+    assert_same_values()
+    assert model.engine_in_use.name == ("autograd" if activation is nn.Softplus else "closed_form")
+    setattr(modules[0], constant, 0.25)  # now the layers differ
+    assert_same_values()
+    assert model.engine_in_use.name == "autograd"
+
+
+class Dangling(ActorCriticPolicy):
+    """Has a layer that no loss depends on."""
+
+    def _build(self, lr_schedule):
+        self.dangling = nn.Linear(2, 2)
+        super()._build(lr_schedule)
+
+
+class PartlyUsed(BaseFeaturesExtractor):
+    """Has a layer that it does not use."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(space, 3)
+        self.unused, self.used = nn.Linear(2, 2), nn.Linear(space.shape[0], 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.used(observations)
+
+
+@pytest.mark.parametrize("where", ["policy", "extractor"])
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD])
+def test_what_no_loss_depends_on_is_not_stepped(where, optimizer):
+    """Weight decay would shrink it; stock leaves it, as it has no gradient."""
+    policy = Dangling if where == "policy" else "MlpPolicy"
+    kwargs = {"optimizer_class": optimizer, "optimizer_kwargs": {"weight_decay": 0.5}}
+    if where == "extractor":
+        kwargs["features_extractor_class"] = PartlyUsed
+    models = [kind(policy, toy(), **OPTIONS[PPO], policy_kwargs=kwargs) for kind in (StockPPO, PPO)]
+    stock, ours = models
+    before = parameters_of(ours)
+    for model in models:
+        start(model)
+    for seed in range(2):
+        collect(stock, [])
+        collect(ours, [])
+        copy_rollout(stock.rollout_buffer, ours.rollout_buffer)
+        for model in models:
+            np.random.seed(seed)
+            th.manual_seed(seed)
+            model.train()
+    assert difference(parameters_of(stock), parameters_of(ours)) <= 5e-6
+    after = parameters_of(ours)
+    names = [name for name in after if "dangling" in name or "unused" in name]
+    assert len(names) in (2, 6) and all(th.equal(after[name], before[name]) for name in names)
+    assert ours.engine_in_use.name == ("autograd" if where == "policy" else "hybrid")
+
+
+# ------------------------------------------------------------------ optimizers
+
+
+class Meddling(PPO):
+    """A loss hook that does something to the optimizer or the gradients in the middle of an update."""
+
+    meddle: Any = None
+
+    def loss(self, batch, coefficients):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls % 2 == 0:
+            self.meddle(self.policy.optimizer)
+        return super().loss(batch, coefficients)
+
+
+class MeddlingStock(StockPPO):
+    """The same in stock: before ``evaluate_actions``, which is the first thing that a minibatch does."""
+
+    meddle: Any = None
+
+    def train(self) -> None:
+        policy, evaluate = self.policy, self.policy.evaluate_actions
+
+        def evaluate_actions(*arguments):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls % 2 == 0:
+                self.meddle(policy.optimizer)
+            return evaluate(*arguments)
+
+        policy.evaluate_actions = evaluate_actions
+        try:
+            super().train()
+        finally:
+            del policy.evaluate_actions
+
+
+def scale_moments(optimizer: th.optim.Optimizer) -> None:
+    for state in optimizer.state.values():
+        state["exp_avg"].mul_(0.5)
+
+
+def replace_moments(optimizer: th.optim.Optimizer) -> None:
+    for state in optimizer.state.values():
+        state["exp_avg"] = 0.5 * state["exp_avg"]
+
+
+def share_moments(optimizer: th.optim.Optimizer) -> None:
+    ForkingPickler.dumps(optimizer.state_dict())
+
+
+def forget_one(optimizer: th.optim.Optimizer) -> None:
+    """From here on the parameters have been stepped unequally often."""
+    optimizer.state.pop(optimizer.param_groups[0]["params"][0], None)
+
+
+def step_by_hand(optimizer: th.optim.Optimizer) -> None:
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = th.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        scale_moments,
+        replace_moments,
+        share_moments,
+        forget_one,
+        step_by_hand,
+        lambda optimizer: optimizer.zero_grad(),
+        lambda optimizer: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
+        lambda optimizer: optimizer.state.clear(),
+        lambda optimizer: optimizer.param_groups[0].update(lr=1e-3),
+    ],
+    ids=["scale", "replace", "share", "forget_one", "step", "zero_grad", "load", "clear", "lr"],
+)
+def test_a_loss_hook_may_change_the_optimizer(meddle):
+    models = [kind("MlpPolicy", toy(), **OPTIONS[PPO]) for kind in (MeddlingStock, Meddling)]
+    stock, ours = models
+    for model in models:
+        model.meddle = meddle
+        start(model)
+    for seed in range(2):
+        collect(stock, [])
+        collect(ours, [])
+        copy_rollout(stock.rollout_buffer, ours.rollout_buffer)
+        for model in models:
+            np.random.seed(seed)
+            th.manual_seed(seed)
+            model.train()
+    assert stock.calls == ours.calls == 8
+    assert difference(parameters_of(stock), parameters_of(ours)) <= 5e-6
+
+
+@pytest.mark.parametrize("space", POLICIES)
+def test_gradients_that_nobody_zeroes_add_up_as_in_stock(space):
+    """They count in the norm by which the others are clipped."""
+    models = models_of(PPO, space, "box_6")
+    for model in models.values():
+        model.max_grad_norm = 0.05
+        model.policy.optimizer = th.optim.Adam(model.policy.mlp_extractor.parameters(), lr=3e-4)
+        collect(model, [])
+    for name, model in models.items():
+        if name != "stock":
+            copy_rollout(models["stock"].rollout_buffer, model.rollout_buffer)
+    for model in models.values():
+        np.random.seed(0)
+        model.train()
+    reference = parameters_of(models["stock"])
+    assert all(difference(parameters_of(model), reference) <= 2e-6 for model in models.values())
+    for name, parameter in models["stock"].policy.named_parameters():
+        ours = dict(models["auto"].policy.named_parameters())[name].grad
+        np.testing.assert_allclose(ours, parameter.grad, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_a_head_in_the_optimizer_that_is_not_the_policys_is_trained(micro_batch_size):
+    """Its gradient is that of each minibatch alone."""
+
+    class WithHead(PPO):
+        def loss(self, batch, coefficients):
+            loss, terms = super().loss(batch, coefficients)
+            features = self.policy.mlp_extractor.policy_net(batch.observations)
+            return loss + (self.head(features) - batch.observations[:, :1]).pow(2).mean(), terms
+
+    runs = []
+    for inside in (True, False):
+        model = WithHead("MlpPolicy", toy(), **OPTIONS[PPO], max_grad_norm=1e9, micro_batch_size=micro_batch_size)
+        th.manual_seed(1)
+        model.head = nn.Linear(64, 1)
+        if inside:
+            model.policy.head = model.head
+        model.policy.optimizer = th.optim.Adam(
+            [*model.policy.parameters(), *([] if inside else model.head.parameters())], lr=1e-3
+        )
+        before = model.head.weight.detach().clone()
+        model.learn(64)
+        assert not th.equal(model.head.weight, before)
+        runs.append({**parameters_of(model), "head.weight": model.head.weight, "head.bias": model.head.bias})
+    assert difference(*runs) <= 5e-6
+
+
+# ------------------------------------------------------------------ what is frozen, shared or cannot be told apart
+
+
+def sides(policy: Any) -> dict[str, list[nn.Parameter]]:
+    actor = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters(), policy.log_std]
+    return {"actor": actor, "critic": [*policy.mlp_extractor.value_net.parameters(), *policy.value_net.parameters()]}
+
+
+@ALGORITHMS
+@pytest.mark.parametrize("frozen", ["actor", "critic"])
+def test_what_is_not_frozen_is_trained(frozen, cls, engine):
+    model = model_of(cls, engine="auto" if engine == "closed_form" else engine)
+    parts = sides(model.policy)
+    for parameter in parts[frozen]:
+        parameter.requires_grad_(False)
+    before = {side: [p.detach().clone() for p in parameters] for side, parameters in parts.items()}
+    model.learn(64)
+    moved = {side: any(not th.equal(p, b) for p, b in zip(parts[side], before[side], strict=True)) for side in parts}
+    assert not moved[frozen] and moved["critic" if frozen == "actor" else "actor"]
+
+
+@ALGORITHMS
+def test_a_policy_without_trainable_parameters_is_refused(cls):
+    model = model_of(cls)
+    model.policy.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter is trainable"):
+        model.learn(32)
+
+
+class Fickle(BaseFeaturesExtractor):
+    """Takes only observations that are real, counts what it sees outside of training, and notes how often it is asked."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(space, 2)
+        self.layer = nn.Linear(space.shape[0], 2)
+        self.register_buffer("seen", th.zeros(()))
+        self.calls: list[tuple[bool, int]] = []
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        if not (observations >= 1).all():
+            raise ValueError("this observation was made up")
+        self.calls.append((self.training, len(observations)))
+        if not self.training:
+            self.seen += len(observations)
+        return self.layer(observations)
+
+
+class FromOne(gym.Env):
+    observation_space, action_space = spaces.Box(1, 9, (3,), np.float32), ACTION_SPACES["discrete"]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(1, 9, 3).astype(np.float32), {}
+
+    def step(self, action):
+        return (
+            self.np_random.uniform(1, 9, 3).astype(np.float32),
+            float(action),
+            bool(self.np_random.random() < 0.1),
+            False,
+            {},
+        )
+
+
+@ALGORITHMS
+def test_policies_see_real_observations_only_and_what_they_count_is_stocks(cls, engine):
+    stock = {PPO: StockPPO, TRPO: StockTRPO}[cls]
+    options = {**OPTIONS[cls], "policy_kwargs": {"features_extractor_class": Fickle}}
+    models = [kind("MlpPolicy", FromOne(), **options) for kind in (stock, cls)]
+    models.append(cls("MlpPolicy", FromOne(), **options, engine="autograd"))
+    for model in models:
+        model.learn(32)
+    seen = [float(model.policy.features_extractor.seen) for model in models]
+    assert seen[1] == seen[2] == seen[0] > 32
+    if cls is PPO:  # nothing has to be told apart, so that the policy is called as often as stock calls it
+        assert models[2].policy.features_extractor.calls == models[0].policy.features_extractor.calls
+
+
+def test_an_actor_that_comes_to_use_the_critics_parameters_is_an_error():
+    class Changing(ActorCriticPolicy):
+        borrows = False
+
+        def get_distribution(self, obs):
+            distribution = super().get_distribution(obs)
+            if self.borrows:
+                distribution.distribution.loc = distribution.distribution.loc + 0.1 * self.predict_values(obs)
+            return distribution
+
+    model = TRPO(Changing, toy(), **OPTIONS[TRPO]).learn(32)
+    model.policy.borrows = True
+    with pytest.raises(ValueError, match=r"depends on .*value_net.*engine_in_use = None"):
+        model.learn(32, reset_num_timesteps=False)
+    model.engine_in_use = None
+    model.learn(32, reset_num_timesteps=False)
+    assert model.engine_in_use.n_actor == sum(p.numel() for p in model.policy.parameters())
+
+
+# ------------------------------------------------------------------ spaces
+
+
+@ALGORITHMS
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64])
+def test_actions_of_any_type(dtype, cls):
+    space = spaces.Box(-2, 2, (2,), dtype)
+    models = [cls("MlpPolicy", toy(action=space), **OPTIONS[cls], engine=engine) for engine in ("auto", "autograd")]
+    if cls is PPO:
+        models.insert(0, StockPPO("MlpPolicy", toy(action=space), **OPTIONS[cls]))
+    for model in models:
+        start(model)
+        collect(model, [])
+    for model in models[1:]:
+        copy_rollout(models[0].rollout_buffer, model.rollout_buffer)
+    for model in models:
+        np.random.seed(0)
+        th.manual_seed(0)
+        model.train()
+    assert all(difference(parameters_of(model), parameters_of(models[0])) <= 1e-5 for model in models[1:])
+    assert models[-2].engine_in_use is None or models[-1].engine_in_use.name == "autograd"
+
+
+@ALGORITHMS
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3, start=2), spaces.Discrete(3, start=-1), spaces.MultiDiscrete([3, 2], start=[-1, 0])]
+)
+def test_discrete_observations_out_of_range_are_named(space, cls):
+    with pytest.raises(ValueError, match=r"none of 0 … 2.*start"):
+        cls("MlpPolicy", toy(space), **OPTIONS[cls]).learn(64)
+
+
+@ALGORITHMS
+def test_a_large_discrete_space_needs_no_square_of_it(cls):
+    model = cls("MlpPolicy", toy(spaces.Discrete(3_000), n_envs=1), **{**OPTIONS[cls], "n_steps": 16})
+    model.prepare_engine()
+    features = model.engine_in_use.features(np.array([0.0, 2_999.0]))
+    assert features.shape == (2, 3_000) and features[1, 2_999] == 1 and features.sum() == 2
+
+
+# ------------------------------------------------------------------ which engine, and why
+
+
+def test_the_reason_is_said(capsys):
+    model = model_of(PPO, verbose=1).learn(32)
+    assert "Engine: closed_form on cpu (nothing stands in its way)" in capsys.readouterr().out
+    model.learn(32, reset_num_timesteps=False)
+    assert "Engine:" not in capsys.readouterr().out
+    model.policy.mlp_extractor.policy_net[1].register_forward_hook(lambda *_: None)
+    model.learn(32, reset_num_timesteps=False)
+    assert "Engine: autograd on cpu (Tanh has a hook or a method of its own)" in capsys.readouterr().out
+    assert model_of(PPO, engine="autograd").prepare_engine().reason == 'engine="autograd"'
+
+
+@ALGORITHMS
+def test_every_name_of_an_engine_can_be_asked_for(cls):
+    for name in ("closed_form", "hybrid", "autograd"):
+        model = model_of(cls, engine=name).learn(32)
+        assert model.engine_in_use.name == name
+        assert model_of(cls, engine=model.engine_in_use.name).engine == name
+    with pytest.raises(ValueError, match=r'engine="hybrid" cannot serve this policy: micro_batch_size'):
+        model_of(cls, engine="hybrid", micro_batch_size=3).learn(32)
+
+
+def test_an_algorithm_of_another_package_is_served_by_autograd():
+    """Its hooks are its own: no closed form can know them."""
+
+    class Reinforce(PolicyOptimization):
+        hooks = ("loss",)
+
+        def loss(self, batch, coefficients):
+            values, log_prob, _ = self.policy.evaluate_actions(batch.observations, batch.actions)
+            loss = (values.flatten() - batch.returns).pow(2).mean() - (log_prob * batch.advantages).mean()
+            return loss, {"value_loss": loss.detach()}
+
+        def train(self):
+            engine = self._start_update()
+            rollout = engine.load(self.rollout_buffer)
+            with engine.updating(self.batch_size):
+                for batch in engine.minibatches(rollout, self.batch_size):
+                    engine.step(0.5, engine.ppo_gradient(batch, None)["loss"])
+
+    shared = {"gamma": 0.99, "gae_lambda": 1.0, "normalize_advantage": False, "value_target": "td_lambda", "engine": "auto"}
+    shared |= {"micro_batch_size": None, "log_std_bounds": None, "coefficients": {}, "_init_setup_model": True}
+    rest = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "verbose": 0, "seed": 0, "device": "cpu"}
+    model = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **shared, **rest)
+    before = parameters_of(model)
+    model.learn(32)
+    assert model.engine_in_use.name == "autograd" and "loss" in model.engine_in_use.reason
+    assert difference(before, parameters_of(model)) > 1e-4
