@@ -45,6 +45,7 @@ class FlatParameters:
         self.kind = dtype, device
         self.shapes = [parameter.shape for parameter in self.parameters]
         self._addresses = [-1] * len(self.parameters)
+        self._borrowed_numbers: list[int] = []
         self._borrowed: list[tuple[nn.Parameter, th.Tensor]] = []
         self._take_over()
 
@@ -107,23 +108,32 @@ class FlatParameters:
         """
         Copy each parameter that has moved into the vector, and move it there if its memory is nobody else's.
 
-        :return: False if one is no longer of the vector's kind
+        :return: False if another vector is needed: a parameter is no longer of this one's kind, or is another view of this
+            one's memory that somebody else has too
         """
         if not self.is_of_same_kind():
             return False
-        borrowed = {id(parameter) for parameter, _ in self._borrowed}
-        self._borrowed = []
-        for i, (parameter, place) in enumerate(zip(self.parameters, self.places(self.vector), strict=True)):
-            if parameter.data_ptr() != self._addresses[i] or not parameter.is_contiguous():
-                place.copy_(parameter.detach().clone())  # it may be another view of the place itself
-                if is_held_elsewhere(parameter):
-                    borrowed.add(id(parameter))
-                else:
-                    parameter.data = with_own_storage(place)
-                    borrowed.discard(id(parameter))
-            if id(parameter) in borrowed:
-                self._borrowed.append((parameter, place))
+        moved = [
+            i
+            for i, (parameter, address) in enumerate(zip(self.parameters, self._addresses, strict=True))
+            if parameter.data_ptr() != address or not parameter.is_contiguous()
+        ]
+        held = {i for i in moved if is_held_elsewhere(self.parameters[i])}
+        start = self.vector.data_ptr()
+        stop = start + self.vector.numel() * self.vector.element_size()
+        if any(start <= self.parameters[i].data_ptr() < stop for i in held):
+            return False
+        places = self.places(self.vector)
+        values = [self.parameters[i].detach().clone() for i in moved]  # first all of them: two may have changed places
+        for i, value in zip(moved, values, strict=True):
+            parameter = self.parameters[i]
+            places[i].copy_(value)
+            if i not in held:
+                parameter.data = with_own_storage(places[i])
             self._addresses[i] = parameter.data_ptr()
+        stays = [i for i in self._borrowed_numbers if i not in moved]
+        self._borrowed_numbers = sorted([*stays, *held])
+        self._borrowed = [(self.parameters[i], places[i]) for i in self._borrowed_numbers]
         return True
 
 

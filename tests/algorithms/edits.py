@@ -73,6 +73,12 @@ def rebind_data(model: Any) -> None:
         parameter.data = parameter.data * 0.95
 
 
+def swap_data(model: Any) -> None:
+    """Each of two parameters gets the other's memory."""
+    one, other = (net[0].weight for net in (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net))
+    one.data, other.data = other.data, one.data
+
+
 def transpose(model: Any) -> None:
     """Other numbers in the same memory: only strides change."""
     square = [layer for layer in layers(model) if layer.in_features == layer.out_features]
@@ -284,6 +290,7 @@ DURING: list[Edit] = [
     rebind_data,
     rebind_one,
     transpose,
+    swap_data,
     share_memory,
     send_state_dict,
     keep_state_dict,
