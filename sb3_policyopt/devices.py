@@ -53,6 +53,9 @@ The features extractors, which torch computes, are t to this power times as fast
 mean of the five products with 512 rows or more. The closed form in NumPy was no faster with 16 threads than with one.
 """
 
+ENGINES_OF_THE_CPU = ("closed_form", "hybrid")
+"""Engines that a user may ask for and that run there alone."""
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 

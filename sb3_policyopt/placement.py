@@ -101,6 +101,8 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         kind, self._device_reason = devices.fastest(iteration, Machine.here())
         if devices.is_on_gpu(policy):
             kind, self._device_reason = "cuda", "code of the policy puts tensors there"
+        elif kind != "cpu" and (engine := getattr(self, "engine", "auto")) in devices.ENGINES_OF_THE_CPU:
+            kind, self._device_reason = "cpu", f'engine="{engine}" serves there alone'
         self.device = th.device(kind)
         distributed.choose_device(self.device)
 

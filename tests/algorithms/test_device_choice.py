@@ -149,6 +149,13 @@ def test_what_the_user_says_is_obeyed(cls, device):
 
 
 @BOTH
+def test_an_engine_of_the_cpu_is_obeyed_too(cls):
+    model = atari(cls, engine="hybrid")
+    assert model.device.type == "cpu" and model._device_reason == 'engine="hybrid" serves there alone'
+    assert atari(cls, engine="autograd").device.type == "cuda"
+
+
+@BOTH
 def test_without_a_gpu_cuda_is_the_cpu_as_in_sb3(cls, monkeypatch):
     monkeypatch.setattr(th.cuda, "is_available", lambda: False)
     model = cls("MlpPolicy", toy(), **SMALL, device="cuda")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO as StockPPO
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, collect, copy_rollout, parameter_vector, start, toy
 
@@ -108,14 +109,14 @@ def test_a_rollout_holds_what_the_policy_says(cls, name, device):
     buffer = collect(model)
     copy = model_of(cls, name, "cpu")
     copy.policy.load_state_dict(model.policy.state_dict())
-    copy.policy.action_dist = model.policy.action_dist if device == "cpu" else copy.policy.action_dist
     for sample in buffer.get():
         observations = sample.observations
-        observations = (
-            {key: part.cpu() for key, part in observations.items()} if isinstance(observations, dict) else observations.cpu()
-        )
-        actions = sample.actions.cpu().long().flatten() if "discrete" in name and "many" not in name else sample.actions.cpu()
-        if name in ("dict", "CNN"):
+        if isinstance(observations, dict):
+            observations = {key: part.cpu() for key, part in observations.items()}
+        else:
+            observations = observations.cpu()
+        actions = sample.actions.cpu()
+        if isinstance(model.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         with th.no_grad():
             values, log_prob, _ = copy.policy.evaluate_actions(observations, actions)
