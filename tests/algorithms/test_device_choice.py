@@ -166,14 +166,17 @@ def test_without_a_gpu_cuda_is_the_cpu_as_in_sb3(cls, monkeypatch):
 
 
 @BOTH
-def test_a_policy_that_puts_itself_on_the_gpu_stays_there(cls):
+def test_a_policy_that_puts_itself_on_the_gpu_stays_there(cls, monkeypatch):
     from torch._subclasses import FakeTensorMode
+
+    with monkeypatch.context() as without_gpu, FakeTensorMode():  # which would look at a real one
+        without_gpu.setattr(th.cuda, "is_available", lambda: False)
+        there = th.ones(1, device="cuda")
 
     class OwnPolicy(ActorCriticPolicy):
         def _build(self, lr_schedule):
             super()._build(lr_schedule)
-            with FakeTensorMode():
-                self.mlp_extractor.scale = th.ones(1, device="cuda")
+            self.mlp_extractor.scale = there
 
     model = cls(OwnPolicy, toy(), **SMALL)
     assert model.device == model.policy.sent_to == CUDA
@@ -243,10 +246,6 @@ class TestZips:
         theirs = stock("MlpPolicy", toy(), n_steps=32, batch_size=32, device="cpu").learn(128)
         theirs.save(tmp_path / "model")
         file = saved_on_a_gpu(tmp_path / "model.zip")
-        with pytest.raises((AssertionError, RuntimeError)):  # it is what it says
-            with zipfile.ZipFile(file) as archive:
-                th.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
-        file.seek(0)
         monkeypatch.setattr(th.cuda, "is_available", lambda: has_gpu)
         model = ours.load(file, env=toy())
         assert model.device.type == "cpu"

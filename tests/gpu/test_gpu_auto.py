@@ -1,7 +1,9 @@
 """What ``device="auto"`` does where there is a GPU; the rule itself is tested without one."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from toy_environments import ACTION_SPACES, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
 
-pytestmark = pytest.mark.gpu
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+gpu = pytest.mark.gpu
 BOTH = pytest.mark.parametrize("cls", [PPO, TRPO])
 
 
+@gpu
 @BOTH
 def test_convolutions_train_on_the_gpu(cls, tmp_path):
     few = {"n_epochs": 1} if cls is PPO else {"n_critic_updates": 1}
@@ -32,6 +35,7 @@ def test_convolutions_train_on_the_gpu(cls, tmp_path):
     assert th.equal(parameter_vector(loaded.policy), parameter_vector(model.policy))
 
 
+@gpu
 @BOTH
 def test_the_networks_are_those_of_the_cpu(cls):
     models = [
@@ -58,9 +62,15 @@ print("initialised:", th.cuda.is_initialized())
 """
 
 
-def test_small_networks_leave_the_gpu_alone(tmp_path):
+@pytest.mark.parametrize("machine", ["emulated", pytest.param("real", marks=gpu)])
+def test_small_networks_leave_the_gpu_alone(machine, tmp_path):
     command = [sys.executable, "-W", "error::UserWarning", "-c", SMALL, str(tmp_path / "model.zip")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = dict(os.environ)
+    if machine == "emulated":
+        folder = str(Path(__file__).parent.parent / "emulated_gpu")
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Using cpu device" in done.stdout and "cuda device" not in done.stdout
     assert done.stdout.splitlines()[-1] == "initialised: False"
@@ -77,6 +87,7 @@ class OnTheGpu(FlattenExtractor):
         return super().forward(observations) * self.scale
 
 
+@gpu
 @BOTH
 def test_a_policy_that_puts_itself_on_the_gpu_trains_there(cls):
     options = {"policy_kwargs": {"features_extractor_class": OnTheGpu}}
@@ -85,6 +96,7 @@ def test_a_policy_that_puts_itself_on_the_gpu_trains_there(cls):
     assert model._device_reason == "code of the policy puts tensors there"
 
 
+@gpu
 def test_processes_that_these_tests_start_see_the_gpu():
     done = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"], capture_output=True, text=True, timeout=120
