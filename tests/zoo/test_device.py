@@ -24,11 +24,9 @@ def test_the_machine_is_what_it_says(tmp_path, process, gpu_machine):
     assert hidden.stdout.split() == ["False", "0"]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "trpo"])
-def test_small_networks_train_and_play_on_the_cpu(tmp_path, cli, gpu_machine, algo):
-    trained = cli(tmp_path, f"train --algo {algo} --env CartPole-v1 {SHORT}", **gpu_machine)
+def test_small_networks_train_and_play_on_the_cpu(tmp_path, cli, gpu_machine):
+    trained = cli(tmp_path, f"train --algo trpo --env CartPole-v1 {SHORT}", **gpu_machine)
     assert "Using cpu device" in trained.stdout and "on the GPU" not in trained.stderr
-    run = tmp_path / "logs" / algo / "CartPole-v1_1"
+    run = tmp_path / "logs" / "trpo" / "CartPole-v1_1"
     assert json.loads((run / "provenance.json").read_text())["device"] == "cpu"
-    cli(tmp_path, f"enjoy --algo {algo} --env CartPole-v1 -f logs --no-render -n 20", **gpu_machine)
-    cli(tmp_path, f"train --algo {algo} --env CartPole-v1 {SHORT} -i {run}/CartPole-v1.zip", **gpu_machine)
+    cli(tmp_path, "enjoy --algo trpo --env CartPole-v1 -f logs --no-render -n 20", **gpu_machine)
