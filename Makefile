@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SRC := sb3_policyopt tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format type bench build clean
+.PHONY: help install demo test test-slow test-gpu lint format type bench build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: install lint type ## lint, types and the tests
 
 test-slow: install ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: install ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
 
 lint: install ## ruff
 	$(BIN)/ruff check $(SRC)

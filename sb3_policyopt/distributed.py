@@ -78,9 +78,14 @@ def timeout() -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def choose_device() -> None:
-    """Make "cuda" mean this rank's own GPU of its host; nothing to do without a launcher or a GPU."""
-    if world_size() > 1 and th.cuda.is_available():
+def choose_device(device: th.device) -> None:
+    """
+    Make "cuda" mean this rank's own GPU of its host; nothing to do without a launcher, and for a model on the CPU, so that
+    a rank which needs no GPU takes no memory there.
+
+    :param device: of a model
+    """
+    if world_size() > 1 and device.type == "cuda" and device.index is None:
         th.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())) % th.cuda.device_count())
 
 

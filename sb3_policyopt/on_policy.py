@@ -10,7 +10,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
@@ -28,14 +27,14 @@ from sb3_policyopt.engines.rollout_data import is_stock
 from sb3_policyopt.guards import SkipCounter
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.modes import modes_kept
-from sb3_policyopt.safe_zip import SelfDescribing
+from sb3_policyopt.placement import Placed
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
+class PolicyOptimization(Placed):
     """
     Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
 
@@ -105,7 +104,6 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         if options["sde_sample_freq"] != -1:
             arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=-1)
         arguments.integer("stats_window_size", options["stats_window_size"])
-        distributed.choose_device()
         options["verbose"] = options["verbose"] if distributed.rank() == 0 else 0
         self.engine_in_use: Engine | None = None
         self._skips = SkipCounter()

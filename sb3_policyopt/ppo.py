@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
+from sb3_policyopt.devices import Passes
 from sb3_policyopt.engines import Batch, Engine, PPOCoefficients, Terms, in_closed_form
 from sb3_policyopt.maths import losses
 from sb3_policyopt.metrics import Means
@@ -53,7 +54,8 @@ class PPO(PolicyOptimization):
     :param policy_kwargs: arguments for the policy
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: of all random generators
-    :param device: "cpu", "cuda", "auto"
+    :param device: "cpu", "cuda", "auto"; "auto" is the fastest for this model on this machine
+        (:mod:`sb3_policyopt.devices`)
     :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (P4)
     :param value_clipping: "clipped" takes the error of the clipped value alone, as SB3; "pessimistic" takes the larger of
         the clipped and the unclipped error; only with ``clip_range_vf``
@@ -153,6 +155,10 @@ class PPO(PolicyOptimization):
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def _update_passes(self) -> list[Passes]:
+        """The passes of one update: all epochs."""
+        return [Passes.over(self.n_steps * self.n_envs, self.batch_size, self.n_epochs)]
 
     def train(self) -> None:
         """P6: K epochs of minibatch steps along the gradient of the clipped objective."""

@@ -198,6 +198,7 @@ class RunRecorder(BaseCallback):
         if not self.record:  # the training never started
             return
         self.record.update(
+            device=str(self.model.device),  # a resumed run goes on where its checkpoint was made
             total_timesteps=self.model.num_timesteps,
             finished=self.model.num_timesteps >= self.record["requested_timesteps"],
             wall_time_seconds=round(time.perf_counter() - self._clock, 3),

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
+from sb3_policyopt.devices import Passes
 from sb3_policyopt.engines import Batch, Engine, Terms, in_closed_form
 from sb3_policyopt.engines.autograd import buffers_kept
 from sb3_policyopt.maths import losses
@@ -60,7 +61,8 @@ class TRPO(PolicyOptimization):
     :param policy_kwargs: arguments for the policy
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: of all random generators
-    :param device: "cpu", "cuda", "auto"
+    :param device: "cpu", "cuda", "auto"; "auto" is the fastest for this model on this machine
+        (:mod:`sb3_policyopt.devices`)
     :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (T10)
     :param kl_reduction: "sum", the joint KL; "mean", its mean over the dimensions of a Box or MultiBinary action, as
         sb3-contrib measures it
@@ -152,6 +154,12 @@ class TRPO(PolicyOptimization):
             log_std_bounds=log_std_bounds,
             _init_setup_model=_init_setup_model,
         )
+
+    def _update_passes(self) -> list[Passes]:
+        """The passes of one update, each through one network: g and a candidate, Fisher-vector products, the critic."""
+        size = self.n_steps * self.n_envs
+        actor, thinned = Passes(2, size, 0.5), Passes(self.cg_max_steps, math.ceil(size / self.sub_sampling_factor), 0.5)
+        return [actor, thinned, Passes.over(size, self.batch_size, self.n_critic_updates, 0.5)]
 
     def train(self) -> None:
         """T11: one step of the policy to the border of the trust region, then the critic."""

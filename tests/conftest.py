@@ -1,4 +1,9 @@
-"""What every test runs under: one thread, no display, and hypothesis without deadlines, which a busy machine would break."""
+"""
+What every test runs under: one thread, no display, no GPU, and hypothesis without deadlines, which a busy machine would break.
+
+A GPU is hidden from this process and from those that the tests start, so that a machine with one runs the same tests as any
+other. Tests with the marker ``gpu`` see it, and are skipped where there is none.
+"""
 
 import os
 
@@ -7,9 +12,45 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+import pytest  # noqa: E402
 import torch as th  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 th.set_num_threads(1)
 settings.register_profile("sb3_policyopt", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("sb3_policyopt")
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+REAL = {"is_available": th.cuda.is_available, "device_count": th.cuda.device_count}
+HIDDEN = {"is_available": lambda: False, "device_count": lambda: 0}
+HAS_GPU = th.cuda.is_available()
+
+for name, function in HIDDEN.items():  # now, for what is made while the tests are collected
+    setattr(th.cuda, name, function)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu_hidden_from_children():
+    """What the variable was; not set while this file is imported, as pytest's workers would inherit it."""
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = ""
+    yield before
+    if before is None:
+        del os.environ[VISIBLE]
+    else:
+        os.environ[VISIBLE] = before
+
+
+@pytest.fixture(autouse=True)
+def gpu_for_tests_of_it(request, monkeypatch, gpu_hidden_from_children):
+    """Show the GPU to a test with the marker ``gpu``."""
+    if request.node.get_closest_marker("gpu") is None:
+        return
+    if not HAS_GPU:
+        pytest.skip("no GPU: torch.cuda.is_available() is False")
+    for name, function in REAL.items():
+        monkeypatch.setattr(th.cuda, name, function)
+    if gpu_hidden_from_children is None:
+        monkeypatch.delenv(VISIBLE)
+    else:
+        monkeypatch.setenv(VISIBLE, gpu_hidden_from_children)

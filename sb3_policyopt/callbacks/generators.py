@@ -16,7 +16,7 @@ def capture() -> dict[str, Any]:
     :return: their states, for :func:`restore`
     """
     state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}
-    if th.cuda.is_available():
+    if th.cuda.is_initialized():  # type: ignore[no-untyped-call]  # somebody in this process computes on a GPU
         state["cuda"] = th.cuda.get_rng_state_all()
     return state
 
@@ -30,8 +30,8 @@ def restore(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     th.set_rng_state(state["torch"])
-    if "cuda" in state and th.cuda.device_count() == len(state["cuda"]):
-        th.cuda.set_rng_state_all(state["cuda"])
+    for gpu, state_there in enumerate(state.get("cuda", [])[: th.cuda.device_count()]):
+        th.cuda.set_rng_state(state_there, gpu)
 
 
 def exploration_matrices(model: BaseAlgorithm) -> dict[str, th.Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
@@ -36,7 +37,8 @@ class ResumableCheckpointCallback(BaseCallback):
     Kept are parameters, optimizer, random generators, step counts, ``VecNormalize`` and other wrappers, the state of the
     environments, episode statistics, the logger's files, and what other callbacks have gathered. If the state of an
     environment cannot be kept, a warning says so, and a resumed run starts with new episodes, which are the same in every
-    run that resumes from that checkpoint.
+    run that resumes from that checkpoint. With ``device="auto"`` training goes on on the device of the checkpoint; if there is
+    none here, or the script says another one, a warning says that the bits will differ.
 
     A checkpoint is also a model of SB3: ``PPO.load("ckpt/rl_model_50000_steps.zip")``. It contains pickles, so resume only
     from folders that you trust. One folder belongs to one call of ``learn``.
@@ -85,6 +87,7 @@ class ResumableCheckpointCallback(BaseCallback):
         self.resumed = from_rank_0(checkpoint_file.newest(self.path) if rank() == 0 else None)
         if self.resumed is not None:
             self._check(self.resumed)
+            self._go_where_it_ran(self.resumed)
             self._restore_training(self.resumed)
             self.last_saved = model.num_timesteps
         self.iterations_before = model._n_iterations
@@ -136,6 +139,7 @@ class ResumableCheckpointCallback(BaseCallback):
         assert self.callbacks is not None
         state = {
             "run": self._run(),
+            "device": str(model.device),
             "elapsed": time.time_ns() - model.start_time,
             "trained": self.trained.state(),
             "environments": self._capture("The training environment", self.environments),
@@ -210,6 +214,24 @@ class ResumableCheckpointCallback(BaseCallback):
             warnings.warn(
                 f"{checkpoint.path} is of a training to timestep {before['last timestep']}, which now goes to "
                 f"{now['last timestep']}: schedules follow the new end from here on"
+            )
+
+    def _go_where_it_ran(self, checkpoint: Checkpoint) -> None:
+        """
+        Take the device of the checkpoint, on which alone the numbers are equal, if it is here and the user left the choice.
+
+        :param checkpoint: of the same run
+        """
+        model, before = self.model, th.device(checkpoint.state.get("device", self.model.device))
+        if before.type == model.device.type:
+            return
+        if model._device_is_auto and (before.type == "cpu" or th.cuda.is_available()):
+            model._move_to(th.device(before.type), f"{checkpoint.path.name} was made there")
+        elif rank() == 0:
+            warnings.warn(
+                f"{checkpoint.path} was made on {before}, and training goes on on {model.device}: from the same parameters, "
+                f"step counts and environments, but to results that differ by rounding and in the actions drawn. For equal "
+                f'bits resume where there is a {before.type} device, with device="{before.type}" or "auto"'
             )
 
     def _restore_training(self, checkpoint: Checkpoint) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sb3_policyopt.on_policy import PolicyOptimization
 
 
+DEVICE_HINT = ', and where the hosts differ, with device="cpu" or "cuda" in place of "auto"'
+
+
 @contextmanager
 def training(model: "PolicyOptimization") -> Iterator[None]:
     """
@@ -52,6 +55,7 @@ def check_alike(model: "PolicyOptimization") -> None:
     mine = {
         "the algorithm": type(model).__name__,
         "the policy": type(model.policy).__name__,
+        "the device": model.device.type,
         "the shapes of its parameters": [tuple(parameter.shape) for parameter in model.policy.parameters()],
         **{
             name: getattr(model, name, None)
@@ -64,7 +68,7 @@ def check_alike(model: "PolicyOptimization") -> None:
             if value != theirs[0][name]:
                 raise ValueError(
                     f"{name} differs between the ranks: {theirs[0][name]} on rank 0, {value} on rank {other}; "
-                    "start every rank with the same script and arguments"
+                    "start every rank with the same script and arguments" + DEVICE_HINT * (name == "the device")
                 )
 
 

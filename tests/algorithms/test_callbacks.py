@@ -113,7 +113,7 @@ class Keep(BaseCallback):
             self.kept.append((self.locals[name], self.locals[name].clone()))
         observations = self.locals["self"]._last_obs
         np.testing.assert_array_equal(self.locals["obs_tensor"], observations)
-        assert self.locals["obs_tensor"].numpy().dtype == observations.dtype
+        assert self.locals["obs_tensor"].cpu().numpy().dtype == observations.dtype
         return True
 
 
@@ -280,7 +280,7 @@ def test_value_targets_by_their_recursions(cls, value_target, engine):
     """G = r + γ V(s'), the return to the end of the episode (or V after the rollout), or A + V; written as plain loops."""
     model = cls("MlpPolicy", toy(), engine=engine, value_target=value_target, gamma=0.9, gae_lambda=0.8, **SMALL)
     buffer = collect(model)
-    last = model.policy.predict_values(th.as_tensor(model._last_obs)).detach().numpy().flatten()
+    last = model.policy.predict_values(th.as_tensor(model._last_obs, device=model.device)).detach().cpu().numpy().flatten()
     expected = np.zeros_like(buffer.rewards)
     over = np.concatenate((buffer.episode_starts[1:], model._last_episode_starts[None]))
     for env in range(model.n_envs):
@@ -327,7 +327,7 @@ def test_a_replaced_policy_is_the_one_that_trains(cls, engine):
     assert th.equal(parameter_vector(old), before)
     assert not th.equal(parameter_vector(model.policy), before)
     with th.no_grad():
-        values = model.policy.predict_values(all_observations(model)).numpy().flatten()
+        values = model.policy.predict_values(all_observations(model)).cpu().numpy().flatten()
     assert np.isfinite(values).all()
 
 

@@ -28,7 +28,8 @@ def free_port() -> int:
 def surroundings(**variables: object) -> dict[str, str]:
     """This process's environment variables without a launcher's, with others."""
     ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
     return {**ours, **single, **{name: str(value) for name, value in variables.items()}}
 
 

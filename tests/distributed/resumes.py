@@ -42,6 +42,6 @@ if __name__ == "__main__":
     env = VecNormalize(make_vec_env("CartPole-v1", n_envs=2))
     model = TRPO("MlpPolicy", env, n_steps=32, batch_size=32, n_critic_updates=2, seed=0)
     model.learn(total_timesteps, callback=callbacks)
-    parameters = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().numpy()
+    parameters = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().cpu().numpy()
     result = {"parameters": parameters, "timesteps": model.num_timesteps, "mean": env.obs_rms.mean, "last": model._last_obs}
     np.savez(folder / f"{distributed.rank()}.npz", **result)

@@ -120,7 +120,7 @@ class OnTape:
         actions = np.stack([self.tapes[i][position] for i, position in enumerate(positions)])
         with th.no_grad():
             values, log_prob, _ = self.policy.evaluate_actions(th.as_tensor(observations), th.as_tensor(actions))
-        return actions, values.flatten().numpy(), log_prob.numpy()
+        return actions, values.flatten().cpu().numpy(), log_prob.cpu().numpy()
 
     def train(self):
         """Remember the mean KL of the last update over this process's states, by torch's own formula."""
@@ -188,8 +188,8 @@ def results(model) -> dict[str, Any]:
     env = model.get_vec_normalize_env()
     return {
         "running_moments": [np.hstack((rms.mean, rms.var, rms.count)) for rms in ((env.obs_rms, env.ret_rms) if env else ())],
-        "parameters": np.concatenate([p.detach().numpy().ravel() for p in model.policy.parameters()]),
-        "moments": np.concatenate([state["exp_avg_sq"].numpy().ravel() for _, state in sorted(optimizer.items())]),
+        "parameters": np.concatenate([p.detach().cpu().numpy().ravel() for p in model.policy.parameters()]),
+        "moments": np.concatenate([state["exp_avg_sq"].cpu().numpy().ravel() for _, state in sorted(optimizer.items())]),
         "num_timesteps": model.num_timesteps,
         "kl": (model.kl_sum, model.n_states),
         "metrics": {key: value for key, value in model.last_metrics.items() if not isinstance(value, str)},
