@@ -197,20 +197,21 @@ class PolicyOptimization(Placed):
 
         :return: the engine, also in ``engine_in_use``
         """
-        before = self.engine_in_use
+        before = self.engine_in_use.reason if self.engine_in_use is not None else ""
         objectives = cast("Objectives", self)  # PPO and TRPO have those of its hooks that their engine methods ask for
-        self.engine_in_use = choose_engine(
+        engine = self.engine_in_use = choose_engine(
             self.policy,
             objectives,
             self.engine,
             self.micro_batch_size,
             self.autograd_hooks(),
-            before,
+            self.engine_in_use,
             self._real_observation() if self.separates_critic else None,
         )
-        if self.verbose >= 1 and (before is None or before.reason != self.engine_in_use.reason):
-            print(f"Engine: {self.engine_in_use.name} on {self.device} ({self.engine_in_use.reason})")
-        return self.engine_in_use
+        engine.reason += f"; on {self.device}: {self._device_reason}"
+        if self.verbose >= 1 and engine.reason != before:
+            print(f"Engine: {engine.name} ({engine.reason})")
+        return engine
 
     def current_engine(self) -> Engine:
         """

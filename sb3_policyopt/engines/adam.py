@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from torch.optim import optimizer as torch_optimizer
 
-from sb3_policyopt.engines.originals import is_original
+from sb3_policyopt.engines.originals import has_original_step
 from sb3_policyopt.engines.parameters import FlatParameters, is_held_elsewhere, with_own_storage
 
 STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -58,8 +58,7 @@ class FlatAdam:
         group: Mapping[str, Any] = optimizer.param_groups[0]
         hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_HOOKS)
         return (
-            is_original(optimizer, type(optimizer), "step")
-            and is_original(optimizer, th.optim.Optimizer, "zero_grad")
+            has_original_step(optimizer)
             and not any(hooks)
             and not any(group.get(option) for option in UNUSUAL)
             and bool(group.get("decoupled_weight_decay")) == (type(optimizer) is th.optim.AdamW)

@@ -44,11 +44,7 @@ _METHODS: dict[type, tuple[str, ...]] = {
     th.distributions.Categorical: _TORCH_FAMILY,
     th.distributions.Bernoulli: _TORCH_FAMILY,
     th.optim.Optimizer: ("zero_grad",),
-    th.optim.Adam: ("step",),
-    th.optim.AdamW: ("step",),
 }
-for _optimizer in (th.optim.Adam, th.optim.AdamW):
-    _optimizer([nn.Parameter(th.zeros(1))])  # torch wraps ``step`` of the class when it makes the first object
 
 
 def _original(owner: type, name: str) -> Any:
@@ -57,17 +53,34 @@ def _original(owner: type, name: str) -> Any:
 
     :param owner: a class of torch or SB3
     :param name: of the method
-    :return: the method; None if somebody had replaced it before this module was imported
+    :return: the method; None if somebody had replaced it before
     """
     method = getattr_static(owner, name)
-    code = getattr(method, "__code__", None)
     library = sys.modules[owner.__module__.partition(".")[0]].__file__
-    if code is None or library is None or not Path(code.co_filename).is_relative_to(Path(library).parent):
-        return None
+    function, folder = method, Path(library or "").parent
+    while function is not None:  # torch wraps some of its methods once more
+        code = getattr(function, "__code__", None)
+        if code is None or not Path(code.co_filename).is_relative_to(folder):
+            return None
+        function = getattr(function, "__wrapped__", None)
     return method
 
 
 _ORIGINALS = {(owner, name): _original(owner, name) for owner, names in _METHODS.items() for name in names}
+
+
+def has_original_step(optimizer: th.optim.Optimizer) -> bool:
+    """
+    Whether an optimizer steps as its class does in torch. Torch wraps ``step`` of a class when it makes its first object, so
+    that this one is looked up then, and not when this module is imported.
+
+    :param optimizer: of one of torch's classes
+    :return: False if ``step`` or ``zero_grad`` was replaced on the object or on its class
+    """
+    kind = type(optimizer)
+    if (kind, "step") not in _ORIGINALS:
+        _ORIGINALS[kind, "step"] = _original(kind, "step")
+    return is_original(optimizer, kind, "step") and is_original(optimizer, th.optim.Optimizer, "zero_grad")
 
 
 def is_original(thing: object, owner: type, *names: str) -> bool:

@@ -429,6 +429,23 @@ def test_a_head_in_the_optimizer_that_is_not_the_policys_is_trained(micro_batch_
     assert difference(*runs) <= 5e-6
 
 
+@pytest.mark.parametrize("where", ["Adam", "object"])
+def test_a_step_replaced_on_the_optimizer_or_its_class_is_called(where, monkeypatch):
+    calls = []
+
+    def step(optimizer, closure=None):
+        calls.append(1)
+
+    model = model_of(PPO).learn(32)
+    before = parameters_of(model)
+    if where == "Adam":
+        monkeypatch.setattr(th.optim.Adam, "step", step)
+    else:
+        model.policy.optimizer.step = lambda closure=None: step(None)
+    model.learn(32, reset_num_timesteps=False)
+    assert len(calls) == 4 and difference(before, parameters_of(model)) == 0
+
+
 # ------------------------------------------------------------------ what is frozen, shared or cannot be told apart
 
 
@@ -571,13 +588,13 @@ def test_a_large_discrete_space_needs_no_square_of_it(cls):
 
 def test_the_reason_is_said(capsys):
     model = model_of(PPO, verbose=1).learn(32)
-    assert "Engine: closed_form on cpu (nothing stands in its way)" in capsys.readouterr().out
+    assert "Engine: closed_form (nothing stands in its way; on cpu: " in capsys.readouterr().out
     model.learn(32, reset_num_timesteps=False)
     assert "Engine:" not in capsys.readouterr().out
     model.policy.mlp_extractor.policy_net[1].register_forward_hook(lambda *_: None)
     model.learn(32, reset_num_timesteps=False)
-    assert "Engine: autograd on cpu (Tanh has a hook or a method of its own)" in capsys.readouterr().out
-    assert model_of(PPO, engine="autograd").prepare_engine().reason == 'engine="autograd"'
+    assert "Engine: autograd (Tanh has a hook or a method of its own; on cpu: " in capsys.readouterr().out
+    assert model_of(PPO, engine="autograd").prepare_engine().reason.startswith('engine="autograd";')
 
 
 @ALGORITHMS
