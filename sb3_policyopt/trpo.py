@@ -15,7 +15,7 @@ from sb3_policyopt.engines import Batch, Engine, Terms
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
-from sb3_policyopt.metrics import Means
+from sb3_policyopt.metrics import Means, mean_terms
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.ranks import SharedGradient, led
 
@@ -68,6 +68,8 @@ class TRPO(PolicyOptimization):
         exactly what the policy says
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
+    :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
+        for those whose NaN the features extractor masks (what the networks return is checked all the same)
     :param _init_setup_model: whether to build the networks at once
     """
 
@@ -109,6 +111,7 @@ class TRPO(PolicyOptimization):
         engine: str = "auto",
         micro_batch_size: int | None = None,
         log_std_bounds: tuple[float, float] | None = None,
+        check_observations: bool = True,
     ) -> None:
         self.cg_max_steps = arguments.integer("cg_max_steps", cg_max_steps)
         self.line_search_shrinking_factor = arguments.number(
@@ -148,17 +151,19 @@ class TRPO(PolicyOptimization):
             engine=engine,
             micro_batch_size=micro_batch_size,
             log_std_bounds=log_std_bounds,
+            check_observations=check_observations,
             _init_setup_model=_init_setup_model,
         )
 
     def train(self) -> None:
         """T11: one step of the policy to the border of the trust region, then the critic."""
         engine = self._start_update()
-        rollout = engine.load(self.rollout_buffer)
-        policy_terms = led(self._update_policy, engine, self._normalized(rollout))
+        rollout = self._load(engine)
+        wholes = self._own_samples(None) if rollout is None else iter([rollout])  # as sb3-contrib, one step for each
+        policy_terms = [led(self._update_policy, engine, self._normalized(whole)) for whole in wholes]
         critic_terms = self._update_critic(engine, rollout)
         self._n_updates += 1
-        self._record({**policy_terms, **critic_terms})
+        self._record({**mean_terms(policy_terms), **critic_terms})
 
     def _update_policy(self, engine: Engine, rollout: Batch) -> Terms:
         """
@@ -205,12 +210,12 @@ class TRPO(PolicyOptimization):
             "grad_norm": float(g @ g) ** 0.5,
         }
 
-    def _update_critic(self, engine: Engine, rollout: Batch) -> Terms:
+    def _update_critic(self, engine: Engine, rollout: Batch | None) -> Terms:
         """
         T10: ``n_critic_updates`` passes of the critic's own optimizer; the actor's parameters get no gradient.
 
         :param engine: computes the gradient of the value loss
-        :param rollout: all transitions
+        :param rollout: of :meth:`_load`
         :return: what to log
         """
         means, gradient = Means(), SharedGradient(engine.flat.gradient[engine.n_actor :])
