@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from stable_baselines3.common.logger import Logger
 
 
-class OfRollout(tuple[str, ...]):
-    """Outputs from which a number is excluded that was recorded before an update."""
+class Earlier(tuple[str, ...]):
+    """Outputs from which a number is excluded that was recorded before the last update."""
 
 
 class OfUpdate(tuple[str, ...]):
-    """Outputs from which a number is excluded that an update recorded, and that waits to be written."""
+    """Outputs from which a number is excluded that the last update recorded, and that waits to be written."""
 
 
 class Written(tuple[str, ...]):
@@ -48,11 +48,11 @@ def recording(logger: Logger) -> Iterator[None]:
         if isinstance(excluded, Written):
             for entries in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
                 entries.pop(name, None)
-        elif not isinstance(excluded, OfUpdate):
-            logger.name_to_excluded[name] = OfRollout(excluded)
+        else:
+            logger.name_to_excluded[name] = Earlier(excluded)
     yield
     for name, excluded in logger.name_to_excluded.items():
-        if not isinstance(excluded, OfRollout):
+        if not isinstance(excluded, Earlier):
             logger.name_to_excluded[name] = OfUpdate(excluded)
 
 
