@@ -373,9 +373,9 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
 
         :param terms: values by name
         """
-        buffer = self.rollout_buffer
+        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
         terms = ranks.reduce_maxima(terms)
-        terms["explained_variance"] = explained_variance(buffer.values.flatten(), buffer.returns.flatten(), ranks.variances)
+        terms["explained_variance"] = explained_variance(values, returns, ranks.variances)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):
             std = th.exp(self.policy.log_std.detach())
             terms["std"], terms["std_min"] = std.mean().item(), std.min().item()

@@ -258,20 +258,18 @@ def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Any:
         raise ValueError(
             f"rollout_buffer has room for {buffer.buffer_size} steps, and {guard.n_steps} are to be collected. {RESIZE}"
         )
-    observations: Any = buffer.observations
-    n_envs, action_dim = buffer.n_envs, buffer.action_dim
-    if isinstance(buffer, DictRolloutBuffer):
-        shapes = {key: array.shape[1:] for key, array in observations.items()}
-    else:
-        shape = observations.shape[1:]
+    n_envs, action_dim, replaced = buffer.n_envs, buffer.action_dim, vars(buffer)
 
     def store(obs: Any, action: Any, reward: Any, episode_start: Any, value: Any, log_prob: Any) -> None:
+        if "add" in replaced:  # by a callback, during this rollout
+            return add(buffer, guard, obs, action, reward, episode_start, value, log_prob)
         row = buffer.pos
+        observations: Any = buffer.observations
         if isinstance(obs, dict):
             for key, array in observations.items():
-                array[row] = obs[key].reshape(shapes[key])
+                array[row] = obs[key].reshape(array.shape[1:])
         else:
-            observations[row] = obs.reshape(shape)
+            observations[row] = obs.reshape(observations.shape[1:])
         buffer.actions[row] = action.reshape(n_envs, action_dim)
         buffer.rewards[row] = reward
         buffer.episode_starts[row] = episode_start
@@ -279,6 +277,7 @@ def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Any:
         buffer.log_probs[row] = log_prob
         buffer.pos = row + 1
         buffer.full = buffer.pos == buffer.buffer_size
+        return None
 
     return store
 
