@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import arguments, distributed, ranks, rollout, update_log, workers
-from sb3_policyopt.engines import Batch, Engine, choose_engine
+from sb3_policyopt.engines import Batch, Engine, choose_engine, has_closed_form
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.rollout_data import own_samples, samples_itself
 from sb3_policyopt.guards import SkipCounter
@@ -49,8 +49,8 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
     :param gae_lambda: λ of S4 in [0, 1]
     :param normalize_advantage: whether advantages are scaled to mean 0 and standard deviation 1
     :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (T10, P4)
-    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed; "auto" takes the fastest that computes
-        exactly what the policy says
+    :param engine: "auto" | "closed_form" | "hybrid" | "autograd", how the numbers are computed; "auto" takes the fastest that
+        computes exactly what the policy says, and ``engine_in_use.reason`` says why that one
     :param micro_batch_size: most samples that go through the networks at once (a bound on memory; the result is the same
         to rounding); None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
@@ -70,7 +70,9 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
     coefficient_names: ClassVar[tuple[str, ...]] = ()
     """Coefficients that stock SB3 keeps as plain floats, and that may follow a schedule here."""
     hooks: ClassVar[tuple[str, ...]] = ()
-    """Methods that say what is optimised; an override sends the computation to autograd."""
+    """Methods that say what is optimised; an override, or one without a closed form, sends the computation to autograd."""
+    separates_critic: ClassVar[bool] = False
+    """Whether the algorithm steps actor and critic by themselves, so that their parameters have to be told apart."""
 
     policy: ActorCriticPolicy
     rollout_buffer: RolloutBuffer
@@ -98,7 +100,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         self.batch_size = arguments.integer("batch_size", batch_size)
         self.normalize_advantage = arguments.flag("normalize_advantage", normalize_advantage)
         self.value_target: Any = arguments.word("value_target", value_target, ("td_lambda", "td_zero", "monte_carlo"))
-        self.engine = arguments.word("engine", engine, ("auto", "autograd", "closed_form"))
+        self.engine = arguments.word("engine", engine, ("auto", "closed_form", "hybrid", "autograd"))
         self.micro_batch_size = None
         if micro_batch_size is not None:
             self.micro_batch_size = arguments.integer("micro_batch_size", micro_batch_size)
@@ -201,11 +203,45 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
 
         :return: the engine, also in ``engine_in_use``
         """
+        before = self.engine_in_use
         objectives = cast("Objectives", self)  # PPO and TRPO have those of its hooks that their engine methods ask for
         self.engine_in_use = choose_engine(
-            self.policy, objectives, self.engine, self.micro_batch_size, self.autograd_hooks(), self.engine_in_use
+            self.policy,
+            objectives,
+            self.engine,
+            self.micro_batch_size,
+            self.autograd_hooks(),
+            before,
+            self._real_observation() if self.separates_critic else None,
         )
+        if self.verbose >= 1 and (before is None or before.reason != self.engine_in_use.reason):
+            print(f"Engine: {self.engine_in_use.name} on {self.device} ({self.engine_in_use.reason})")
         return self.engine_in_use
+
+    def current_engine(self) -> Engine:
+        """
+        The engine in the middle of a rollout; a new one if somebody changed the policy since the last step.
+
+        :return: the engine, also in ``engine_in_use``
+        """
+        engine = self.engine_in_use
+        if engine is None or engine.policy is not self.policy or not engine.fits():
+            return self.prepare_engine()
+        return engine
+
+    def _real_observation(self) -> Any:
+        """
+        An observation that the environments gave.
+
+        :return: the last one of all environments; before any was made, the first in the rollout buffer
+        """
+        if self._last_obs is not None:
+            return self._last_obs
+        observations: Any = self.rollout_buffer.observations
+        first = slice(0, 1) if self.rollout_buffer.generator_ready else 0
+        if isinstance(observations, dict):
+            return {key: array[first] for key, array in observations.items()}
+        return observations[first]
 
     def autograd_hooks(self) -> list[str]:
         """
@@ -214,8 +250,7 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
 
         :return: their names
         """
-        own = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("sb3_policyopt."))
-        changed = [name for name in self.hooks if name in vars(self) or getattr(type(self), name) is not getattr(own, name)]
+        changed = [name for name in self.hooks if not has_closed_form(getattr(self, name))]
         return [*changed, "rollout_buffer.get"] if samples_itself(self.rollout_buffer) else changed
 
     # ------------------------------------------------------------------ the loop
@@ -359,13 +394,19 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         """
         return batch._replace(advantages=ranks.normalize(batch.advantages)) if self.normalize_advantage else batch
 
-    def _clamp_log_std(self) -> None:
-        """Hold the policy's log standard deviation within ``log_std_bounds``, if there are any."""
-        if self.log_std_bounds is None:
-            return
+    def _clamp_log_std(self, engine: Engine) -> None:
+        """
+        Hold the policy's log standard deviation within ``log_std_bounds``, if there are any.
+
+        :param engine: whose flat vector holds the parameters as they are now
+        """
         log_std = getattr(self.policy, "log_std", None)
-        if log_std is not None:
-            log_std.data.clamp_(*self.log_std_bounds)
+        if self.log_std_bounds is None or log_std is None:
+            return
+        engine.flat.push()
+        with th.no_grad():
+            log_std.clamp_(*self.log_std_bounds)
+        engine.flat.pull()
 
     def _record(self, terms: dict[str, Any]) -> None:
         """
@@ -384,6 +425,10 @@ class PolicyOptimization(SelfDescribing, OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     # ------------------------------------------------------------------ saving
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the engine, which is made anew from the policy: for ``pickle`` and ``copy.deepcopy``."""
+        return {**vars(self), "engine_in_use": None}
 
     def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """

@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
-from sb3_policyopt.engines import Batch, Engine, PPOCoefficients, Terms
+from sb3_policyopt.engines import Batch, Engine, PPOCoefficients, Terms, in_closed_form
 from sb3_policyopt.maths import losses
 from sb3_policyopt.metrics import Means
 from sb3_policyopt.on_policy import PolicyOptimization
@@ -190,7 +190,7 @@ class PPO(PolicyOptimization):
             if self.kl_stop == "minibatch" and self._too_far(terms["approx_kl"]):
                 break
             epoch.add(engine.step(self.max_grad_norm, terms["loss"]))
-            self._clamp_log_std()
+            self._clamp_log_std(engine)
         return epoch
 
     def _coefficients(self) -> PPOCoefficients:
@@ -216,6 +216,7 @@ class PPO(PolicyOptimization):
         """
         return self.target_kl is not None and not float(approx_kl) <= 1.5 * self.target_kl
 
+    @in_closed_form
     def loss(self, batch: Batch, coefficients: PPOCoefficients) -> tuple[th.Tensor, Terms]:
         """
         P5: −L of a minibatch. Override it to change what PPO optimises; the autograd engine then computes its gradient.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -71,6 +71,7 @@ def collect(
             draw_noise(self, env)
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
+        engine = self.current_engine()
         try:
             actions, value, log_prob = engine.act(self._last_obs)
         except RuntimeError:  # torch draws no categorical action from NaN
@@ -104,7 +105,7 @@ def collect(
         self._last_obs = new_obs  # type: ignore[assignment]
         self._last_episode_starts = dones
 
-    last_values = engine.value(new_obs)
+    last_values = self.current_engine().value(new_obs)
     if not is_finite(last_values):
         guard.check(observation=new_obs, value=last_values)
     values = th.from_numpy(last_values)[:, None]
@@ -233,8 +234,7 @@ def bootstrapped(
         observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
     else:
         observations = np.stack(finals)
-    assert self.engine_in_use is not None
-    values = self.engine_in_use.value(observations)
+    values = self.current_engine().value(observations)
     sums = rewards.copy()  # as they are the environment's own
     sums[cut] += self.gamma * values
     if not is_finite(sums) or (self.check_observations and not_finite(observations)):

@@ -11,7 +11,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
-from sb3_policyopt.engines import Batch, Engine, Terms
+from sb3_policyopt.engines import Batch, Engine, Terms, in_closed_form
+from sb3_policyopt.engines.autograd import buffers_kept
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
@@ -75,6 +76,7 @@ class TRPO(PolicyOptimization):
 
     coefficient_names: ClassVar[tuple[str, ...]] = ("target_kl", "cg_damping")
     hooks: ClassVar[tuple[str, ...]] = ("surrogate", "value_loss")
+    separates_critic: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -159,8 +161,12 @@ class TRPO(PolicyOptimization):
         """T11: one step of the policy to the border of the trust region, then the critic."""
         engine = self._start_update()
         rollout = self._load(engine)
-        wholes = self._own_samples(None) if rollout is None else iter([rollout])  # as sb3-contrib, one step for each
-        policy_terms = [led(self._update_policy, engine, self._normalized(whole)) for whole in wholes]
+        policy_terms = []
+        if engine.n_actor > 0:  # else the whole actor is frozen
+            with buffers_kept(self.policy):
+                for whole in self._own_samples(None) if rollout is None else [rollout]:  # as sb3-contrib, a step for each
+                    policy_terms.append(led(self._update_policy, engine, self._normalized(whole)))
+                    engine.flat.push()
         critic_terms = self._update_critic(engine, rollout)
         self._n_updates += 1
         self._record({**mean_terms(policy_terms), **critic_terms})
@@ -183,7 +189,7 @@ class TRPO(PolicyOptimization):
         α = step_scale(cg.x, fisher_x, δ)  # √(2δ / xᵀFx)
 
         def evaluate() -> tuple[float, float]:
-            self._clamp_log_std()
+            self._clamp_log_std(engine)
             return engine.surrogate_and_kl(rollout, expansion.old)
 
         search = backtracking_line_search(  # KL ≤ δ and J up, or θ_old bit for bit
@@ -218,6 +224,7 @@ class TRPO(PolicyOptimization):
         :param rollout: of :meth:`_load`
         :return: what to log
         """
+        self.policy.set_training_mode(True)
         means, gradient = Means(), SharedGradient(engine.flat.gradient[engine.n_actor :])
         with engine.updating(self.batch_size, critic_only=True):
             for minibatches in self._passes(rollout, self.n_critic_updates):
@@ -243,6 +250,7 @@ class TRPO(PolicyOptimization):
             return spaces.flatdim(self.action_space)
         return 1
 
+    @in_closed_form
     def surrogate(self, batch: Batch, log_prob: th.Tensor) -> th.Tensor:
         """
         T1: J of a batch. Override it to change what TRPO maximises; the autograd engine then computes its gradient.
@@ -254,6 +262,7 @@ class TRPO(PolicyOptimization):
         objective: th.Tensor = losses.surrogate(losses.probability_ratio(log_prob, batch.old_log_prob), batch.advantages)
         return objective
 
+    @in_closed_form
     def value_loss(self, batch: Batch) -> tuple[th.Tensor, Terms]:
         """
         T10: the critic's loss of a minibatch. Override it to change what the critic minimises.

@@ -112,6 +112,17 @@ def make_activation(module: nn.Module | None) -> Activation | None:
         return leaky_relu(module.negative_slope)
     if type(module) is nn.ELU:
         return elu(module.alpha)
-    if type(module) is nn.Softplus and module.beta == 1:
+    if type(module) is nn.Softplus and (module.beta, module.threshold) == (1, 20):  # e^-20 is below float32's resolution
         return softplus
     return None
+
+
+def constants_of_activation(module: nn.Module) -> tuple[Any, ...]:
+    """
+    What distinguishes two activations.
+
+    :param module: an activation module
+    :return: its type, and the numbers that it computes with
+    """
+    names = {nn.LeakyReLU: ("negative_slope",), nn.ELU: ("alpha",), nn.Softplus: ("beta", "threshold")}.get(type(module), ())
+    return (type(module), *(getattr(module, name) for name in names))

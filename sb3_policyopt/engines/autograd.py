@@ -1,6 +1,6 @@
 """Any SB3 policy on any device, by torch's automatic differentiation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence
 
 from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.rollout_data import flattened
+from sb3_policyopt.engines.structure import Structure
 
 Array = NDArray[Any]
 
@@ -41,6 +42,7 @@ class AutogradEngine(Engine):
 
     :param policy: any SB3 actor-critic policy
     :param objectives: the algorithm, whose hooks define what is optimised
+    :param parameters: the trainable ones, see :func:`split_parameters`
     :param micro_batch_size: most samples that go through the networks at once; the sums are the same to rounding, and
         memory is bounded by it. None for no bound
     :param channels_last: whether images may lie channels last in memory, see :func:`lying_channels_last`
@@ -52,15 +54,24 @@ class AutogradEngine(Engine):
         self,
         policy: ActorCriticPolicy,
         objectives: Objectives,
+        parameters: tuple[list[nn.Parameter], list[nn.Parameter]],
         micro_batch_size: int | None = None,
         channels_last: bool = False,
     ) -> None:
-        actor, critic = split_parameters(policy)
-        super().__init__(policy, actor, critic)
+        self.actor, self.critic = parameters
+        super().__init__(policy, self.actor, self.critic)
         self.objectives = objectives
         self.micro_batch_size = micro_batch_size
         self.channels_last = channels_last
-        self.actor, self.critic = actor, critic
+        self.structure = Structure((module, ()) for module in policy.modules())
+        self._gradient_places = self.flat.places(self.flat.gradient)
+        self._foreign: list[nn.Parameter] = []
+
+    def serves(self) -> bool:
+        """As the base class: the policy's modules and trainable parameters are the same objects."""
+        trainable = {id(parameter) for parameter in self.policy.parameters() if parameter.requires_grad}
+        known = {id(parameter) for parameter in self.flat.parameters}
+        return trainable == known and self.structure.has_same_contents() and self.flat.pull()
 
     # ------------------------------------------------------------------ rollout
 
@@ -144,31 +155,80 @@ class AutogradEngine(Engine):
             piece = batch.rows(slice(start, start + size))
             yield piece, piece.size / batch.size
 
+    @contextmanager
+    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
+        """As the base class; the optimizer may have parameters that are not the policy's, which it steps too."""
+        mine = {id(parameter) for parameter in self.policy.parameters()}
+        groups = self.policy.optimizer.param_groups
+        self._foreign = [p for group in groups for p in group["params"] if id(p) not in mine and p.requires_grad]
+        with super().updating(batch_size, critic_only):
+            yield
+
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
         """Backward pass through the algorithm's ``loss`` hook."""
-        self.flat.gradient.zero_()
-        total: Terms = {}
-        for piece, share in self._micro_batches(minibatch):
-            with unvalidated():
-                loss, terms = self.objectives.loss(piece, coefficients)
-            (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
-            _accumulate(total, {"loss": loss.detach(), **terms}, share)
-        return total
+
+        def loss_and_terms(piece: Batch) -> tuple[th.Tensor, Terms]:
+            loss, terms = self.objectives.loss(piece, coefficients)
+            return loss, {"loss": loss.detach(), **terms}
+
+        return self._backward(minibatch, loss_and_terms, 0)
 
     def value_gradient(self, minibatch: Batch) -> Terms:
         """Backward pass through the algorithm's ``value_loss`` hook, as far as the critic's own parameters."""
-        self.flat.gradient[self.n_actor :].zero_()
+        return self._backward(minibatch, self.objectives.value_loss, len(self.actor))
+
+    def _backward(self, minibatch: Batch, objective: Callable[[Batch], tuple[th.Tensor, Terms]], first: int) -> Terms:
+        """
+        ``optimizer.zero_grad()`` and ``loss.backward()``, as in SB3, then the gradients side by side in ``flat.gradient``.
+
+        :param minibatch: transitions
+        :param objective: gives the loss of a piece and what to log
+        :param first: number of the first parameter that learns; those before get no gradient
+        :return: the terms
+        """
+        learners = [*self.flat.parameters[first:], *self._foreign]
+        sums: list[th.Tensor | None] = [None] * len(learners)
         total: Terms = {}
         for piece, share in self._micro_batches(minibatch):
-            loss, terms = self.objectives.value_loss(piece)
-            (loss * share).backward(inputs=self.critic)  # type: ignore[no-untyped-call]
+            with unvalidated():
+                loss, terms = objective(piece)
+            self.policy.optimizer.zero_grad()  # what the hook did before, it did for itself
+            if loss.requires_grad and learners:
+                inputs = learners if first else None
+                (loss if share == 1 else loss * share).backward(inputs=inputs)  # type: ignore[no-untyped-call]
             _accumulate(total, terms, share)
+            if share == 1:
+                sums = [parameter.grad for parameter in learners]
+            else:
+                sums = [_plus(before, parameter.grad) for before, parameter in zip(sums, learners, strict=True)]
+                for parameter in learners:
+                    parameter.grad = None
+        for parameter, gradient in zip(self._foreign, sums[len(sums) - len(self._foreign) :], strict=True):
+            parameter.grad = gradient
+        self._gather(sums[: len(sums) - len(self._foreign)], range(first, len(self.flat.parameters)))
         return total
+
+    def _gather(self, gradients: Sequence[th.Tensor | None], numbers: Sequence[int]) -> None:
+        """
+        Lay gradients side by side in ``flat.gradient``.
+
+        :param gradients: of some parameters; None where the loss does not depend on one
+        :param numbers: of these parameters
+        """
+        self._without_gradient.clear()
+        with th.no_grad():
+            for i, gradient in zip(numbers, gradients, strict=True):
+                if gradient is None:
+                    self._without_gradient.add(i)
+                    self._gradient_places[i].zero_()
+                else:
+                    self._gradient_places[i].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
 
     def expansion(self, rollout: Batch, thinning: int = 1) -> Expansion:
         """
         One forward and two backward passes for J, g and ∇KL, whose derivative is the Fisher matrix (T5, Pearlmutter 1994).
         """
+        self._bring_parameters()
         surrogate, gradient, kl_gradient = 0.0, th.zeros_like(self.actor_parameters), None
         whole = thinning == 1 and (self.micro_batch_size or rollout.size) >= rollout.size
         old: list[list[TorchDistribution]] = []
@@ -180,10 +240,36 @@ class AutogradEngine(Engine):
                 objective = self.objectives.surrogate(piece, distribution.log_prob(piece.actions)) * share
                 if whole:
                     kl_gradient = self._actor_gradient(joint_kl(old[0], parts).mean(), create_graph=True)
-            gradient += self._actor_gradient(objective, retain_graph=whole)
+            gradient += self._surrogate_gradient(objective, retain_graph=whole)
             surrogate += objective.item()
         thinned = rollout.rows(slice(None, None, thinning)) if thinning > 1 else rollout
         return Expansion(surrogate, gradient, _Fisher(self, thinned, kl_gradient), old)
+
+    def _surrogate_gradient(self, objective: th.Tensor, retain_graph: bool) -> th.Tensor:
+        """
+        ∇J with respect to the actor's parameters; the others must not have moved into the actor since they were told apart.
+
+        :param objective: J of a batch
+        :param retain_graph: whether the graph will be needed again
+        :return: shape (n_actor,)
+        :raises ValueError: if J depends on a parameter that the action distribution did not depend on
+        """
+        if not objective.requires_grad:
+            return th.zeros_like(self.actor_parameters)
+        parameters = self.flat.parameters
+        gradients = th.autograd.grad(objective, parameters, retain_graph=retain_graph, allow_unused=True)
+        n = len(self.actor)
+        if any(gradient is not None for gradient in gradients[n:]):
+            names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
+            strangers = [names[id(p)] for p, g in zip(parameters[n:], gradients[n:], strict=True) if g is not None]
+            raise ValueError(
+                f"The surrogate depends on {', '.join(strangers)}, on which the action distribution did not depend when the "
+                "actor's parameters were told from the critic's. If the policy changes what it shares between rollouts, set "
+                "model.engine_in_use = None when it does"
+            )
+        return th.cat(
+            [(th.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters[:n], gradients[:n], strict=True)]
+        )
 
     def _actor_gradient(self, scalar: th.Tensor, retain_graph: bool | None = None, create_graph: bool = False) -> th.Tensor:
         """
@@ -212,6 +298,7 @@ class AutogradEngine(Engine):
 
     def surrogate_and_kl(self, rollout: Batch, old: Any) -> tuple[float, float]:
         """One forward pass without a graph."""
+        self.flat.push()
         totals: Any = 0.0
         with th.no_grad(), unvalidated():
             for (piece, share), old_parts in zip(self._micro_batches(rollout), old, strict=True):
@@ -269,32 +356,57 @@ class _Fisher:
         return product
 
 
-def split_parameters(policy: ActorCriticPolicy) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(policy: ActorCriticPolicy, observations: Any = None) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """
-    Tell actor and critic apart by the autograd graph, never by name.
+    Tell actor and critic apart by the autograd graph of a real observation, never by name.
+
+    The policy is left as it was: buffers that count what they see, and random generators.
 
     :param policy: any SB3 actor-critic policy
+    :param observations: real ones, as tensors on the policy's device; None if nothing needs to be told apart, and the policy is then not called
     :return: the parameters that the action distribution depends on, shared ones among them; and all others, those that
-        only the value or an overridden loss depends on. Frozen parameters are in no list
+        only the value or an overridden loss depends on. Frozen parameters are in no list. Without observations all are in the
+        first
+    :raises ValueError: if the policy has no trainable parameter
     """
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("policy: no parameter is trainable; unfreeze some with requires_grad_(True)")
     # After all layers, where the closed form of the networks has it.
     trainable.sort(key=lambda parameter: parameter is getattr(policy, "log_std", None))
+    if observations is None:
+        return trainable, []
     was_training = policy.training
     policy.set_training_mode(False)
+    devices = [policy.device] if policy.device.type == "cuda" else []
     try:
-        with th.enable_grad(), unvalidated():
-            observations = obs_as_tensor(_example(policy.observation_space), policy.device)
+        with th.enable_grad(), unvalidated(), buffers_kept(policy), th.random.fork_rng(devices):
             distribution = policy.get_distribution(observations)
             log_prob = distribution.log_prob(distribution.mode())
             in_actor = _reached(log_prob.sum(), trainable)
     finally:
         policy.set_training_mode(was_training)
+        policy.action_dist.distribution = None  # type: ignore[assignment]  # it would keep the graph alive
     actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
     critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
-    if not actor:
-        raise ValueError("policy: its action distribution depends on no trainable parameter; is everything frozen?")
     return actor, critic
+
+
+@contextmanager
+def buffers_kept(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    A context after which the policy's buffers hold what they held before: some modules count what they see.
+
+    :param policy: any SB3 actor-critic policy
+    :return: the context
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in policy.buffers()]
+    try:
+        yield
+    finally:
+        with th.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _reached(scalar: th.Tensor, parameters: list[nn.Parameter]) -> list[bool]:
@@ -309,18 +421,6 @@ def _reached(scalar: th.Tensor, parameters: list[nn.Parameter]) -> list[bool]:
         return [False] * len(parameters)
     gradients = th.autograd.grad(scalar, parameters, allow_unused=True)
     return [gradient is not None for gradient in gradients]
-
-
-def _example(space: spaces.Space[Any]) -> Any:
-    """
-    Two observations of zeros, which cost no random number (two, as batch normalisation refuses one).
-
-    :param space: any observation space of SB3
-    :return: as a VecEnv of two environments would give them
-    """
-    if isinstance(space, spaces.Dict):
-        return {key: _example(part) for key, part in space.spaces.items()}
-    return np.zeros((2, *(space.shape or ())), dtype=space.dtype)
 
 
 def torch_distributions(distribution: Distribution) -> list[TorchDistribution]:
@@ -394,3 +494,14 @@ def _accumulate(total: Terms, terms: Terms, share: float) -> None:
             total[name] = th.maximum(total[name], value) if name in total else value
         else:
             total[name] = total.get(name, 0.0) + share * value
+
+
+def _plus(a: th.Tensor | None, b: th.Tensor | None) -> th.Tensor | None:
+    """
+    A sum in which None counts for nothing.
+
+    :param a: a tensor or None
+    :param b: of the same shape, or None
+    :return: None if both are
+    """
+    return b if a is None else a if b is None else a + b

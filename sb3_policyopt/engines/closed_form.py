@@ -9,17 +9,26 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import nn
 
 from sb3_policyopt.engines.engine import Batch, Expansion, PPOCoefficients, Terms
-from sb3_policyopt.engines.mlp_policy import feature_extractor, linear_layers
-from sb3_policyopt.engines.networks import ActorCriticNetworks, Pass
+from sb3_policyopt.engines.mlp_policy import features_extractors, make_features, sb3_parameters
+from sb3_policyopt.engines.networks import Pass
 from sb3_policyopt.engines.networks_engine import NetworksEngine
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import mean
 
 Array = NDArray[Any]
+
+
+def action_type(space: spaces.Space[Any]) -> type[np.generic]:
+    """
+    The type of actions in an update, whatever the space's own: as SB3's buffer and algorithms hand them to a distribution.
+
+    :param space: Box, Discrete, MultiDiscrete or MultiBinary
+    :return: float32, or int64 for what is used as a column number
+    """
+    return np.int64 if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else np.float32
 
 
 class ClosedFormEngine(NetworksEngine):
@@ -32,14 +41,15 @@ class ClosedFormEngine(NetworksEngine):
     name = "closed_form"
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
-        actor_layers, critic_layers = linear_layers(policy)
-        actor: list[nn.Parameter] = [parameter for layer in actor_layers for parameter in layer.parameters()]
-        critic: list[nn.Parameter] = [parameter for layer in critic_layers for parameter in layer.parameters()]
-        if isinstance(policy.action_space, spaces.Box):
-            actor.append(policy.log_std)  # type: ignore[arg-type]
-        super().__init__(policy, actor, critic)
-        self.networks = ActorCriticNetworks(policy, self.flat)
-        self.features = feature_extractor(policy.observation_space, policy.normalize_images)
+        super().__init__(policy, *sb3_parameters(policy))
+        self._read_off(policy, *features_extractors(policy))
+        self.features = make_features(policy)
+
+    def serves(self) -> bool:
+        """The networks fit, nothing of them is frozen, and the policy has no further parameters."""
+        trainable = {id(parameter) for parameter in self.policy.parameters() if parameter.requires_grad}
+        known = {id(parameter) for parameter in self.flat.parameters}
+        return trainable == known and self._networks_serve()
 
     # ------------------------------------------------------------------ rollout
 
@@ -55,9 +65,12 @@ class ClosedFormEngine(NetworksEngine):
 
     def load(self, buffer: RolloutBuffer) -> Batch:
         """Observations become features here, once a rollout; columns of actions lie together, as those of the means do."""
-        batch = flattened(buffer)
-        actions = np.asfortranarray(batch.actions.reshape(batch.size, -1))
-        return batch._replace(observations=self.features(batch.observations), actions=actions)
+        observations, actions, *scalars = flattened(buffer)
+        return Batch(
+            self.features(observations),
+            np.asfortranarray(actions.reshape(len(actions), -1), dtype=action_type(self.policy.action_space)),
+            *(np.asarray(scalar, dtype=np.float32) for scalar in scalars),
+        )
 
     def minibatches(self, rollout: Batch, batch_size: int, normalized: bool = False) -> Iterator[Batch]:
         """Shuffle the whole rollout once, so that minibatches are contiguous pieces of it."""
@@ -71,16 +84,19 @@ class ClosedFormEngine(NetworksEngine):
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
         """P5 and its gradient Jᵀ ∂(−L)/∂output."""
+        self._bring_parameters()
         terms, _ = self.networks.ppo_gradient(minibatch.observations[None], minibatch, coefficients)
         return terms
 
     def value_gradient(self, minibatch: Batch) -> Terms:
         """T10: Jᵀ ∂L_VF/∂V through the critic alone."""
+        self._bring_parameters()
         terms, _ = self.networks.value_gradient(minibatch.observations[None], minibatch.returns)
         return terms
 
     def expansion(self, rollout: Batch, thinning: int = 1) -> Expansion:
         """g = Jᵀ ∂J/∂output, and F as Jᵀ M J."""
+        self._bring_parameters()
         with self.networks.threads(rollout.size):
             return self._expansion(rollout, thinning)
 

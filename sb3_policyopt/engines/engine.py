@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch as th
@@ -12,11 +12,38 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_policyopt.engines.parameters import FlatAdam, FlatParameters
+from sb3_policyopt.engines.adam import FlatAdam
+from sb3_policyopt.engines.parameters import FlatParameters
 from sb3_policyopt.maths.losses import ValueClipping, normalize
 
 Terms: TypeAlias = dict[str, Any]
 """Scalars of one minibatch, by the name under which their mean over the update is logged."""
+
+
+_WITH_CLOSED_FORM: set[Any] = set()
+
+HookT = TypeVar("HookT", bound=Callable[..., Any])
+
+
+def in_closed_form(hook: HookT) -> HookT:
+    """
+    Mark a hook of an algorithm as one whose gradient engines know as a formula.
+
+    :param hook: the method as it is defined in its class
+    :return: the same method
+    """
+    _WITH_CLOSED_FORM.add(hook)
+    return hook
+
+
+def has_closed_form(hook: Any) -> bool:
+    """
+    Whether a hook is a marked one, by identity: an override in a subclass or on the object is not.
+
+    :param hook: a bound method
+    :return: True if so
+    """
+    return getattr(hook, "__func__", None) in _WITH_CLOSED_FORM
 
 
 class Batch(NamedTuple):
@@ -106,6 +133,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    reason: str = ""
+    """Why this engine serves the policy, in words."""
 
     def __init__(self, policy: ActorCriticPolicy, actor: list[nn.Parameter], critic: list[nn.Parameter]) -> None:
         self.policy = policy
@@ -114,7 +143,9 @@ class Engine(ABC):
         self._actor_count = len(actor)
         self._adam: dict[bool, FlatAdam] = {}
         self._fused: FlatAdam | None = None
+        self._first = 0
         self._stepped_gradient = self.flat.gradient
+        self._without_gradient: set[int] = set()
 
     @property
     def actor_parameters(self) -> th.Tensor:
@@ -223,60 +254,72 @@ class Engine(ABC):
         :return: J, and the KL in nats
         """
 
-    def serves(self, trainable: list[nn.Parameter]) -> bool:
+    @abstractmethod
+    def serves(self) -> bool:
         """
-        Whether the engine is still right for its policy.
+        Whether the engine is still right for its policy; asked before a rollout and before an update.
 
-        :param trainable: the policy's parameters that require a gradient
-        :return: False once a parameter was replaced, added, frozen or moved
+        :return: False once a module or a parameter was replaced, added, frozen or moved to another device
         """
-        known = {id(parameter) for parameter in self.flat.parameters}
-        return {id(parameter) for parameter in trainable} == known and self.flat.is_bound()
+
+    def fits(self) -> bool:
+        """
+        Whether the next action can be computed from what the engine has read off the policy; asked before every step.
+
+        :return: False if the engine has to be chosen anew
+        """
+        return True
 
     @contextmanager
     def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
         """
-        Around a series of :meth:`step`: bind gradients and optimizer state before, and show the state after.
+        Around a series of :meth:`step`: read the optimizer's state before, and show state and gradients after.
 
         :param batch_size: transitions per minibatch
         :param critic_only: True if only the critic's own parameters will be stepped
         """
-        first = self._actor_count if critic_only else 0
-        self.flat.bind_gradients(first)
-        self._forget_foreign_gradients()
-        self._stepped_gradient = self.flat.gradient[self.flat.offsets[first] :]
-        self._fused = None
-        if FlatAdam.suits(self.policy.optimizer) and self._owns_all_of_optimizer():
-            adam = self._adam.get(critic_only)
-            if adam is None or adam.optimizer is not self.policy.optimizer:
-                adam = FlatAdam(self.policy.optimizer, self.flat, first, len(self.flat.parameters))
-                self._adam[critic_only] = adam
-            if len(adam.parameters) and adam.prepare():
-                self._fused = adam
+        self._first = self._actor_count if critic_only else 0
+        self._stepped_gradient = self.flat.gradient[self.flat.offsets[self._first] :]
+        self._without_gradient.clear()
+        self._fused = self._fused_adam(critic_only)
+        if self._fused is not None:
+            self._fused.start()
         try:
             yield
         finally:
             if self._fused is not None:
                 self._fused.finish()
+                self._hand_out_gradients()
             # It would keep the last graph alive, and the policy could not be deep-copied.
             self.policy.action_dist.distribution = None  # type: ignore[assignment]
 
-    def _forget_foreign_gradients(self) -> None:
-        """Drop the gradients of parameters frozen since the last update, along which the optimizer would still step."""
-        mine = {id(parameter) for parameter in self.flat.parameters}
-        for group in self.policy.optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) not in mine:
-                    parameter.grad = None
-
-    def _owns_all_of_optimizer(self) -> bool:
+    def _fused_adam(self, critic_only: bool) -> FlatAdam | None:
         """
-        Whether the optimizer steps all parameters of the flat vector.
+        Adam in one call for the whole stretch, where that is what the policy's optimizer would do.
 
-        :return: True if so
+        :param critic_only: True if only the critic's own parameters are stepped
+        :return: None if the optimizer has to make the steps itself
         """
-        theirs = {id(parameter) for group in self.policy.optimizer.param_groups for parameter in group["params"]}
-        return {id(parameter) for parameter in self.flat.parameters} <= theirs
+        optimizer, mine = self.policy.optimizer, {id(parameter) for parameter in self.flat.parameters}
+        if self._first == len(self.flat.parameters) or not FlatAdam.suits(optimizer):
+            return None
+        theirs = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        if theirs != mine:
+            return None
+        adam = self._adam.get(critic_only)
+        if adam is None or adam.optimizer is not optimizer:
+            adam = self._adam[critic_only] = FlatAdam(optimizer, self.flat, self._first)
+        return adam if adam.prepare() else None
+
+    def _hand_out_gradients(self) -> None:
+        """
+        Give each parameter its gradient as a tensor of its own, so that whoever keeps one does not see it change.
+
+        A parameter that the loss does not depend on, and the actor's where only the critic is stepped, get none.
+        """
+        gradients = self.flat.places(self.flat.gradient.clone())
+        for i, (parameter, gradient) in enumerate(zip(self.flat.parameters, gradients, strict=True)):
+            parameter.grad = None if i < self._first or i in self._without_gradient else gradient
 
     def step(self, max_norm: float, loss: Any) -> Terms:
         """
@@ -291,8 +334,64 @@ class Engine(ABC):
         norm = th.linalg.vector_norm(gradient)
         skipped = (~(th.isfinite(norm) & th.isfinite(loss))).to(norm.dtype)
         gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-        if self._fused is not None:
+        if self._fuses():
+            assert self._fused is not None
+            self._bring_parameters()
             self._fused.step(skipped)
-        elif not skipped:
-            self.policy.optimizer.step()
+            self.flat.push()
+        else:
+            self._step_of_optimizer(skipped)
         return {"grad_norm": norm, "skipped_updates": skipped}
+
+    def _bring_parameters(self) -> None:
+        """
+        Bring the flat vector up to date in the middle of an update.
+
+        :raises ValueError: if a parameter has another shape, dtype or device than at the update's start
+        """
+        if not self.flat.pull():
+            raise ValueError(
+                "A parameter of the policy was given another shape, dtype or device in the middle of an update; "
+                "make such changes between updates, for example in a callback's _on_rollout_start"
+            )
+
+    def _fuses(self) -> bool:
+        """
+        Whether the next step is one fused call; if not, the optimizer goes on from where the fused steps came to.
+
+        :return: False if the optimizer itself has to make the step
+        """
+        fused = self._fused
+        if fused is None:
+            return False
+        if not fused.is_bound():  # somebody loaded or moved the optimizer's state since the last step
+            fused.finish()
+            if fused.prepare():
+                fused.start()
+            else:
+                self._fused = None
+        if self._without_gradient and self._fused is not None:
+            self._fused.finish()
+            self._fused = None
+        return self._fused is not None
+
+    def _step_of_optimizer(self, skipped: th.Tensor) -> None:
+        """
+        One step of the policy's own optimizer, undone if it is to be skipped.
+
+        :param skipped: 1.0 or 0.0, on the parameters' device; it is not waited for unless the optimizer has no state yet
+        """
+        optimizer = self.policy.optimizer
+        self._hand_out_gradients()
+        states = [tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, th.Tensor)]
+        on_device = [tensor for tensor in states if tensor.device == skipped.device]
+        if skipped.device.type == "cpu" or not on_device:
+            if not skipped:
+                optimizer.step()
+            return
+        on_device += [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        before = [tensor.detach().clone() for tensor in on_device]
+        optimizer.step()
+        with th.no_grad():
+            for tensor, old in zip(on_device, before, strict=True):
+                tensor.copy_(th.where(skipped > 0, old, tensor))

@@ -6,6 +6,7 @@ With x the features, the chain rule at x joins the two: the closed form (see :mo
 everything above and x̄ = ∂(−L)/∂x, from which torch goes on backward.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.engine import Batch, PPOCoefficients, Terms
-from sb3_policyopt.engines.networks import ActorCriticNetworks
+from sb3_policyopt.engines.mlp_policy import sb3_parameters
 from sb3_policyopt.engines.networks_engine import NetworksEngine
 
 Array = NDArray[Any]
@@ -36,13 +37,16 @@ class HybridEngine(NetworksEngine, AutogradEngine):
     name = "hybrid"
 
     def __init__(self, policy: ActorCriticPolicy, objectives: Objectives, channels_last: bool = False) -> None:
-        super().__init__(policy, objectives, channels_last=channels_last)
-        self.networks = ActorCriticNetworks(policy, self.flat)
-        actor_start, critic_start = self.networks.starts
+        super().__init__(policy, objectives, sb3_parameters(policy), channels_last=channels_last)
+        self._read_off(policy)
         # What lies before each network in the flat vector belongs to the extractors.
-        self._extractor_gradients = self.flat.gradient[:actor_start], self.flat.gradient[self.n_actor : critic_start]
-        n_before = self.flat.offsets.index(critic_start) - len(self.actor)
-        self._critic_extractor: list[nn.Parameter] = self.critic[:n_before]
+        actor_start, critic_start = self.networks.starts
+        self._critic_extractor = range(self._actor_count, self.flat.offsets.index(critic_start))
+        self._extractor_parameters = [*range(self.flat.offsets.index(actor_start)), *self._critic_extractor]
+
+    def serves(self) -> bool:
+        """The networks fit, and the policy has the same modules and trainable parameters."""
+        return super().serves() and self._networks_serve()
 
     def _features(self, observations: Any, *extractors: BaseFeaturesExtractor) -> th.Tensor:
         """
@@ -78,25 +82,36 @@ class HybridEngine(NetworksEngine, AutogradEngine):
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
         """P5 and its gradient: Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
-        for part in self._extractor_gradients:
-            part.zero_()
+        self._bring_parameters()
         features = self._features(minibatch.observations, *self._extractors)
         learns = features.requires_grad
         terms, x_bar = self.networks.ppo_gradient(features.detach().numpy(), in_numpy(minibatch), coefficients, learns)
-        if x_bar is not None:
-            features.backward(th.from_numpy(x_bar))  # type: ignore[no-untyped-call]
+        self._extractor_backward(features, x_bar, self._extractor_parameters)
         return terms
 
     def value_gradient(self, minibatch: Batch) -> Terms:
         """T10: Jᵀ ∂L_VF/∂V through the critic, and its extractor if it has one of its own."""
-        self._extractor_gradients[1].zero_()
+        self._bring_parameters()
         with th.set_grad_enabled(bool(self._critic_extractor)):
             x = self._features(minibatch.observations, self.policy.vf_features_extractor)
         learns = x.requires_grad
         terms, x_bar = self.networks.value_gradient(x.detach().numpy(), minibatch.returns.numpy(), learns)
-        if x_bar is not None:
-            x.backward(th.from_numpy(x_bar), inputs=self._critic_extractor)  # type: ignore[no-untyped-call]
+        self._extractor_backward(x, x_bar, self._critic_extractor)
         return terms
+
+    def _extractor_backward(self, features: th.Tensor, x_bar: Array | None, numbers: Sequence[int]) -> None:
+        """
+        Torch's backward pass through the extractors, into ``flat.gradient``.
+
+        :param features: with their graph
+        :param x_bar: slope of the loss with respect to them; None if nothing before them learns
+        :param numbers: of the extractors' parameters
+        """
+        gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
+        if x_bar is not None and numbers:
+            parameters = [self.flat.parameters[i] for i in numbers]
+            gradients = th.autograd.grad(features, parameters, th.from_numpy(x_bar), allow_unused=True)
+        self._gather(gradients, numbers)
 
 
 def in_numpy(batch: Batch) -> Batch:

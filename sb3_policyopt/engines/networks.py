@@ -28,7 +28,7 @@ from sb3_policyopt.engines.blas import threads_for
 from sb3_policyopt.engines.engine import Batch, PPOCoefficients, Terms
 from sb3_policyopt.engines.joined import WORTH_JOINING, JoinedNetworks
 from sb3_policyopt.engines.mlp import Layer, Network, Trunk
-from sb3_policyopt.engines.mlp_policy import hidden_activation, linear_layers
+from sb3_policyopt.engines.mlp_policy import activation_modules, linear_layers
 from sb3_policyopt.engines.parameters import FlatParameters
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import row_of_ones, total
@@ -56,7 +56,8 @@ class ActorCriticNetworks:
         self.theta: Array = flat.vector.numpy()
         self.gradient: Array = flat.gradient.numpy()
         self.starts = [flat.start_of(actor_layers[0].weight), flat.start_of(critic_layers[0].weight)]
-        self._build(actor_layers, critic_layers, make_activation(hidden_activation(policy)))
+        activations = activation_modules(policy)  # all with the same constants
+        self._build(actor_layers, critic_layers, make_activation(activations[0]) if activations else None)
         self.log_std, self.log_std_gradient = self._log_std_of(self.theta), self._log_std_of(self.gradient)
         self._noise: Array = np.empty((0,), np.float32)
         self._next_noise = 0

@@ -1,6 +1,17 @@
-"""One flat vector of parameters, of which the policy's parameters are views; and Adam on that vector."""
+"""
+One flat vector of parameters on which engines compute, and its tie to the parameters of the policy.
+
+The policy's modules keep their parameters: the objects stay the same. Where nobody else holds a parameter's memory, the
+parameter is moved into the vector's, so that both are one and nothing is ever copied. Where somebody does (another process
+with which it is shared, a ``state_dict`` that a user kept, an array made by ``parameter.detach().numpy()``), the parameter
+stays where it is, and the vector is a copy that is brought up to date before it is read and written back after a step.
+
+Each parameter has a storage of its own, though their memory lies side by side. What pickles, shares or writes a storage
+(``pickle``, ``torch.save``, ``multiprocessing``, safetensors) sees a parameter as stock SB3 has it.
+"""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch as th
 from torch import nn
@@ -8,42 +19,49 @@ from torch import nn
 
 class FlatParameters:
     """
-    One vector θ and one gradient; each parameter and its ``grad`` become views of them.
-
-    The policy's modules keep their parameters (the objects stay the same), so that forward passes, ``state_dict`` and
-    optimizers see every change of the vector at once, and none is ever copied.
+    One vector θ and one gradient for a list of parameters.
 
     :param parameters: what the vector holds, in this order
-    :raises ValueError: if they do not share one floating dtype and one device
+    :raises ValueError: if one stands there twice, if two of them share memory, or if they do not share one floating dtype
+        and one device
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
+        _check_distinct(self.parameters)
         kinds = {(parameter.dtype, parameter.device) for parameter in self.parameters}
-        if len(kinds) != 1:
+        if len(kinds) > 1:
             raise ValueError(
                 "The policy's trainable parameters must share one dtype and one device, but they have "
                 f"{sorted(f'{dtype} on {device}' for dtype, device in kinds)}; "
                 "convert the policy with policy.to(...), or freeze some with requires_grad_(False)"
             )
+        dtype, device = kinds.pop() if kinds else (th.float32, th.device("cpu"))
         sizes = [parameter.numel() for parameter in self.parameters]
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        self.vector = nn.utils.parameters_to_vector(self.parameters).detach().clone()
+        self.vector = th.empty(self.offsets[-1], dtype=dtype, device=device)
         self.gradient = th.zeros_like(self.vector)
-        for parameter, view, _ in self._views():
-            parameter.data = view
+        self.kind = dtype, device
+        self.shapes = [parameter.shape for parameter in self.parameters]
+        self._addresses = [-1] * len(self.parameters)
+        self._borrowed: list[tuple[nn.Parameter, th.Tensor]] = []
+        self._take_over()
 
-    def _views(self) -> list[tuple[nn.Parameter, th.Tensor, th.Tensor]]:
-        """
-        The places of the parameters.
+    @property
+    def owned(self) -> bool:
+        """Whether the memory of all parameters is the vector's."""
+        return not self._borrowed
 
-        :return: for each parameter itself, its view of the vector and its view of the gradient
+    def places(self, vector: th.Tensor, first: int = 0) -> list[th.Tensor]:
         """
-        views = []
-        for parameter, start in zip(self.parameters, self.offsets, strict=False):
-            place = slice(start, start + parameter.numel())
-            views.append((parameter, self.vector[place].view(parameter.shape), self.gradient[place].view(parameter.shape)))
-        return views
+        A vector cut into the parameters' shapes.
+
+        :param vector: θ, a gradient or another vector of its layout, shape (n,)
+        :param first: number of the first parameter wanted
+        :return: a view for each parameter from there on
+        """
+        cuts = zip(pairwise(self.offsets), self.shapes, strict=True)
+        return [vector[start:stop].view(shape) for (start, stop), shape in cuts][first:]
 
     def start_of(self, parameter: th.Tensor) -> int:
         """
@@ -54,129 +72,92 @@ class FlatParameters:
         """
         return next(start for mine, start in zip(self.parameters, self.offsets, strict=False) if mine is parameter)
 
-    def bind_gradients(self, first: int = 0) -> None:
+    def pull(self) -> bool:
         """
-        Make every ``grad`` a view of the gradient; somebody may have set it to None.
+        Bring the vector up to date: call before it is read.
 
-        :param first: parameters before this one get no gradient at all, which keeps optimizers off them
+        :return: False if a parameter has another shape, dtype or device now, which needs another vector
         """
-        for i, (parameter, _, view) in enumerate(self._views()):
-            if i < first:
-                parameter.grad = None
-            elif parameter.grad is None or parameter.grad.data_ptr() != view.data_ptr():
-                parameter.grad = view
-
-    def is_bound(self) -> bool:
-        """
-        Whether the parameters are still views of the vector.
-
-        :return: False once one was given other storage, for example by ``policy.to(device)``
-        """
-        start, size = self.vector.data_ptr(), self.vector.element_size()
-        return all(
-            parameter.data_ptr() == start + offset * size
-            for parameter, offset in zip(self.parameters, self.offsets, strict=False)
-        )
-
-
-class FlatAdam:
-    """
-    ``torch.optim.Adam`` on a stretch of the flat vector: one fused call instead of a dozen per parameter.
-
-    The moments are flat too, and the optimizer's own state holds views of them, so that ``optimizer.state_dict()`` and
-    whoever steps the optimizer later sees what stock Adam would show.
-
-    :param optimizer: the policy's optimizer, for which :meth:`suits` is True
-    :param flat: the parameters
-    :param start: first parameter (its number, not its offset) that this steps
-    :param stop: the parameter after the last one
-    """
-
-    def __init__(self, optimizer: th.optim.Optimizer, flat: FlatParameters, start: int, stop: int) -> None:
-        self.optimizer = optimizer
-        self.parameters = flat.parameters[start:stop]
-        place = slice(flat.offsets[start], flat.offsets[stop])
-        self.vector, self.gradient = flat.vector[place], flat.gradient[place]
-        self.offsets = [offset - place.start for offset in flat.offsets[start : stop + 1]]
-        self.first_moment, self.second_moment = th.zeros_like(self.vector), th.zeros_like(self.vector)
-        self.steps = th.zeros(len(self.parameters))  # on the CPU, where stock Adam keeps them
-        self._count = self.steps[:1].to(self.vector.device)[0]  # the same memory, if the parameters are on the CPU too
-        self._count_on_cpu = self.steps[:1].numpy()
-
-    @staticmethod
-    def suits(optimizer: th.optim.Optimizer) -> bool:
-        """
-        Whether this does exactly what the optimizer's own ``step`` would do.
-
-        :param optimizer: the policy's optimizer
-        :return: True for plain Adam with one parameter group, without hooks, wrappers or unusual options
-        """
-        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1 or "step" in vars(optimizer):
+        if [*map(th.Tensor.data_ptr, self.parameters)] != self._addresses and not self._take_over():
             return False
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-        unusual = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
-        return not any(hooks) and not any(optimizer.param_groups[0].get(option) for option in unusual)
+        for parameter, place in self._borrowed:
+            place.copy_(parameter.detach())
+        return True
 
-    def _adopt(self) -> None:
-        """Take over the optimizer's state where it is not ours yet: at first, and after somebody loaded another."""
-        for i, parameter in enumerate(self.parameters):
-            state = self.optimizer.state[parameter]
-            place = slice(self.offsets[i], self.offsets[i + 1])
-            ours = {
-                "step": self.steps[i],
-                "exp_avg": self.first_moment[place].view(parameter.shape),
-                "exp_avg_sq": self.second_moment[place].view(parameter.shape),
-            }
-            for name, mine in ours.items():
-                theirs = state.get(name)
-                if theirs is None:
-                    mine.zero_()
-                elif theirs.data_ptr() == mine.data_ptr():
-                    continue
+    def push(self) -> None:
+        """Give the parameters what the vector holds: call after it was changed."""
+        with th.no_grad():
+            for parameter, place in self._borrowed:
+                parameter.copy_(place)
+
+    def _take_over(self) -> bool:
+        """
+        Copy each parameter that has moved into the vector, and move it there if its memory is nobody else's.
+
+        :return: False if one is no longer of the vector's kind
+        """
+        for parameter, shape in zip(self.parameters, self.shapes, strict=True):
+            if (parameter.dtype, parameter.device) != self.kind or parameter.shape != shape:
+                return False
+        borrowed = {id(parameter) for parameter, _ in self._borrowed}
+        self._borrowed = []
+        for i, (parameter, place) in enumerate(zip(self.parameters, self.places(self.vector), strict=True)):
+            if parameter.data_ptr() != self._addresses[i]:
+                place.copy_(parameter.detach())
+                if is_held_elsewhere(parameter):
+                    borrowed.add(id(parameter))
                 else:
-                    mine.copy_(theirs)
-                state[name] = mine
+                    parameter.data = with_own_storage(place)
+                    borrowed.discard(id(parameter))
+            if id(parameter) in borrowed:
+                self._borrowed.append((parameter, place))
+            self._addresses[i] = parameter.data_ptr()
+        return True
 
-    def prepare(self) -> bool:
-        """
-        Take over the optimizer's state; call before a series of steps.
 
-        :return: False if the parameters have been stepped unequally often, which one fused call cannot continue
-        """
-        self._adopt()
-        self._count.copy_(self.steps[0])
-        return bool((self.steps == self.steps[0]).all())
+def with_own_storage(view: th.Tensor) -> th.Tensor:
+    """
+    The same memory as a tensor whose storage ends where the tensor ends.
 
-    def finish(self) -> None:
-        """Show the number of steps in the optimizer's state; call after a series of steps."""
-        self.steps.fill_(float(self._count))
+    :param view: a part of a larger vector, contiguous
+    :return: a tensor of the same shape at the same address, which keeps the vector's memory alive
+    """
+    tensor: th.Tensor = th.from_dlpack(view)
+    return tensor
 
-    def step(self, skipped: th.Tensor | None = None) -> None:
-        """
-        θ ← Adam(θ, gradient), with the hyperparameters of the optimizer's parameter group.
 
-        :param skipped: 1.0 to leave parameters and moments as they are, decided without waiting for the device; None to
-            make the step in any case, with parameters on the CPU
-        """
-        group = self.optimizer.param_groups[0]
-        beta1, beta2 = group["betas"]
-        if skipped is None:
-            self._count_on_cpu += 1
-        else:
-            self._count += 1 - skipped
-        th._fused_adam_(
-            [self.vector],
-            [self.gradient],
-            [self.first_moment],
-            [self.second_moment],
-            [],
-            [self._count],
-            lr=float(group["lr"]),
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-            found_inf=skipped,
-        )
+def is_held_elsewhere(tensor: th.Tensor) -> bool:
+    """
+    Whether somebody beside this tensor may read or write its memory.
+
+    :param tensor: a parameter, or a tensor of an optimizer's state
+    :return: True if another tensor, an array or another process has it too, and if that cannot be told
+    """
+    storage = tensor.untyped_storage()
+    if storage.nbytes() != tensor.numel() * tensor.element_size() or (tensor.device.type == "cpu" and tensor.is_shared()):
+        return True
+    holders = getattr(th._C, "_storage_Use_Count", None)
+    return holders is None or holders(storage._cdata) > 2  # the tensor, and the object ``storage``
+
+
+def _check_distinct(parameters: Sequence[nn.Parameter]) -> None:
+    """
+    Refuse parameters that are not separate numbers.
+
+    :param parameters: of a policy
+    :raises ValueError: if one stands there twice, or if two of them share memory
+    """
+    if len({id(parameter) for parameter in parameters}) != len(parameters):
+        raise ValueError("A parameter of the policy stands twice in the list of those to train; name each once")
+    spans = sorted(
+        (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), tuple(p.shape))
+        for p in parameters
+        if p.numel()
+    )
+    for (device, _, end, shape), (other_device, start, _, other_shape) in pairwise(spans):
+        if device == other_device and start < end:
+            raise ValueError(
+                f"Two parameters of the policy, of shapes {shape} and {other_shape}, share memory, but are different objects: "
+                "what one step should do to both is not defined. Tie modules by giving them one and the same Parameter "
+                "(a.weight = b.weight), or copy one of them (a.weight.data = a.weight.data.clone())"
+            )

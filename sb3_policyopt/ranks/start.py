@@ -40,8 +40,15 @@ def check_alike(model: "PolicyOptimization") -> None:
     Refuse ranks that do not run the same training.
 
     :param model: about to learn
-    :raises ValueError: naming the first difference
+    :raises ValueError: naming the first difference, or parameters of the optimizer that are not the policy's
     """
+    of_policy = {id(parameter) for parameter in model.policy.parameters()}
+    stepped = [parameter for group in model.policy.optimizer.param_groups for parameter in group["params"]]
+    if any(id(parameter) not in of_policy for parameter in stepped):
+        raise ValueError(
+            "policy.optimizer has parameters that are not the policy's, whose gradients the ranks do not exchange; "
+            "make their module a part of the policy (policy.head = head)"
+        )
     mine = {
         "the algorithm": type(model).__name__,
         "the policy": type(model.policy).__name__,

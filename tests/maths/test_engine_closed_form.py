@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from test_engine_fisher import BOX, VECTOR, DoubleFlatten
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.engines.autograd import AutogradEngine
+from sb3_policyopt.engines.autograd import AutogradEngine, split_parameters
 from sb3_policyopt.engines.closed_form import ClosedFormEngine
 from sb3_policyopt.engines.engine import Batch, Engine, PPOCoefficients
 
@@ -58,9 +58,10 @@ class Pair:
             VECTOR, ACTIONS[action], lambda _: 1e-3, features_extractor_class=DoubleFlatten, **options
         ).double()
         double.load_state_dict(single.state_dict())
-        self.closed, self.exact = ClosedFormEngine(single), AutogradEngine(double, Objectives(double))
-
         observations = th.rand(BATCH, 3) * 2 - 1
+        self.closed = ClosedFormEngine(single)
+        self.exact = AutogradEngine(double, Objectives(double), split_parameters(double, observations))
+
         with th.no_grad():
             distribution = double.get_distribution(observations)
             actions = distribution.sample()

@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 
 from sb3_policyopt import TRPO
-from sb3_policyopt.engines.autograd import AutogradEngine
+from sb3_policyopt.engines.autograd import AutogradEngine, split_parameters
 from sb3_policyopt.engines.engine import Batch
 
 BATCH = 7
@@ -177,7 +177,7 @@ def dense(fisher: Any, n: int) -> th.Tensor:
 def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case):
     policy = case.policy()
     rollout = rollout_of(policy, case)
-    engine = AutogradEngine(policy, Objectives())
+    engine = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations))
     states = per_state_fisher(policy, engine.actor, rollout.observations)
     reference = states.mean(0)
     scale = reference.abs().max().item()
@@ -195,7 +195,7 @@ def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case
     assert th.equal(thinned.gradient, whole.gradient) and thinned.surrogate == whole.surrogate
 
     for size in (1, 3, BATCH, 100):  # 3 leaves a remainder of one state
-        pieces = AutogradEngine(policy, Objectives(), micro_batch_size=size).expansion(rollout)
+        pieces = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=size).expansion(rollout)
         for _ in range(2):  # the products do not wear the operator out
             np.testing.assert_allclose(pieces.fisher(vector), reference @ vector, rtol=0, atol=1e-11 * scale)
     assert th.equal(th.get_rng_state(), rng_state)
@@ -206,7 +206,7 @@ def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case):
     policy = case.policy()
     rollout = rollout_of(policy, case)
     for size in (None, 3):
-        engine = AutogradEngine(policy, Objectives(), micro_batch_size=size)
+        engine = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=size)
         scores = per_sample_scores(policy, engine.actor, rollout.observations, rollout.actions)
         expansion = engine.expansion(rollout)
         # r = 1 at θ_old, so that J = E[A] and g = E[A ∇ ln π].
@@ -219,9 +219,9 @@ def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case):
 def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
     policy = case.policy()
     rollout = rollout_of(policy, case)
-    engine = AutogradEngine(policy, Objectives())
+    engine = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations))
     whole = engine.expansion(rollout).old
-    pieces = AutogradEngine(policy, Objectives(), micro_batch_size=3)
+    pieces = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=3)
     in_pieces = pieces.expansion(rollout).old
     nodes = action_nodes(policy, rollout.observations)
     with th.no_grad():
@@ -247,7 +247,7 @@ def test_the_graph_tells_actor_and_critic_apart(case):
     """A parameter is the actor's exactly if some score depends on it; the critic's are the rest that move the value."""
     policy = case.policy()
     observations = observations_of(case.observation_space)
-    engine = AutogradEngine(policy, Objectives())
+    engine = AutogradEngine(policy, Objectives(), split_parameters(policy, observations))
     everything = list(policy.parameters())
     fisher = per_state_fisher(policy, everything, observations).mean(0)
     used = th.split(fisher.diagonal() > 0, [parameter.numel() for parameter in everything])

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from test_engine_closed_form import ACTIONS, BATCH, NETWORKS, Objectives, assert_same, assert_same_ppo_gradient
 from test_engine_fisher import DICTIONARY, IMAGE
 
-from sb3_policyopt.engines.autograd import AutogradEngine
+from sb3_policyopt.engines.autograd import AutogradEngine, split_parameters
 from sb3_policyopt.engines.engine import Batch, PPOCoefficients
 from sb3_policyopt.engines.hybrid import HybridEngine
 
@@ -57,7 +57,7 @@ class Pair:
         double.double()
         for policy in (single, double):
             policy.features_extractor.requires_grad_(not frozen)
-        self.closed, self.exact = HybridEngine(single, Objectives(single)), AutogradEngine(double, Objectives(double))
+        self.closed = HybridEngine(single, Objectives(single))
 
         space.seed(0)
         samples = [space.sample() for _ in range(BATCH)]
@@ -65,6 +65,7 @@ class Pair:
             observations = {key: th.as_tensor(np.stack([sample[key] for sample in samples])) for key in space.spaces}
         else:
             observations = th.as_tensor(np.stack(samples))
+        self.exact = AutogradEngine(double, Objectives(double), split_parameters(double, observations))
         with th.no_grad():
             distribution = double.get_distribution(observations)
             actions = distribution.sample()

@@ -1,0 +1,97 @@
+"""
+What torch and SB3 compute, method by method, to see whether somebody replaced one.
+
+A user may replace a method on an object (``module.forward = mine``) or on a class (``nn.Linear.forward = mine``). An engine that
+computes the same by formulas of its own would not notice. So it asks here first, and leaves what was replaced to torch.
+"""
+
+import sys
+from inspect import getattr_static
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common import distributions
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
+
+POLICY_METHODS = (
+    "forward",
+    "evaluate_actions",
+    "get_distribution",
+    "predict_values",
+    "extract_features",
+    "_get_action_dist_from_latent",
+)
+"""The methods by which SB3's policies compute what an engine computes."""
+
+_FAMILY = ("proba_distribution", "log_prob", "entropy", "sample", "get_actions")
+_TORCH_FAMILY = ("log_prob", "entropy", "sample")
+_ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Identity, nn.LeakyReLU, nn.ELU, nn.Softplus)
+_METHODS: dict[type, tuple[str, ...]] = {
+    ActorCriticPolicy: POLICY_METHODS,
+    BaseModel: ("extract_features",),
+    MlpExtractor: ("forward", "forward_actor", "forward_critic"),
+    FlattenExtractor: ("forward",),
+    nn.Module: ("__call__",),
+    **dict.fromkeys((nn.Linear, nn.Sequential, nn.Flatten, *_ACTIVATIONS), ("forward",)),
+    distributions.DiagGaussianDistribution: _FAMILY,
+    distributions.CategoricalDistribution: _FAMILY,
+    distributions.MultiCategoricalDistribution: _FAMILY,
+    distributions.BernoulliDistribution: _FAMILY,
+    th.distributions.Normal: _TORCH_FAMILY,
+    th.distributions.Categorical: _TORCH_FAMILY,
+    th.distributions.Bernoulli: _TORCH_FAMILY,
+    th.optim.Optimizer: ("zero_grad",),
+    th.optim.Adam: ("step",),
+    th.optim.AdamW: ("step",),
+}
+for _optimizer in (th.optim.Adam, th.optim.AdamW):
+    _optimizer([nn.Parameter(th.zeros(1))])  # torch wraps ``step`` of the class when it makes the first object
+
+
+def _original(owner: type, name: str) -> Any:
+    """
+    The method as its library defines it.
+
+    :param owner: a class of torch or SB3
+    :param name: of the method
+    :return: the method; None if somebody had replaced it before this module was imported
+    """
+    method = getattr_static(owner, name)
+    code = getattr(method, "__code__", None)
+    library = sys.modules[owner.__module__.partition(".")[0]].__file__
+    if code is None or library is None or not Path(code.co_filename).is_relative_to(Path(library).parent):
+        return None
+    return method
+
+
+_ORIGINALS = {(owner, name): _original(owner, name) for owner, names in _METHODS.items() for name in names}
+
+
+def is_original(thing: object, owner: type, *names: str) -> bool:
+    """
+    Whether an object's methods are those of a class of torch or SB3.
+
+    :param thing: the object, of the class or of one that inherits from it
+    :param owner: the class, one of those listed in this module
+    :param names: of the methods
+    :return: False if one was replaced on the object, in its class or in the library's class
+    """
+    return all(
+        name not in vars(thing) and getattr_static(type(thing), name) is _ORIGINALS[owner, name] is not None for name in names
+    )
+
+
+def replaced_methods() -> list[str]:
+    """
+    The methods of torch's and SB3's own classes that somebody replaced.
+
+    :return: their names, ``class.method``
+    """
+    return [
+        f"{owner.__name__}.{name}"
+        for (owner, name), original in _ORIGINALS.items()
+        if original is None or vars(owner).get(name, original) is not original
+    ]
