@@ -53,7 +53,7 @@ def share(algorithm: str, env_id: str, n_envs: int) -> float:
     clock = Clock()
     with (
         mock.patch("sb3_policyopt.rollout.is_finite", clock.around(guards.is_finite)),
-        mock.patch("sb3_policyopt.rollout.check_rows", clock.around(guards.check_rows)),
+        mock.patch("sb3_policyopt.guards.check_rows", clock.around(guards.check_rows)),
         mock.patch("sb3_policyopt.maths.losses.log_ratio", clock.around(losses.log_ratio)),
     ):
         start = time.perf_counter()

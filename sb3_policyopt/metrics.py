@@ -67,3 +67,18 @@ class Means:
         :return: floats by name; empty if nothing was added
         """
         return {name: self.mean(name) for name in dict.fromkeys(name for row in self._rows for name in row)}
+
+
+def mean_terms(steps: list[Terms]) -> Terms:
+    """
+    The terms of an update that consists of several steps of the policy.
+
+    :param steps: the terms of each step, usually of one
+    :return: those of the one, or the means of the numbers among them
+    """
+    if len(steps) == 1:
+        return steps[0]
+    means = Means()
+    for terms in steps:
+        means.add({name: value for name, value in terms.items() if isinstance(value, (int, float))})
+    return means.reduce()

@@ -20,10 +20,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import arguments, distributed, ranks, rollout, workers
+from sb3_policyopt import arguments, distributed, ranks, rollout, update_log, workers
 from sb3_policyopt.engines import Batch, Engine, choose_engine, has_closed_form
 from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
-from sb3_policyopt.engines.rollout_data import is_stock
+from sb3_policyopt.engines.rollout_data import own_samples, samples_itself
 from sb3_policyopt.guards import SkipCounter
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.modes import modes_kept
@@ -53,6 +53,8 @@ class PolicyOptimization(Placed):
     :param micro_batch_size: most samples that go through the networks at once (a bound on memory; the result is the same
         to rounding); None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
+    :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
+        for those whose NaN the features extractor masks (what the networks return is checked all the same)
     :param coefficients: further coefficients by name, see ``coefficient_names``
     :param options: SB3's other arguments, passed on
     :raises TypeError: if an argument is of the wrong type
@@ -89,6 +91,7 @@ class PolicyOptimization(Placed):
         engine: str,
         micro_batch_size: int | None,
         log_std_bounds: tuple[float, float] | None,
+        check_observations: bool,
         coefficients: dict[str, arguments.Coefficient | None],
         _init_setup_model: bool,
         **options: Any,
@@ -101,6 +104,7 @@ class PolicyOptimization(Placed):
         if micro_batch_size is not None:
             self.micro_batch_size = arguments.integer("micro_batch_size", micro_batch_size)
         self.log_std_bounds = None if log_std_bounds is None else arguments.interval("log_std_bounds", log_std_bounds)
+        self.check_observations = arguments.flag("check_observations", check_observations)
         if options["sde_sample_freq"] != -1:
             arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=-1)
         arguments.integer("stats_window_size", options["stats_window_size"])
@@ -246,7 +250,7 @@ class PolicyOptimization(Placed):
         :return: their names
         """
         changed = [name for name in self.hooks if not has_closed_form(getattr(self, name))]
-        return changed if is_stock(self.rollout_buffer, "get", "_get_samples") else [*changed, "rollout_buffer.get"]
+        return [*changed, "rollout_buffer.get"] if samples_itself(self.rollout_buffer) else changed
 
     # ------------------------------------------------------------------ the loop
 
@@ -275,7 +279,8 @@ class PolicyOptimization(Placed):
     ) -> SelfPolicyOptimization:
         """
         T11, P6: collect → advantages → update → discard → repeat. Unlike SB3's loop this one logs after the update, so
-        that a row of the log holds a rollout and the update made from it, and the last update is written too.
+        that a row of the log holds a rollout and the update made from it, and the last update is written too. What an
+        update recorded stays in ``logger.name_to_value`` during the next rollout, as in SB3.
 
         :param total_timesteps: environment steps to train for, of all environments together
         :param callback: called during training
@@ -297,11 +302,13 @@ class PolicyOptimization(Placed):
                 if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
                     break
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                self.train()
+                with update_log.recording(self.logger):
+                    self.train()
                 ranks.keep_together(self)
                 self._n_iterations += 1
                 if log_interval is not None and self._n_iterations % log_interval == 0:
-                    self.dump_logs(self._n_iterations)
+                    with update_log.readable_after(self.logger):
+                        self.dump_logs(self._n_iterations)
             callback.on_training_end()
         return self
 
@@ -329,33 +336,53 @@ class PolicyOptimization(Placed):
             self.logger.record(f"train/{name}", value)
         return engine
 
-    def _passes(self, rollout: Batch, n_passes: int, normalized: bool = False) -> Iterator[Iterator[Batch]]:
+    def _load(self, engine: Engine) -> Batch | None:
+        """
+        The rollout in the engine's arrays.
+
+        :param engine: in use
+        :return: all transitions; None if the buffer has its own ``get``, from which alone they may come
+        :raises ValueError: if the buffer is not full
+        """
+        return None if samples_itself(self.rollout_buffer) else engine.load(self.rollout_buffer)
+
+    def _passes(self, rollout: Batch | None, n_passes: int, normalized: bool = False) -> Iterator[Iterator[Batch]]:
         """
         Passes over the rollout in shuffled minibatches.
 
-        :param rollout: all transitions
+        :param rollout: of :meth:`_load`
         :param n_passes: number of passes
         :param normalized: whether to normalise advantages, if they are to be at all
         :return: the minibatches of each pass
         """
         return ranks.in_step(partial(self._cut, rollout), n_passes, normalized and self.normalize_advantage)
 
-    def _cut(self, rollout: Batch, normalized: bool) -> Iterator[Batch]:
+    def _cut(self, rollout: Batch | None, normalized: bool) -> Iterator[Batch]:
         """
         Shuffle and cut the rollout.
 
-        :param rollout: all transitions
+        :param rollout: of :meth:`_load`
         :param normalized: whether to normalise the advantages of each minibatch
         :return: the minibatches; from the buffer's own ``get`` if it has one
         """
         assert self.engine_in_use is not None
-        if is_stock(self.rollout_buffer, "get", "_get_samples"):
+        if rollout is not None:
             yield from self.engine_in_use.minibatches(rollout, self.batch_size, normalized)
         else:
-            assert isinstance(self.engine_in_use, AutogradEngine)
-            for samples in self.rollout_buffer.get(self.batch_size):
-                batch = self.engine_in_use.to_tensors(samples[:6])
+            for batch in self._own_samples(self.batch_size):
                 yield batch.normalized() if normalized else batch
+
+    def _own_samples(self, batch_size: int | None) -> Iterator[Batch]:
+        """
+        What the buffer's own ``get`` yields.
+
+        :param batch_size: transitions a minibatch, None for all in one
+        :return: minibatches in the engine's arrays
+        :raises ValueError: if the buffer is not full
+        """
+        assert isinstance(self.engine_in_use, AutogradEngine)
+        for samples in own_samples(self.rollout_buffer, batch_size):
+            yield self.engine_in_use.to_tensors(samples[:6])
 
     def _normalized(self, batch: Batch) -> Batch:
         """
@@ -386,9 +413,9 @@ class PolicyOptimization(Placed):
 
         :param terms: values by name
         """
-        buffer = self.rollout_buffer
+        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
         terms = ranks.reduce_maxima(terms)
-        terms["explained_variance"] = explained_variance(buffer.values, buffer.returns, ranks.variances)
+        terms["explained_variance"] = explained_variance(values, returns, ranks.variances)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):
             std = th.exp(self.policy.log_std.detach())
             terms["std"], terms["std_min"] = std.mean().item(), std.min().item()

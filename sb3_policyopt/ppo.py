@@ -65,6 +65,8 @@ class PPO(PolicyOptimization):
         exactly what the policy says
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
+    :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
+        for those whose NaN the features extractor masks (what the networks return is checked all the same)
     :param _init_setup_model: whether to build the networks at once
     """
 
@@ -106,6 +108,7 @@ class PPO(PolicyOptimization):
         engine: str = "auto",
         micro_batch_size: int | None = None,
         log_std_bounds: tuple[float, float] | None = None,
+        check_observations: bool = True,
     ) -> None:
         self.n_epochs = arguments.integer("n_epochs", n_epochs)
         self.clip_range: Any = arguments.coefficient("clip_range", clip_range, exclusive=True)
@@ -146,6 +149,7 @@ class PPO(PolicyOptimization):
             engine=engine,
             micro_batch_size=micro_batch_size,
             log_std_bounds=log_std_bounds,
+            check_observations=check_observations,
             _init_setup_model=_init_setup_model,
         )
 
@@ -164,7 +168,7 @@ class PPO(PolicyOptimization):
         """P6: K epochs of minibatch steps along the gradient of the clipped objective."""
         self.policy.set_training_mode(True)
         engine, coefficients = self._start_update(), self._coefficients()
-        rollout = engine.load(self.rollout_buffer)
+        rollout = self._load(engine)
         means = Means()
         with engine.updating(self.batch_size):
             for minibatches in self._passes(rollout, self.n_epochs, normalized=True):

@@ -1,20 +1,21 @@
 """S5: the one loop that collects a rollout, for both algorithms and all engines, with SB3's callback contract."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt.engines import Engine
 from sb3_policyopt.engines.autograd import AutogradEngine
-from sb3_policyopt.engines.rollout_data import is_stock
-from sb3_policyopt.guards import check_rows, explain, is_finite
+from sb3_policyopt.engines.rollout_data import RESIZE, is_stock
+from sb3_policyopt.guards import RolloutGuard, is_finite, not_finite
 from sb3_policyopt.maths.advantages import gae, value_targets
 from sb3_policyopt.ranks import SharedRollout
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 SMALL_OBSERVATIONS = 4096
 """Bytes, of all environments, that are copied faster than a tensor is made of them."""
-
-STEPS_PER_CHECK = 64
-"""Steps after which the last ones are searched for numbers that are not finite."""
 
 
 def collect(
@@ -47,16 +45,18 @@ def collect(
     :param n_rollout_steps: steps of each environment
     :return: False if a callback asked to stop (on any rank), and the rollout is then incomplete
     :raises NonFiniteError: if an observation, a reward, a value or an action is not finite; it names the environment
+    :raises ValueError: if the buffer has no room for so many steps
     """
     assert self._last_obs is not None, "No previous observation was provided"
     self.policy.set_training_mode(False)
-    reset_buffer(rollout_buffer)
+    rollout_buffer.reset()  # makes new arrays, so that whoever kept those of the last rollout keeps their numbers
     callback.on_rollout_start()  # before the first random draw, so that a checkpoint made here holds all that follows
 
     engine = self.prepare_engine()
     to_env_action = action_converter(self)
-    store = storing_function(rollout_buffer)
-    n_steps = checked = 0
+    guard = RolloutGuard(rollout_buffer, n_rollout_steps, self.check_observations, is_stock(rollout_buffer, "reset", "add"))
+    store = storing_function(rollout_buffer, guard)
+    n_steps = 0
     shared = SharedRollout(self, env.num_envs)
     discrete, continuous = (isinstance(self.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
     if self.use_sde:
@@ -74,11 +74,12 @@ def collect(
         engine = self.current_engine()
         try:
             actions, value, log_prob = engine.act(self._last_obs)
-        except RuntimeError as error:  # torch draws no categorical action from NaN
-            raise why_no_action(engine, n_steps, self._last_obs, error) from error
+        except RuntimeError:  # torch draws no categorical action from NaN
+            check_action_parameters(engine, guard, self._last_obs)
+            raise
         values, log_probs = value_tensors(n_steps, value[:, None]), log_prob_tensors(n_steps, log_prob)
         if continuous and not is_finite(actions.reshape(-1)):  # before it reaches the environment
-            raise explain(n_steps, observation=self._last_obs, value=value, action=actions) or AssertionError
+            guard.check(observation=self._last_obs, value=value, action=actions)
         clipped_actions = to_env_action(actions)
 
         new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -96,18 +97,17 @@ def collect(
         rewards = np.asarray(rewards, dtype=np.float32)
         if np.count_nonzero(dones):  # as dones.any(), in a tenth of the time
             shared.note(infos, dones)
-            rewards = rewards + self.gamma * truncation_values(self, dones, infos)
+            of_step = {"observation": self._last_obs, "value": value, "action": actions, "log_prob": log_prob}
+            rewards = bootstrapped(self, guard, rewards, dones, infos, of_step)
 
         store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob)
+        guard.note_stored()
         self._last_obs = new_obs  # type: ignore[assignment]
         self._last_episode_starts = dones
-        if n_steps % STEPS_PER_CHECK == 0 or n_steps == n_rollout_steps:
-            check_rows(rollout_buffer, checked, n_steps)
-            checked = n_steps
 
     last_values = self.current_engine().value(new_obs)
     if not is_finite(last_values):
-        raise explain(n_steps, observation=new_obs, value=last_values) or AssertionError
+        guard.check(observation=new_obs, value=last_values)
     values = th.from_numpy(last_values)[:, None]
     finish(self, rollout_buffer, last_values, dones)
 
@@ -118,20 +118,18 @@ def collect(
     return True
 
 
-def why_no_action(engine: Engine, step: int, observations: Any, error: RuntimeError) -> Exception:
+def check_action_parameters(engine: Engine, guard: RolloutGuard, observations: Any) -> None:
     """
-    What is behind torch's refusal to draw an action.
+    Look for what is behind torch's refusal to draw an action.
 
     :param engine: that was to act
-    :param step: number of the step in the rollout
+    :param guard: of the rollout
     :param observations: as the VecEnv gave them
-    :param error: torch's
-    :return: an error that names what is not finite; torch's own if everything is
+    :raises NonFiniteError: if something is not finite
     """
-    if not isinstance(engine, AutogradEngine):
-        return error
-    explained = explain(step, observation=observations)  # before the policy sees it once more
-    return explained or explain(step, action=engine.action_parameters(observations)) or error
+    if isinstance(engine, AutogradEngine):
+        guard.check(observation=observations)  # before the policy sees it once more
+        guard.check(observation=observations, action=engine.action_parameters(observations))
 
 
 class StepTensors:
@@ -203,69 +201,75 @@ def action_converter(self: "PolicyOptimization") -> Any:
     return lambda actions: np.minimum(np.maximum(actions, low), high)
 
 
-def truncation_values(self: "PolicyOptimization", dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> Any:
+def bootstrapped(
+    self: "PolicyOptimization",
+    guard: RolloutGuard,
+    rewards: np.ndarray[Any, Any],
+    dones: np.ndarray[Any, Any],
+    infos: list[dict[str, Any]],
+    of_step: dict[str, Any],
+) -> np.ndarray[Any, Any]:
     """
-    S3: V(final observation) of the environments that a time limit cut off, all in one batch.
+    S3: r + γ V(final observation) in the environments that a time limit cut off, whose values come from one batch.
 
     :param self: the algorithm
+    :param guard: of the rollout
+    :param rewards: float32, shape (n_envs,)
     :param dones: whose episode ended, shape (n_envs,)
     :param infos: of all environments
-    :return: float32, shape (n_envs,); 0 where nothing was cut off
+    :param of_step: what else this step consists of, by the names that the guard knows
+    :return: float32, shape (n_envs,)
+    :raises NonFiniteError: if a final observation or its value is not finite, or something before it
     """
     cut = [
         i
-        for i in np.flatnonzero(dones)
+        for i in np.flatnonzero(dones).tolist()
         if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
     ]
-    values = np.zeros(len(dones), dtype=np.float32)
-    if cut:
-        finals = [infos[i]["terminal_observation"] for i in cut]
-        observations: Any
-        if isinstance(finals[0], dict):
-            observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
-        else:
-            observations = np.stack(finals)
-        values[cut] = self.current_engine().value(observations)
-    return values
-
-
-def reset_buffer(buffer: RolloutBuffer) -> None:
-    """
-    Empty the buffer; SB3's own keeps its arrays, as every entry is about to be overwritten.
-
-    :param buffer: the rollout buffer
-    """
-    if not is_stock(buffer, "reset") or buffer.generator_ready:
-        buffer.reset()
+    if not cut:
+        return rewards
+    finals = [infos[i]["terminal_observation"] for i in cut]
+    observations: Any
+    if isinstance(finals[0], dict):
+        observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
     else:
-        buffer.pos, buffer.full = 0, False
+        observations = np.stack(finals)
+    values = self.current_engine().value(observations)
+    sums = rewards.copy()  # as they are the environment's own
+    sums[cut] += self.gamma * values
+    if not is_finite(sums) or (self.check_observations and not_finite(observations)):
+        guard.check(**of_step, reward=rewards)
+        guard.check(cut, final_observation=observations, final_value=values, bootstrapped_reward=sums[cut])
+    return sums
 
 
-def storing_function(buffer: RolloutBuffer) -> Any:
+def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Any:
     """
     What puts one step into the buffer.
 
     :param buffer: the rollout buffer
+    :param guard: of the rollout
     :return: ``buffer.add`` of a buffer with its own; for SB3's, a function that writes each array in place
+    :raises ValueError: if SB3's has no room for the rollout
     """
-    if not is_stock(buffer, "add"):
-        return lambda obs, action, reward, episode_start, value, log_prob: buffer.add(
-            obs, action, reward, episode_start, th.from_numpy(value[:, None]), th.from_numpy(log_prob)
+    if not guard.in_rows:
+        return partial(add, buffer, guard)
+    if guard.n_steps > buffer.buffer_size:
+        raise ValueError(
+            f"rollout_buffer has room for {buffer.buffer_size} steps, and {guard.n_steps} are to be collected. {RESIZE}"
         )
-    observations: Any = buffer.observations
-    n_envs, action_dim = buffer.n_envs, buffer.action_dim
-    if isinstance(buffer, DictRolloutBuffer):
-        shapes = {key: array.shape[1:] for key, array in observations.items()}
-    else:
-        shape = observations.shape[1:]
+    n_envs, action_dim, replaced = buffer.n_envs, buffer.action_dim, vars(buffer)
 
     def store(obs: Any, action: Any, reward: Any, episode_start: Any, value: Any, log_prob: Any) -> None:
+        if "add" in replaced:  # by a callback, during this rollout
+            return add(buffer, guard, obs, action, reward, episode_start, value, log_prob)
         row = buffer.pos
+        observations: Any = buffer.observations
         if isinstance(obs, dict):
             for key, array in observations.items():
-                array[row] = obs[key].reshape(shapes[key])
+                array[row] = obs[key].reshape(array.shape[1:])
         else:
-            observations[row] = obs.reshape(shape)
+            observations[row] = obs.reshape(observations.shape[1:])
         buffer.actions[row] = action.reshape(n_envs, action_dim)
         buffer.rewards[row] = reward
         buffer.episode_starts[row] = episode_start
@@ -273,15 +277,43 @@ def storing_function(buffer: RolloutBuffer) -> Any:
         buffer.log_probs[row] = log_prob
         buffer.pos = row + 1
         buffer.full = buffer.pos == buffer.buffer_size
+        return None
 
     return store
+
+
+def add(
+    buffer: RolloutBuffer,
+    guard: RolloutGuard,
+    obs: Any,
+    action: Any,
+    reward: Any,
+    episode_start: Any,
+    value: np.ndarray[Any, Any],
+    log_prob: np.ndarray[Any, Any],
+) -> None:
+    """
+    Hand a step to a buffer with its own way of storing it, which the guard cannot look into.
+
+    :param buffer: the rollout buffer
+    :param guard: of the rollout
+    :param obs: observations, first axis n_envs
+    :param action: actions, first axis n_envs
+    :param reward: shape (n_envs,)
+    :param episode_start: shape (n_envs,)
+    :param value: shape (n_envs,)
+    :param log_prob: shape (n_envs,)
+    :raises NonFiniteError: if one of them is not finite
+    """
+    guard.check(observation=obs, value=value, action=action, log_prob=log_prob, reward=reward)
+    buffer.add(obs, action, reward, episode_start, th.from_numpy(value[:, None]), th.from_numpy(log_prob))
 
 
 def finish(
     self: "PolicyOptimization", buffer: RolloutBuffer, last_values: np.ndarray[Any, Any], dones: np.ndarray[Any, Any]
 ) -> None:
     """
-    S4, T10: advantages and value targets of a full buffer.
+    S4, T10: advantages and value targets of a full buffer, with its own γ and λ, as SB3's buffer computes them.
 
     :param self: the algorithm
     :param buffer: full; its ``advantages`` and ``returns`` are written
@@ -293,10 +325,10 @@ def finish(
         if self.value_target == "td_lambda":
             return
     ended = np.concatenate((buffer.episode_starts[1:], dones[None].astype(np.float32)))
-    rollout = (buffer.rewards, buffer.values, last_values, ended, self.gamma)
+    rollout = (buffer.rewards, buffer.values, last_values, ended, buffer.gamma)
     if is_stock(buffer, "compute_returns_and_advantage"):
-        buffer.advantages = gae(*rollout, self.gae_lambda)
+        buffer.advantages[:] = gae(*rollout, buffer.gae_lambda)
     if self.value_target == "td_lambda":
         buffer.returns = buffer.advantages + buffer.values
     else:
-        buffer.returns = value_targets(self.value_target, *rollout, self.gae_lambda)
+        buffer.returns = value_targets(self.value_target, *rollout, buffer.gae_lambda)

@@ -17,7 +17,7 @@ from sb3_policyopt.engines.autograd import buffers_kept
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
-from sb3_policyopt.metrics import Means
+from sb3_policyopt.metrics import Means, mean_terms
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.ranks import SharedGradient, led
 
@@ -71,6 +71,8 @@ class TRPO(PolicyOptimization):
         exactly what the policy says
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
+    :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
+        for those whose NaN the features extractor masks (what the networks return is checked all the same)
     :param _init_setup_model: whether to build the networks at once
     """
 
@@ -113,6 +115,7 @@ class TRPO(PolicyOptimization):
         engine: str = "auto",
         micro_batch_size: int | None = None,
         log_std_bounds: tuple[float, float] | None = None,
+        check_observations: bool = True,
     ) -> None:
         self.cg_max_steps = arguments.integer("cg_max_steps", cg_max_steps)
         self.line_search_shrinking_factor = arguments.number(
@@ -152,6 +155,7 @@ class TRPO(PolicyOptimization):
             engine=engine,
             micro_batch_size=micro_batch_size,
             log_std_bounds=log_std_bounds,
+            check_observations=check_observations,
             _init_setup_model=_init_setup_model,
         )
 
@@ -164,15 +168,16 @@ class TRPO(PolicyOptimization):
     def train(self) -> None:
         """T11: one step of the policy to the border of the trust region, then the critic."""
         engine = self._start_update()
-        rollout = engine.load(self.rollout_buffer)
-        policy_terms: Terms = {}
+        rollout = self._load(engine)
+        policy_terms = []
         if engine.n_actor > 0:  # else the whole actor is frozen
             with buffers_kept(self.policy):
-                policy_terms = led(self._update_policy, engine, self._normalized(rollout))
-            engine.flat.push()
+                for whole in self._own_samples(None) if rollout is None else [rollout]:  # as sb3-contrib, a step for each
+                    policy_terms.append(led(self._update_policy, engine, self._normalized(whole)))
+                    engine.flat.push()
         critic_terms = self._update_critic(engine, rollout)
         self._n_updates += 1
-        self._record({**policy_terms, **critic_terms})
+        self._record({**mean_terms(policy_terms), **critic_terms})
 
     def _update_policy(self, engine: Engine, rollout: Batch) -> Terms:
         """
@@ -219,12 +224,12 @@ class TRPO(PolicyOptimization):
             "grad_norm": float(g @ g) ** 0.5,
         }
 
-    def _update_critic(self, engine: Engine, rollout: Batch) -> Terms:
+    def _update_critic(self, engine: Engine, rollout: Batch | None) -> Terms:
         """
         T10: ``n_critic_updates`` passes of the critic's own optimizer; the actor's parameters get no gradient.
 
         :param engine: computes the gradient of the value loss
-        :param rollout: all transitions
+        :param rollout: of :meth:`_load`
         :return: what to log
         """
         self.policy.set_training_mode(True)

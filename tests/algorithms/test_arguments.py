@@ -23,6 +23,7 @@ SHARED = {
     "gamma": FRACTIONS,
     "gae_lambda": FRACTIONS,
     "normalize_advantage": [1, "yes", None],
+    "check_observations": [1, "no", None],
     "value_target": ["td", "TD_LAMBDA", None, 1, ["td_zero"]],
     "engine": ["numpy", None, 1],
     "micro_batch_size": [0, -4, 2.5, "8", True],

@@ -242,12 +242,15 @@ class Halves(RolloutBuffer):
 
 @both
 def test_a_buffer_with_its_own_get(cls):
-    Halves.calls = 0
-    model = cls("MlpPolicy", toy(), rollout_buffer_class=Halves, **{**SMALL, "batch_size": 8})
-    collect(model)
-    model.train()
+    calls = {}
+    for algorithm in (STOCK[cls], cls):
+        Halves.calls = 0
+        model = algorithm("MlpPolicy", toy(), rollout_buffer_class=Halves, **{**SMALL, "batch_size": 8})
+        collect(model)
+        model.train()
+        calls[algorithm] = Halves.calls
+    assert calls[cls] == calls[STOCK[cls]]
     epochs = model.n_epochs if cls is PPO else model.n_critic_updates
-    assert Halves.calls == epochs
     state = model.policy.optimizer.state_dict()["state"]
     assert {float(entries["step"]) for entries in state.values()} == {2.0 * epochs}
 

@@ -208,7 +208,7 @@ def test_with_finite_numbers_the_guards_change_no_bit(monkeypatch, algorithm, en
         with monkeypatch.context() as patch:
             if not guarded:
                 patch.setattr(rollout, "is_finite", lambda *vectors: True)
-                patch.setattr(rollout, "check_rows", lambda buffer, start, stop: None)
+                patch.setattr(guards, "check_rows", lambda buffer, start, stop, check_observations: None)
                 patch.setattr(losses, "LOG_RATIO_BOUND", math.inf)
                 patch.setattr(guards.SkipCounter, "note", lambda self, skipped: None)
             model = make_model(algorithm, engine).learn(4 * N_STEPS * N_ENVS)

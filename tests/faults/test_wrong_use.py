@@ -114,7 +114,7 @@ def test_episodes_of_one_step(algorithm):
     buffer = model.rollout_buffer
     assert buffer.episode_starts.all()
     # Each return is its reward, as no step has a successor.
-    np.testing.assert_allclose(buffer.returns, buffer.rewards, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(buffer.returns, buffer.swap_and_flatten(buffer.rewards), rtol=1e-5, atol=1e-6)
     assert th.isfinite(parameters(model)).all()
 
 

@@ -1,0 +1,233 @@
+"""Methods of the rollout buffer that somebody replaced, on a class or on the object, do what they do in SB3."""
+
+import numpy as np
+import pytest
+import torch as th
+from buffer_models import N_STEPS, SMALL, STOCK, arrays, assert_same_update, both, make
+from stable_baselines3 import PPO as StockPPO
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, parameter_vector, start, toy
+
+from sb3_policyopt import PPO, NonFiniteError
+
+# ---------------------------------------------------------------------- what replaces its methods
+
+METHODS = ("reset", "add", "compute_returns_and_advantage", "get", "_get_samples", "swap_and_flatten", "to_torch")
+
+
+def counted(calls, name, original):
+    def method(*args, **kwargs):
+        calls[name] = calls.get(name, 0) + 1
+        return original(*args, **kwargs)
+
+    return method
+
+
+def on_the_object(model, names, calls, monkeypatch):
+    for name in names:
+        setattr(model.rollout_buffer, name, counted(calls, name, getattr(model.rollout_buffer, name)))
+
+
+def on_sb3s_class(model, names, calls, monkeypatch):
+    cls = type(model.rollout_buffer)
+    for name in names:
+        method = counted(calls, name, getattr(cls, name))
+        monkeypatch.setattr(cls, name, staticmethod(method) if name == "swap_and_flatten" else method)
+
+
+@both
+@pytest.mark.parametrize("replace", [on_the_object, on_sb3s_class])
+@pytest.mark.parametrize("observation", ["box", "dict"])
+@pytest.mark.parametrize("names", [*((name,) for name in METHODS), METHODS], ids=lambda names: "+".join(names)[:30])
+def test_replaced_methods_are_called_as_often_as_in_sb3(cls, monkeypatch, replace, observation, names):
+    calls, parameters = [], []
+    for algorithm, options in ((STOCK[cls], {}), (cls, {}), (cls, {"engine": "autograd"})):
+        with monkeypatch.context() as patch:
+            model = make(cls, algorithm, OBSERVATION_SPACES[observation], **options)
+            calls.append({})
+            replace(model, names, calls[-1], patch)
+            model.learn(4 * N_STEPS)
+            parameters.append(parameter_vector(model.policy))
+    assert calls[1] == calls[2] == calls[0] and set(calls[0]) == set(names)
+    if cls is PPO:  # on autograd, which draws the random numbers of SB3
+        assert float((parameters[2] - parameters[0]).abs().max()) < 3e-6
+
+
+REPLACEMENTS = {
+    "reset": lambda buffer, reset: lambda: (reset(), setattr(buffer, "gamma", 0.0))[0],
+    "add": lambda buffer, add: lambda obs, action, reward, *rest: add(obs, action, reward * 3 - 1, *rest),
+    "compute_returns_and_advantage": lambda buffer, compute: (
+        lambda last_values, dones: (compute(last_values, dones), setattr(buffer, "advantages", buffer.advantages**2))[0]
+    ),
+    "get": lambda buffer, get: (
+        lambda batch_size=None: (batch._replace(advantages=batch.advantages**2) for batch in get(batch_size))
+    ),
+    "_get_samples": lambda buffer, samples: lambda rows, env=None: samples(rows[::2], env),
+    "to_torch": lambda buffer, to_torch: lambda array, copy=True: to_torch(np.round(array, 1)),
+    "swap_and_flatten": lambda buffer, flatten: lambda array: flatten(array)[::-1].copy(),
+}
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_what_a_replaced_method_does_reaches_the_parameters_as_in_sb3(name, engine):
+    """From one stock rollout and one seed, through the closed form's own loading too where it may serve."""
+    after = {}
+    for what, algorithm, options in (
+        ("stock", StockPPO, {}),
+        ("ours", PPO, {"engine": "auto" if engine == "closed_form" else engine}),
+        ("without", PPO, {"engine": "autograd"}),
+    ):
+        model = make(PPO, algorithm, **options)
+        buffer, callback = model.rollout_buffer, start(model)
+        if what != "without":
+            setattr(buffer, name, REPLACEMENTS[name](buffer, getattr(buffer, name)))
+        if what == "ours" and engine == "closed_form":
+            collect_by_autograd(model, callback)
+        else:
+            th.manual_seed(0)
+            assert model.collect_rollouts(model.env, callback, buffer, N_STEPS)
+        np.random.seed(1)
+        model.train()
+        after[what] = parameter_vector(model.policy)
+    assert float((after["ours"] - after["stock"]).abs().max()) < 3e-6
+    assert float((after["without"] - after["stock"]).abs().max()) > 1e-4, "the replacement makes no difference"
+
+
+def collect_by_autograd(model, callback):
+    """A rollout with the random numbers of SB3 for an engine that draws others."""
+    model.engine, wanted = "autograd", model.engine
+    th.manual_seed(0)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, N_STEPS)
+    model.engine = wanted
+
+
+class Elsewhere(RolloutBuffer):
+    """Keeps its steps in lists of its own and gives them out by itself, as a buffer for other storage does."""
+
+    def reset(self):
+        super().reset()
+        self.observations = self.actions = self.values = self.log_probs = None
+        self.steps = []
+
+    def add(self, obs, action, reward, episode_start, value, log_prob):
+        self.steps.append((obs.copy(), action.copy(), value.clone(), log_prob.clone()))
+        self.rewards[self.pos], self.episode_starts[self.pos] = reward, episode_start
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def compute_returns_and_advantage(self, last_values, dones):
+        self.values = np.stack([step[2].numpy().flatten() for step in self.steps])
+        super().compute_returns_and_advantage(last_values, dones)
+
+    def get(self, batch_size=None):
+        columns = [np.stack([np.asarray(step[k]) for step in self.steps]) for k in range(4)]
+        columns += [self.advantages, self.returns]
+        flat = [array.swapaxes(0, 1).reshape(self.buffer_size * self.n_envs, -1).astype(np.float32) for array in columns]
+        order = np.random.permutation(len(flat[0]))
+        for first in range(0, len(order), batch_size or len(order)):
+            rows = order[first : first + (batch_size or len(order))]
+            observations, actions, *scalars = (th.as_tensor(array[rows]) for array in flat)
+            yield RolloutBufferSamples(observations, actions, *(scalar.flatten() for scalar in scalars))
+
+
+@both
+def test_a_buffer_that_keeps_its_steps_elsewhere(cls):
+    models = []
+    for algorithm in (STOCK[cls], cls):
+        model = make(cls, algorithm, rollout_buffer_class=Elsewhere)
+        callback = start(model)
+        th.manual_seed(0)
+        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, N_STEPS)
+        np.random.seed(0)
+        model.train()
+        models.append(model)
+    assert_same_update(cls, *models)
+
+
+@both
+def test_a_buffer_with_its_own_methods_lets_nothing_in_that_is_not_finite(cls):
+    env = toy(action=ACTION_SPACES["discrete"])
+    step_wait = env.step_wait
+
+    def poisoned():
+        observations, rewards, dones, infos = step_wait()
+        rewards[2] = np.nan
+        return observations, rewards, dones, infos
+
+    env.step_wait = poisoned
+    model = cls("MlpPolicy", env, rollout_buffer_class=Elsewhere, **SMALL)
+    with pytest.raises(NonFiniteError, match="Non-finite reward in environment 2 at step 0 "):
+        model.learn(100)
+
+
+@both
+def test_a_dict_buffer_whose_class_adds_a_column(cls):
+    """Its ``get`` flattens what it added only if nobody has flattened the rest."""
+
+    class Costs(DictRolloutBuffer):
+        def reset(self):
+            super().reset()
+            self.costs = np.zeros((self.buffer_size, self.n_envs), np.float32)
+
+        def add(self, *args, **kwargs):
+            self.costs[self.pos] = self.pos
+            super().add(*args, **kwargs)
+
+        def get(self, batch_size=None):
+            if not self.generator_ready:
+                self.costs = self.swap_and_flatten(self.costs)
+            for samples in super().get(batch_size):
+                assert self.costs.shape == self.values.shape
+                yield samples
+
+    make(cls, observation=OBSERVATION_SPACES["dict"], rollout_buffer_class=Costs).learn(4 * N_STEPS)
+
+
+class InTheMiddle(BaseCallback):
+    """Changes the buffer in the middle of the second rollout."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def _on_step(self):
+        if self.n_calls == N_STEPS + 5:
+            self.change(self.model.rollout_buffer)
+        return True
+
+
+def triple_rewards_from_now_on(buffer):
+    add = buffer.add
+    buffer.add = lambda obs, action, reward, *rest: add(obs, action, reward * 3, *rest)
+
+
+def other_arrays(buffer):
+    for name in ("observations", "rewards", "values"):
+        setattr(buffer, name, getattr(buffer, name).copy())
+
+
+@both
+@pytest.mark.parametrize("change", [triple_rewards_from_now_on, other_arrays])
+def test_a_change_in_the_middle_of_a_rollout(cls, change):
+    buffers = []
+    for algorithm, options in ((STOCK[cls], {}), (cls, {"engine": "autograd"})):
+        model = make(cls, algorithm, **options)
+        callback = InTheMiddle(change)
+        callback.init_callback(model)
+        start(model)
+        for _ in range(2):
+            th.manual_seed(0)
+            assert model.collect_rollouts(model.env, callback, model.rollout_buffer, N_STEPS)
+        buffers.append(model.rollout_buffer)
+    for name, array in arrays(buffers[0]).items():
+        np.testing.assert_allclose(arrays(buffers[1])[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@both
+def test_a_reset_in_the_middle_of_a_rollout_leaves_it_unfit_for_an_update(cls, engine):
+    with pytest.raises(AssertionError):
+        make(cls, STOCK[cls]).learn(100, callback=InTheMiddle(lambda buffer: buffer.reset()))
+    with pytest.raises(ValueError, match="12 of its 16 steps"):  # the 5th step of the 16 is stored after it, the first of 12
+        make(cls, engine=engine).learn(100, callback=InTheMiddle(lambda buffer: buffer.reset()))
