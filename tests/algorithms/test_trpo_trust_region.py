@@ -70,7 +70,7 @@ def assert_within(results: list[tuple[float, dict[str, Any]]], target: float, di
 
 
 @pytest.mark.parametrize("space", ACTION_SPACES)
-def test_kl_of_every_update_is_within_the_trust_region(space, engine):
+def test_T2_kl_of_every_update_is_within_the_trust_region(space, engine):
     model = TRPO("MlpPolicy", toy(action=ACTION_SPACES[space]), target_kl=TARGET, engine=engine, **ARGUMENTS)
     assert_within(updates(model, 6), TARGET)
 
@@ -88,7 +88,7 @@ OTHERS: dict[str, tuple[str, spaces.Space, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_kl_of_other_policies_is_within_the_trust_region(name):
+def test_T2_kl_of_other_policies_is_within_the_trust_region(name):
     policy, observation, action, options = OTHERS[name]
     model = TRPO(policy, toy(observation, ACTION_SPACES[action]), target_kl=TARGET, **{**ARGUMENTS, **options})
     assert_within(updates(model, 5), TARGET)

@@ -87,7 +87,7 @@ class Client:
             key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DISPLAY", "WAYLAND", "MUJOCO_GL"))
         }
         self.environment = kept | {
-            "PYTHONPATH": str(site),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])),
             "HF_ENDPOINT": hub_url,
             "HF_TOKEN": token,
             "HF_HOME": str(self.folder / "hf_home"),
