@@ -43,7 +43,7 @@ class TRPO(PolicyOptimization):
     :param gamma: discount γ in [0, 1]
     :param cg_max_steps: most iterations of the conjugate gradient method (T7)
     :param cg_damping: λ of F + λI in it
-    :param line_search_shrinking_factor: β of T9 in (0, 1)
+    :param line_search_shrinking_factor: β of T9 in [0, 1]
     :param line_search_max_iter: most candidates of T9
     :param n_critic_updates: passes of the critic over the rollout per update (T10)
     :param gae_lambda: λ of S4 in [0, 1]
@@ -53,7 +53,7 @@ class TRPO(PolicyOptimization):
     :param rollout_buffer_kwargs: arguments for it
     :param normalize_advantage: whether to normalise the advantages of the rollout
     :param target_kl: radius δ of the trust region (T2) in nats
-    :param sub_sampling_factor: use every n-th transition for the Fisher-vector products
+    :param sub_sampling_factor: use every n-th transition for the Fisher-vector products; 1 or less uses all
     :param stats_window_size: episodes over which the logged return is averaged
     :param tensorboard_log: folder for TensorBoard, None for none
     :param policy_kwargs: arguments for the policy
