@@ -20,7 +20,7 @@ class Watch(BaseCallback):
         log = self.model.logger.name_to_value
         if "train/kl_divergence_loss" in log:
             kl, bound = log["train/kl_divergence_loss"], log["train/target_kl"]
-            print(f"KL {kl:.4f} of at most {bound:.4f}, line search: {log['train/line_search_reason']}")
+            print(f"KL {kl:.4f} of at most {bound:.4f}, {log['train/step_fraction']:.0%} of the full step")
 
     def _on_step(self) -> bool:
         return True

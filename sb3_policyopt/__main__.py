@@ -1,15 +1,16 @@
 """
 The command line: ``sb3-policyopt`` or ``python -m sb3_policyopt``.
 
-Exit codes: 0 success, 1 a training or a program failed, 2 the command was not understood or asks for what is not there,
-130 interrupted.
+Exit codes, of every command: 0 success; 1 what the command does failed (a training, the Hub, a bug), or the doctor found
+something; 2 the command was not understood or asks for what is not there; 130 interrupted.
 """
 
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, NoReturn
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -100,19 +101,45 @@ def run(name: str, options: list[str]) -> int:
     :param options: its options
     :return: exit code
     """
-    from sb3_policyopt.errors import NonFiniteError, UserError
+    from sb3_policyopt.errors import HubError, NonFiniteError, UserError
 
     command = COMMANDS[name]
     try:
-        return resolve(command)(options)
+        with one_sentence_for_options(name):
+            return resolve(command)(options)
+    except SystemExit as exit_:  # argparse after --help, or a script of the zoo
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except UserError as error:
         return fail(str(error))
-    except NonFiniteError as error:
+    except (NonFiniteError, HubError) as error:
         return fail(str(error), FAILURE)
     except ImportError as error:
         return fail(missing(name, command.extra, error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interruption:
+        return fail(str(interruption) or "interrupted", INTERRUPTED)
+
+
+@contextmanager
+def one_sentence_for_options(name: str) -> Iterator[None]:
+    """
+    Within this context, argparse raises a :class:`UserError` where it would print forty lines of usage.
+
+    :param name: name of the command
+    """
+    import argparse
+
+    from sb3_policyopt.errors import UserError
+
+    original = argparse.ArgumentParser.error
+
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UserError(f"{name}: {message} (sb3-policyopt {name} --help lists the options)")
+
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = original  # type: ignore[method-assign]
 
 
 def missing(name: str, extra: str, error: ImportError) -> str:

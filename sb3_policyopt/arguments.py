@@ -2,68 +2,76 @@
 
 import math
 import numbers
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule
 
 Coefficient: TypeAlias = float | Schedule | str
 """A number, a callable of ``progress_remaining`` (1 at the start of training, 0 at its end), or "lin_0.01"."""
 
+Bounds: TypeAlias = tuple[float, float]
+"""The smallest and the largest value allowed; NaN lies outside of all bounds."""
 
-def number(
-    name: str,
-    value: Any,
-    *,
-    minimum: float = 0.0,
-    maximum: float = math.inf,
-    exclusive: bool = False,
-    infinite: bool = False,
-) -> float:
+LARGEST = sys.float_info.max
+FINITE: Bounds = (-LARGEST, LARGEST)
+NOT_NEGATIVE: Bounds = (0.0, LARGEST)
+NOT_NEGATIVE_OR_INFINITE: Bounds = (0.0, math.inf)
+FRACTION: Bounds = (0.0, 1.0)
+
+
+def plain(value: Any) -> Any:
+    """
+    What a NumPy scalar, or an array or tensor without dimensions, holds.
+
+    :param value: any value
+    :return: as a Python value; anything else as it is, also a tensor through which a gradient would have to flow
+    """
+    scalar = getattr(value, "ndim", None) == 0 and not getattr(value, "requires_grad", False)
+    return value.item() if scalar and hasattr(value, "item") else value
+
+
+def number(name: str, value: Any, bounds: Bounds) -> float:
     """
     A real number within bounds.
 
     :param name: the argument's name, for the message
     :param value: what the user passed
-    :param minimum: smallest value allowed
-    :param maximum: largest value allowed
-    :param exclusive: True if the bounds themselves are not allowed
-    :param infinite: True if infinity is allowed
+    :param bounds: smallest and largest value allowed
     :return: the value as a Python float
     :raises TypeError: if it is no real number
     :raises ValueError: if it is NaN or out of bounds
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    value = plain(value)
+    if not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    result = float(value)
-    if infinite and result == math.inf:
-        return result
-    inside = minimum < result < maximum if exclusive else minimum <= result <= maximum
-    if not inside or math.isinf(result):
-        bounds = f"{'greater than' if exclusive else 'at least'} {minimum:g}"
-        if math.isfinite(maximum):
-            bounds += f" and {'less than' if exclusive else 'at most'} {maximum:g}"
-        elif not infinite:
-            bounds += " and finite"
-        raise ValueError(f"{name} must be {bounds}, got {value!r}")
-    return result
+    low, high = bounds
+    if not low <= float(value) <= high:
+        limits = [f"at least {low:g}"] if low > -LARGEST else []
+        limits += [] if high == math.inf else ["finite"] if high == LARGEST else [f"at most {high:g}"]
+        raise ValueError(f"{name} must be {' and '.join(limits) or 'a number'}, got {value!r}")
+    return float(value)
 
 
-def integer(name: str, value: Any, *, minimum: int = 1) -> int:
+def integer(name: str, value: Any, *, minimum: int | None = 1) -> int:
     """
     A whole number not below a minimum.
 
     :param name: the argument's name, for the message
     :param value: what the user passed
-    :param minimum: smallest value allowed
+    :param minimum: smallest value allowed, None for no such
     :return: the value as a Python int
     :raises TypeError: if it is no integer
     :raises ValueError: if it is too small
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    value = plain(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < minimum:
+    if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
     return int(value)
 
@@ -85,16 +93,17 @@ def word(name: str, value: Any, allowed: tuple[str, ...]) -> str:
 
 def flag(name: str, value: Any) -> bool:
     """
-    True or False.
+    True or False, which may be written as 1 or 0, or as None for False; not as a word, since "no" would mean True.
 
     :param name: the argument's name, for the message
     :param value: what the user passed
-    :return: the value
-    :raises TypeError: if it is not a bool
+    :return: the value as a Python bool
+    :raises TypeError: if it is none of these
     """
-    if not isinstance(value, bool):
+    value = plain(value)
+    if value is not None and not (isinstance(value, numbers.Real) and value in (0, 1)):
         raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
-    return value
+    return bool(value)
 
 
 def interval(name: str, value: Any) -> tuple[float, float]:
@@ -109,36 +118,35 @@ def interval(name: str, value: Any) -> tuple[float, float]:
     """
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} must be a pair (lowest, highest), got {value!r}")
-    low, high = (number(name, bound, minimum=-math.inf, infinite=True) for bound in value)
+    low, high = (number(name, bound, (-math.inf, math.inf)) for bound in value)
     if not low < high:
         raise ValueError(f"{name} must be a pair (lowest, highest) with lowest < highest, got {value!r}")
     return low, high
 
 
-def coefficient(name: str, value: Any, *, exclusive: bool = False, infinite: bool = False) -> float | Callable[[float], float]:
+def coefficient(name: str, value: Any, bounds: Bounds) -> float | Callable[[float], float]:
     """
-    A non-negative number or a schedule of one.
+    A number or a schedule of one.
+
+    A callable is not called here: it may count its calls, so that it is called when and as often as SB3 calls it.
 
     :param name: the argument's name, for the message
     :param value: a number, a callable of ``progress_remaining``, or the string "lin_X" (from X linearly to 0)
-    :param exclusive: True if the number 0 is not allowed (a schedule may end at 0 all the same)
-    :param infinite: True if infinity is allowed
+    :param bounds: smallest and largest value allowed
     :return: a float, or the schedule
     :raises TypeError: if it is none of these
-    :raises ValueError: if the number, or what the schedule gives at the start of training, is out of bounds
+    :raises ValueError: if the number is out of bounds
     """
     if isinstance(value, str):
         prefix, _, start = value.partition("_")
         try:
-            value = LinearSchedule(float(start), 0.0, 1.0)
+            first = float(start) if prefix == "lin" else None
         except ValueError:
-            value = None
-        if prefix != "lin" or value is None:
+            first = None
+        if first is None:
             raise ValueError(f"{name}: the only schedule with a name is 'lin_X' with a number X, such as 'lin_0.01'")
+        value = LinearSchedule(number(name, first, bounds), 0.0, 1.0)
     if not callable(value):
-        return number(name, value, exclusive=exclusive, infinite=infinite)
-    number(
-        f"{name} (its schedule at the start of training)", FloatSchedule(value)(1.0), exclusive=exclusive, infinite=infinite
-    )
+        return number(name, value, bounds)
     schedule: Callable[[float], float] = value
     return schedule

@@ -74,11 +74,11 @@ def mean_terms(steps: list[Terms]) -> Terms:
     The terms of an update that consists of several steps of the policy.
 
     :param steps: the terms of each step, usually of one
-    :return: those of the one, or the means of the numbers among them
+    :return: those of the one, or their means
     """
     if len(steps) == 1:
         return steps[0]
     means = Means()
     for terms in steps:
-        means.add({name: value for name, value in terms.items() if isinstance(value, (int, float))})
+        means.add(terms)
     return means.reduce()

@@ -28,8 +28,12 @@ from sb3_policyopt.guards import SkipCounter
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.modes import modes_kept
 from sb3_policyopt.placement import Placed
+from sb3_policyopt.served import check_policy
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
+
+DEFAULTS = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "verbose": 0, "seed": None, "device": "auto"}
+"""Of SB3's arguments, for algorithms that do not name them."""
 
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -68,6 +72,10 @@ class PolicyOptimization(Placed):
     }
     coefficient_names: ClassVar[tuple[str, ...]] = ()
     """Coefficients that stock SB3 keeps as plain floats, and that may follow a schedule here."""
+    bounds: ClassVar[dict[str, arguments.Bounds]] = {"learning_rate": arguments.NOT_NEGATIVE}
+    """Smallest and largest value of each coefficient: what SB3 takes, less what no training can use."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Coefficients that may be None."""
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that say what is optimised; an override, or one without a closed form, sends the computation to autograd."""
     separates_critic: ClassVar[bool] = False
@@ -86,16 +94,17 @@ class PolicyOptimization(Placed):
         batch_size: int,
         gamma: float,
         gae_lambda: float,
-        normalize_advantage: bool,
-        value_target: str,
-        engine: str,
-        micro_batch_size: int | None,
-        log_std_bounds: tuple[float, float] | None,
-        check_observations: bool,
-        coefficients: dict[str, arguments.Coefficient | None],
-        _init_setup_model: bool,
+        normalize_advantage: bool = True,
+        value_target: str = "td_lambda",
+        engine: str = "auto",
+        micro_batch_size: int | None = None,
+        log_std_bounds: tuple[float, float] | None = None,
+        check_observations: bool = True,
+        coefficients: dict[str, arguments.Coefficient | None] | None = None,
+        _init_setup_model: bool = True,
         **options: Any,
     ) -> None:
+        check_policy(policy, type(self).__name__)
         self.batch_size = arguments.integer("batch_size", batch_size)
         self.normalize_advantage = arguments.flag("normalize_advantage", normalize_advantage)
         self.value_target: Any = arguments.word("value_target", value_target, ("td_lambda", "td_zero", "monte_carlo"))
@@ -105,9 +114,8 @@ class PolicyOptimization(Placed):
             self.micro_batch_size = arguments.integer("micro_batch_size", micro_batch_size)
         self.log_std_bounds = None if log_std_bounds is None else arguments.interval("log_std_bounds", log_std_bounds)
         self.check_observations = arguments.flag("check_observations", check_observations)
-        if options["sde_sample_freq"] != -1:
-            arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=-1)
-        arguments.integer("stats_window_size", options["stats_window_size"])
+        options = {**DEFAULTS, **options}
+        options |= self._checked(options)
         options["verbose"] = options["verbose"] if distributed.rank() == 0 else 0
         self.engine_in_use: Engine | None = None
         self._skips = SkipCounter()
@@ -117,10 +125,10 @@ class PolicyOptimization(Placed):
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # SB3 takes None too, when it loads a model without an environment
-            learning_rate=arguments.coefficient("learning_rate", learning_rate, exclusive=True),
+            learning_rate=arguments.coefficient("learning_rate", learning_rate, self.bounds["learning_rate"]),
             n_steps=arguments.integer("n_steps", n_steps),
-            gamma=arguments.number("gamma", gamma, maximum=1.0),
-            gae_lambda=arguments.number("gae_lambda", gae_lambda, maximum=1.0),
+            gamma=arguments.number("gamma", gamma, arguments.FRACTION),
+            gae_lambda=arguments.number("gae_lambda", gae_lambda, arguments.FRACTION),
             supported_action_spaces=ACTION_SPACES,
             _init_setup_model=False,
             ent_coef=0.0,
@@ -128,12 +136,32 @@ class PolicyOptimization(Placed):
             max_grad_norm=0.0,
             **options,
         )
-        for name, value in coefficients.items():
-            setattr(self, name, value)
+        for name, value in (coefficients or {}).items():
+            given = value is not None or name not in self.optional
+            setattr(self, name, arguments.coefficient(name, value, self.bounds[name]) if given else None)
         if self.env is not None:
             self._check_batches(self.env.num_envs)
         if _init_setup_model:
             self._setup_model()
+
+    @staticmethod
+    def _checked(options: dict[str, Any]) -> dict[str, Any]:
+        """
+        Check what is passed on to SB3 and is a number.
+
+        :param options: the arguments
+        :return: those that were checked, as Python numbers
+        """
+        checked: dict[str, Any] = {
+            "use_sde": arguments.flag("use_sde", options["use_sde"]),
+            "verbose": arguments.integer("verbose", options["verbose"], minimum=None),
+            "sde_sample_freq": arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=None),
+        }
+        if options["stats_window_size"] is not None:  # None: over all episodes
+            checked["stats_window_size"] = arguments.integer("stats_window_size", options["stats_window_size"], minimum=0)
+        if options["seed"] is not None:
+            checked["seed"] = arguments.integer("seed", options["seed"], minimum=0)
+        return checked
 
     def _check_batches(self, n_envs: int) -> None:
         """
@@ -173,6 +201,18 @@ class PolicyOptimization(Placed):
         super()._setup_model()
         self._update_coefficients()
 
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """
+        Set the learning rate to its value at the current progress.
+
+        :param optimizers: one or several
+        :raises ValueError: if the schedule gives a number that is no learning rate
+        """
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                arguments.number("learning_rate", group["lr"], self.bounds["learning_rate"])
+
     def _update_coefficients(self) -> dict[str, float]:
         """
         Set every scheduled coefficient to its value at the current progress.
@@ -185,12 +225,13 @@ class PolicyOptimization(Placed):
         for name in self.coefficient_names:
             value = getattr(self, name)
             if callable(value) or isinstance(value, str):
-                self.schedules[name] = FloatSchedule(arguments.coefficient(name, value))
+                self.schedules[name] = FloatSchedule(arguments.coefficient(name, value, self.bounds[name]))
             elif name in self.schedules and value != self.scheduled_values[name]:
                 del self.schedules[name]  # somebody assigned a number, which holds from now on
             if name in self.schedules:
-                self.scheduled_values[name] = self.schedules[name](self._current_progress_remaining)
-                setattr(self, name, self.scheduled_values[name])
+                value = self.scheduled_values[name] = self.schedules[name](self._current_progress_remaining)
+            if value is not None or name not in self.optional:
+                setattr(self, name, arguments.number(name, value, self.bounds[name]))
         return {name: getattr(self, name) for name in self.schedules}
 
     # ------------------------------------------------------------------ engine
@@ -330,6 +371,7 @@ class PolicyOptimization(Placed):
 
         :return: the engine
         """
+        self.batch_size = arguments.integer("batch_size", self.batch_size)  # somebody may have assigned another
         engine = self.prepare_engine()
         self._update_learning_rate(self.policy.optimizer)
         for name, value in self._update_coefficients().items():

@@ -71,6 +71,16 @@ class PPO(PolicyOptimization):
     """
 
     coefficient_names: ClassVar[tuple[str, ...]] = ("ent_coef", "vf_coef", "max_grad_norm", "target_kl")
+    bounds: ClassVar[dict[str, arguments.Bounds]] = {
+        **PolicyOptimization.bounds,
+        "clip_range": arguments.NOT_NEGATIVE_OR_INFINITE,
+        "clip_range_vf": arguments.NOT_NEGATIVE_OR_INFINITE,
+        "ent_coef": arguments.FINITE,
+        "vf_coef": arguments.NOT_NEGATIVE,
+        "max_grad_norm": arguments.NOT_NEGATIVE_OR_INFINITE,
+        "target_kl": arguments.NOT_NEGATIVE_OR_INFINITE,
+    }
+    optional: ClassVar[tuple[str, ...]] = ("target_kl",)
     hooks: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(
@@ -111,13 +121,16 @@ class PPO(PolicyOptimization):
         check_observations: bool = True,
     ) -> None:
         self.n_epochs = arguments.integer("n_epochs", n_epochs)
-        self.clip_range: Any = arguments.coefficient("clip_range", clip_range, exclusive=True)
+        self.clip_range: Any = arguments.coefficient("clip_range", clip_range, self.bounds["clip_range"])
         self.clip_range_vf: Any = None
         if clip_range_vf is not None:
-            self.clip_range_vf = arguments.coefficient("clip_range_vf", clip_range_vf, exclusive=True)
+            self.clip_range_vf = arguments.coefficient("clip_range_vf", clip_range_vf, self.bounds["clip_range_vf"])
+            if self.clip_range_vf == 0:
+                raise ValueError("clip_range_vf must be greater than 0; pass None for no clipping of the value")
         self.value_clipping: Any = arguments.word("value_clipping", value_clipping, ("clipped", "pessimistic"))
         self.kl_stop = arguments.word("kl_stop", kl_stop, ("minibatch", "epoch"))
         self.target_kl: float | None
+        normalize_advantage = arguments.flag("normalize_advantage", normalize_advantage)
         if normalize_advantage and arguments.integer("batch_size", batch_size) == 1:
             raise ValueError("batch_size must be greater than 1 to normalize advantages; or pass normalize_advantage=False")
         super().__init__(
@@ -129,12 +142,7 @@ class PPO(PolicyOptimization):
             gamma=gamma,
             gae_lambda=gae_lambda,
             normalize_advantage=normalize_advantage,
-            coefficients={
-                "ent_coef": arguments.coefficient("ent_coef", ent_coef),
-                "vf_coef": arguments.coefficient("vf_coef", vf_coef),
-                "max_grad_norm": arguments.coefficient("max_grad_norm", max_grad_norm, exclusive=True, infinite=True),
-                "target_kl": None if target_kl is None else arguments.coefficient("target_kl", target_kl, exclusive=True),
-            },
+            coefficients={"ent_coef": ent_coef, "vf_coef": vf_coef, "max_grad_norm": max_grad_norm, "target_kl": target_kl},
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
@@ -205,13 +213,22 @@ class PPO(PolicyOptimization):
 
         :return: ε, c₁, c₂ and the value clipping
         """
-        clip_range = self.clip_range(self._current_progress_remaining)
+        clip_range = self._clipping("clip_range")
         self.logger.record("train/clip_range", clip_range)
         clip_range_vf = None
         if self.clip_range_vf is not None:
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)
+            clip_range_vf = self._clipping("clip_range_vf")
             self.logger.record("train/clip_range_vf", clip_range_vf)
         return PPOCoefficients(clip_range, clip_range_vf, self.value_clipping, self.ent_coef, self.vf_coef)
+
+    def _clipping(self, name: str) -> float:
+        """
+        A clip range where training stands.
+
+        :param name: of the schedule
+        :return: its value
+        """
+        return arguments.number(name, getattr(self, name)(self._current_progress_remaining), self.bounds[name])
 
     def _too_far(self, approx_kl: Any) -> bool:
         """

@@ -16,7 +16,7 @@ from sb3_policyopt.engines import Batch, Engine, Terms, in_closed_form
 from sb3_policyopt.engines.autograd import buffers_kept
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
-from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
+from sb3_policyopt.maths.trust_region import REFUSALS, backtracking_line_search, predicted_kl, step_scale
 from sb3_policyopt.metrics import Means, mean_terms
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.ranks import SharedGradient, led
@@ -45,7 +45,7 @@ class TRPO(PolicyOptimization):
     :param gamma: discount γ in [0, 1]
     :param cg_max_steps: most iterations of the conjugate gradient method (T7)
     :param cg_damping: λ of F + λI in it
-    :param line_search_shrinking_factor: β of T9 in (0, 1)
+    :param line_search_shrinking_factor: β of T9 in [0, 1]
     :param line_search_max_iter: most candidates of T9
     :param n_critic_updates: passes of the critic over the rollout per update (T10)
     :param gae_lambda: λ of S4 in [0, 1]
@@ -55,7 +55,7 @@ class TRPO(PolicyOptimization):
     :param rollout_buffer_kwargs: arguments for it
     :param normalize_advantage: whether to normalise the advantages of the rollout
     :param target_kl: radius δ of the trust region (T2) in nats
-    :param sub_sampling_factor: use every n-th transition for the Fisher-vector products
+    :param sub_sampling_factor: use every n-th transition for the Fisher-vector products; 1 or less uses all
     :param stats_window_size: episodes over which the logged return is averaged
     :param tensorboard_log: folder for TensorBoard, None for none
     :param policy_kwargs: arguments for the policy
@@ -77,6 +77,11 @@ class TRPO(PolicyOptimization):
     """
 
     coefficient_names: ClassVar[tuple[str, ...]] = ("target_kl", "cg_damping")
+    bounds: ClassVar[dict[str, arguments.Bounds]] = {
+        **PolicyOptimization.bounds,
+        "target_kl": arguments.NOT_NEGATIVE,
+        "cg_damping": arguments.NOT_NEGATIVE,
+    }
     hooks: ClassVar[tuple[str, ...]] = ("surrogate", "value_loss")
     separates_critic: ClassVar[bool] = True
 
@@ -119,11 +124,11 @@ class TRPO(PolicyOptimization):
     ) -> None:
         self.cg_max_steps = arguments.integer("cg_max_steps", cg_max_steps)
         self.line_search_shrinking_factor = arguments.number(
-            "line_search_shrinking_factor", line_search_shrinking_factor, exclusive=True, maximum=1.0
+            "line_search_shrinking_factor", line_search_shrinking_factor, arguments.FRACTION
         )
-        self.line_search_max_iter = arguments.integer("line_search_max_iter", line_search_max_iter)
-        self.n_critic_updates = arguments.integer("n_critic_updates", n_critic_updates)
-        self.sub_sampling_factor = arguments.integer("sub_sampling_factor", sub_sampling_factor)
+        self.line_search_max_iter = arguments.integer("line_search_max_iter", line_search_max_iter, minimum=0)
+        self.n_critic_updates = arguments.integer("n_critic_updates", n_critic_updates, minimum=0)
+        self.sub_sampling_factor = arguments.integer("sub_sampling_factor", sub_sampling_factor, minimum=None)
         self.kl_reduction = arguments.word("kl_reduction", kl_reduction, ("sum", "mean"))
         self.line_search = arguments.flag("line_search", line_search)
         self.target_kl: float
@@ -137,10 +142,7 @@ class TRPO(PolicyOptimization):
             gamma=gamma,
             gae_lambda=gae_lambda,
             normalize_advantage=normalize_advantage,
-            coefficients={
-                "target_kl": arguments.coefficient("target_kl", target_kl, exclusive=True),
-                "cg_damping": arguments.coefficient("cg_damping", cg_damping),
-            },
+            coefficients={"target_kl": target_kl, "cg_damping": cg_damping},
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
@@ -190,7 +192,7 @@ class TRPO(PolicyOptimization):
         self.policy.set_training_mode(False)  # dropout or batch statistics would make π_θ differ from itself
         d = self._kl_dimensions()
         δ, damping = self.target_kl * d, self.cg_damping * d
-        expansion = engine.expansion(rollout, self.sub_sampling_factor)  # J, g and F at θ_old
+        expansion = engine.expansion(rollout, max(1, self.sub_sampling_factor))  # J, g and F at θ_old
         g, fisher = expansion.gradient, expansion.fisher
         cg = conjugate_gradient(fisher, g, self.cg_max_steps, damping=damping)  # F x = g
         fisher_x = fisher(cg.x)
@@ -210,6 +212,7 @@ class TRPO(PolicyOptimization):
             max_iterations=self.line_search_max_iter,
             enforce=self.line_search,
         )
+        reason = "non_finite" if cg.status == "non_finite" else search.reason
         return {
             "policy_objective": search.surrogate,
             "surrogate_improvement": search.surrogate - expansion.surrogate,
@@ -218,7 +221,7 @@ class TRPO(PolicyOptimization):
             "target_kl": self.target_kl,
             "is_line_search_success": float(search.reason == "accepted"),
             "step_fraction": search.fraction,
-            "line_search_reason": "non_finite" if cg.status == "non_finite" else search.reason,
+            **{f"line_search_{refusal}": float(reason == refusal) for refusal in REFUSALS},
             "cg_iterations": cg.iterations,
             "cg_residual": cg.residual,
             "grad_norm": float(g @ g) ** 0.5,

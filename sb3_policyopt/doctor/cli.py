@@ -1,10 +1,10 @@
 """``sb3-policyopt doctor``."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
 
 _EPILOG = "Exit code: 0 when nothing looks wrong, 1 when something does, 2 when a run cannot be read."
@@ -15,18 +15,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run the command.
 
     :param argv: arguments after ``doctor``; None takes those of the process
-    :return: 0 healthy, 1 something looks wrong, 2 a run cannot be read (argparse exits with 2 too)
+    :return: 0 healthy, 1 something looks wrong
+    :raises UserError: if a run cannot be read
     """
     arguments = _parser().parse_args(argv)
-    try:
+    with user_errors(ValueError, OSError):
         require("pandas", "yaml")
         from sb3_policyopt.doctor.report import examine, to_text
         from sb3_policyopt.plots.runs import find_runs, read_run
 
         reports = [examine(read_run(path)) for argument in arguments.runs for path in find_runs(argument)]
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"sb3-policyopt doctor: {error}", file=sys.stderr)
-        return 2
     print("\n\n".join(to_text(report) for report in reports))
     return int(any(report.findings for report in reports))
 
@@ -39,7 +37,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, csv log, or a folder of run folders")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

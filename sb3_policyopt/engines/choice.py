@@ -110,7 +110,7 @@ def _reason(name: str, wanted: str, obstacles: Mapping[str, str | None]) -> str:
     if name == wanted:
         return f'engine="{wanted}"'
     if name == "closed_form":
-        return "nothing stands in its way"
+        return "all of the policy has a closed form"
     return f"{obstacles['closed_form'] if name == 'hybrid' else obstacles['hybrid']}"
 
 

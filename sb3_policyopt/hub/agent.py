@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.hub.errors import HubError
+from sb3_policyopt.hub.errors import HubUserError
 from sb3_policyopt.hub.plain_yaml import load_plain
 from sb3_policyopt.plain_json import PickleRequiredError
 from sb3_policyopt.safe_zip import SelfDescribing, without_pickles
@@ -102,7 +102,7 @@ def find_run(folder: Path, algo: str, env_id: str, exp_id: int) -> Path:
     else:
         run = folder / algo / f"{file_name_of(env_id)}_{exp_id or latest_run(folder, algo, env_id)}"
     if not run.is_dir():
-        raise HubError(f"there is no run folder {run}: train first, or check --folder, --algo, --env and --exp-id")
+        raise HubUserError(f"there is no run folder {run}: train first, or check --folder, --algo, --env and --exp-id")
     return run
 
 
@@ -137,7 +137,7 @@ def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") ->
     arguments = _read_yaml(run / name / "args.yml")
     statistics = run / name / "vecnormalize.pkl"
     if config.get("normalize") and not statistics.is_file():
-        raise HubError(f"the run normalised its observations or rewards, but {statistics} is missing")
+        raise HubUserError(f"the run normalised its observations or rewards, but {statistics} is missing")
     return Agent(
         algo,
         env_id,
@@ -156,26 +156,26 @@ def _checkpoint(run: Path, name: str, checkpoint: str) -> Path:
     elif checkpoint == "last checkpoint":
         checkpoints = list(run.glob("rl_model_*_steps.zip"))
         if not checkpoints:
-            raise HubError(f"{run} has no checkpoint: train with --save-freq, or leave out --load-last-checkpoint")
+            raise HubUserError(f"{run} has no checkpoint: train with --save-freq, or leave out --load-last-checkpoint")
         path = max(checkpoints, key=lambda candidate: int(candidate.stem.split("_")[-2]))
     elif checkpoint == "last":
         path = run / f"{name}.zip"
     else:
         path = run / f"rl_model_{checkpoint}_steps.zip"
     if not path.is_file():
-        raise HubError(f"{path} is missing: the training has not saved it")
+        raise HubUserError(f"{path} is missing: the training has not saved it")
     if not zipfile.is_zipfile(path):
-        raise HubError(f"{path} is not a zip file: it is damaged")
+        raise HubUserError(f"{path} is not a zip file: it is damaged")
     return path
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise HubError(f"{path} is missing: it is written by `sb3-policyopt train`")
+        raise HubUserError(f"{path} is missing: it is written by `sb3-policyopt train`")
     try:
         return load_plain(path.read_text(encoding="utf-8"), str(path))
     except ValueError as error:
-        raise HubError(str(error)) from error
+        raise HubUserError(str(error)) from error
 
 
 def config_of_model(model: BaseAlgorithm) -> dict[str, Any]:

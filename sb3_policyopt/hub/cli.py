@@ -2,10 +2,11 @@
 
 import argparse
 import ast
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from sb3_policyopt.errors import UserError, user_errors
 
 _ALGORITHMS = ("ppo", "trpo")
 
@@ -15,10 +16,9 @@ def push_main(argv: "Sequence[str] | None" = None) -> int:
     Publish the agent of a run folder.
 
     :param argv: the arguments after ``push_to_hub``
-    :return: exit code: 0 if the agent is published, 1 if not, 130 if interrupted
+    :return: 0; what goes wrong is an exception
     """
-    args = _push_parser().parse_args(argv)
-    return _in_one_sentence("push_to_hub", lambda: _push(args))
+    return _run(_push, _push_parser().parse_args(argv))
 
 
 def load_main(argv: "Sequence[str] | None" = None) -> int:
@@ -26,34 +26,25 @@ def load_main(argv: "Sequence[str] | None" = None) -> int:
     Download an agent as a run folder.
 
     :param argv: the arguments after ``load_from_hub``
-    :return: exit code: 0 if the run folder is there, 1 if not, 130 if interrupted
+    :return: 0; what goes wrong is an exception
     """
-    args = _load_parser().parse_args(argv)
-    return _in_one_sentence("load_from_hub", lambda: _load(args))
+    return _run(_load, _load_parser().parse_args(argv))
 
 
-def _in_one_sentence(command: str, action: Callable[[], None]) -> int:
-    """Run a command; what a user can get wrong becomes a sentence instead of a traceback."""
+def _run(action: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Carry out a command; an interruption leaves nothing behind, and says so."""
+    from sb3_policyopt.plain_json import PickleRequiredError
+
     try:
-        from sb3_policyopt.hub import HubError
-        from sb3_policyopt.plain_json import PickleRequiredError
-    except ModuleNotFoundError as error:
-        return _fail(command, str(error))
-    try:
-        action()
-    except PickleRequiredError as error:
-        return _fail(command, str(error).replace("load it with safe=False", "pass --trust"))
-    except (HubError, ModuleNotFoundError, OSError, ValueError) as error:
-        return _fail(command, str(error))
-    except KeyboardInterrupt:
-        _fail(command, "interrupted, and nothing is left behind")
-        return 130
+        with user_errors(OSError, ValueError):
+            action(args)
+    except UserError as error:
+        if isinstance(error.__cause__, PickleRequiredError):
+            raise UserError(str(error).replace("load it with safe=False", "pass --trust")) from error
+        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("interrupted, and nothing is left behind") from error
     return 0
-
-
-def _fail(command: str, sentence: str) -> int:
-    print(f"sb3-policyopt {command}: {' '.join(sentence.split())}", file=sys.stderr)
-    return 1
 
 
 def _push(args: argparse.Namespace) -> None:

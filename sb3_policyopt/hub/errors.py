@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 from huggingface_hub import errors
 
+from sb3_policyopt.errors import HubError, HubUserError
 
-class HubError(RuntimeError):
-    """Publishing or loading failed; the message is one sentence that says why and what to do."""
+__all__ = ["HubError", "HubUserError", "is_network_error", "one_sentence"]
 
 
 @contextmanager
@@ -24,23 +24,25 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
         yield
     except HubError:
         raise
-    except (errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
+    except errors.HFValidationError as error:
+        raise HubUserError(_one_line(error)) from error
+    except errors.OfflineModeIsEnabled as error:
         raise HubError(_one_line(error)) from error
     except errors.LocalTokenNotFoundError as error:
         raise HubError("no Hugging Face token found: run `hf auth login`, or set the environment variable HF_TOKEN") from error
     except errors.GatedRepoError as error:
         raise HubError(f"{repo_id} is gated: ask for access on its page on the Hub first") from error
     except errors.RepositoryNotFoundError as error:
-        raise HubError(
+        raise HubUserError(
             f"there is no repository {repo_id}, or it is private and your token has no right to see it: "
             "check the name, and log in with `hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise HubError(f"{repo_id} has no branch, tag or commit {revision!r}") from error
+        raise HubUserError(f"{repo_id} has no branch, tag or commit {revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
         raise HubError(f"the Hub cannot be reached, and {filename or repo_id} is not in the local cache") from error
     except errors.EntryNotFoundError as error:
-        raise HubError(f"{repo_id} has no file {filename!r}") from error
+        raise HubUserError(f"{repo_id} has no file {filename!r}") from error
     except errors.HfHubHTTPError as error:
         raise HubError(_http_sentence(error, repo_id)) from error
     except (errors.HTTPError, OSError) as error:

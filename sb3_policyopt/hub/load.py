@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_policyopt.hub.agent import ALGORITHMS, file_name_of, latest_run
-from sb3_policyopt.hub.errors import HubError, is_network_error, one_sentence
+from sb3_policyopt.hub.errors import HubUserError, is_network_error, one_sentence
 from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
 from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, load_plain
 from sb3_policyopt.plain_json import PickleRequiredError
@@ -100,7 +100,7 @@ def download_run(
     if exp_id >= 0:
         run /= f"{name}_{exp_id or latest_run(folder, algo, env_id) + 1}"
     if run.exists() and not force:
-        raise HubError(f"{run} exists: pass --force to replace it, or --exp-id 0 for a new folder")
+        raise HubUserError(f"{run} exists: pass --force to replace it, or --exp-id 0 for a new folder")
     files = _files(repo_id, revision)
     folder.mkdir(parents=True, exist_ok=True)
     # Beside the target: what is complete is renamed into place, what is not leaves nothing behind.
@@ -192,7 +192,7 @@ def _only_zip(repo_id: str, files: list[str]) -> str:
     zips = [name for name in files if name.endswith(".zip") and name != _METRICS]
     if len(zips) != 1:
         found = f"several zip files ({', '.join(zips)}): choose one with filename=" if zips else "no zip file, so no agent"
-        raise HubError(f"{repo_id} holds {found}")
+        raise HubUserError(f"{repo_id} holds {found}")
     return zips[0]
 
 
@@ -205,7 +205,7 @@ def _class_of(path: str, filename: str, safe: bool) -> type[SelfDescribing]:
             raise
         algo = filename.partition("-")[0]
     if algo not in ALGORITHMS:
-        raise HubError(f"{filename} holds an agent of {algo}; only PPO and TRPO can be loaded")
+        raise HubUserError(f"{filename} holds an agent of {algo}; only PPO and TRPO can be loaded")
     return ALGORITHMS[algo]
 
 

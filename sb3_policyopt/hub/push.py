@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
 
 from sb3_policyopt.hub.agent import ALGORITHMS, Agent, config_of_model
-from sb3_policyopt.hub.errors import HubError
+from sb3_policyopt.hub.errors import HubUserError
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.repository import Report, build, check
 from sb3_policyopt.hub.upload import check_repository, send
@@ -65,7 +65,7 @@ def push_to_hub(
     """
     algo = type(model).__name__.lower()
     if algo not in ALGORITHMS:
-        raise HubError(f"only PPO and TRPO can be published, not {type(model).__name__}")
+        raise HubUserError(f"only PPO and TRPO can be published, not {type(model).__name__}")
     with tempfile.TemporaryDirectory() as scratch:
         agent = _agent_of_model(model, algo, env_id, env_kwargs, config, zip_path, run_folder, Path(scratch))
         protocol = Protocol.from_config(
@@ -117,7 +117,7 @@ def push_agent(
     :raises HubError: if anything fails; the message is one sentence
     """
     if repo_id.count("/") != 1:
-        raise HubError(f"{repo_id!r} is not of the form name/repository")
+        raise HubUserError(f"{repo_id!r} is not of the form name/repository")
     api = HfApi(token=token)
     if dry_run is None:
         check_repository(api, repo_id, agent, private)
@@ -150,7 +150,7 @@ def _agent_of_model(
     spec = env.get_attr("spec")[0] if env is not None else None
     if env_id is None:
         if spec is None:
-            raise HubError("the model has no environment that is registered in Gymnasium: pass env_id")
+            raise HubUserError("the model has no environment that is registered in Gymnasium: pass env_id")
         env_id = str(spec.id)
     if env_kwargs is None:
         env_kwargs = _changed_arguments(spec) if spec is not None and spec.id == env_id else {}
@@ -187,5 +187,5 @@ def _changed_arguments(spec: Any) -> dict[str, Any]:
 
 def _empty_folder(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HubError(f"{folder} exists and is not an empty folder: choose another one for the dry run")
+        raise HubUserError(f"{folder} exists and is not an empty folder: choose another one for the dry run")
     return folder

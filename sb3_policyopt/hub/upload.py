@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from sb3_policyopt.hub.agent import Agent
-from sb3_policyopt.hub.errors import HubError, one_sentence
+from sb3_policyopt.hub.errors import HubError, HubUserError, one_sentence
 
 # Files of an earlier upload that the new one may lack; the Hub's other files (a .gitattributes, a LICENSE) stay.
 _OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip"]
@@ -29,11 +29,13 @@ def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> N
         except RepositoryNotFoundError:
             return
     if private and not existing.private:
-        raise HubError(f"{repo_id} exists and is public: choose another name with --repo-name, or leave out --private")
+        raise HubUserError(f"{repo_id} exists and is public: choose another name with --repo-name, or leave out --private")
     zips = {file.rfilename for file in existing.siblings or [] if file.rfilename.endswith(".zip")}
     others = zips - {f"{agent.name}.zip", "train_eval_metrics.zip"}
     if others:
-        raise HubError(f"{repo_id} holds another agent ({', '.join(sorted(others))}): choose another name with --repo-name")
+        raise HubUserError(
+            f"{repo_id} holds another agent ({', '.join(sorted(others))}): choose another name with --repo-name"
+        )
 
 
 def send(api: HfApi, folder: Path, repo_id: str, private: bool, revision: "str | None", commit_message: str) -> str:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from sb3_policyopt.maths.arrays import ArrayT, copy
 
 Reason = Literal["accepted", "kl_exceeded", "no_improvement", "non_finite", "zero_step"]
+REFUSALS = tuple(reason for reason in get_args(Reason) if reason != "accepted")
 
 
 def step_scale(x: ArrayT, fisher_x: ArrayT, delta: float) -> float:

@@ -1,10 +1,10 @@
 """``sb3-policyopt plot``."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
 
 _DESCRIPTION = """\
@@ -18,10 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run the command.
 
     :param argv: arguments after ``plot``; None takes those of the process
-    :return: 0, or 2 when a run cannot be read or drawn (argparse exits with 2 too)
+    :return: 0
+    :raises UserError: if a run cannot be read or drawn
     """
     arguments = _parser().parse_args(argv)
-    try:
+    with user_errors(ValueError, OSError):
         require("pandas", "matplotlib", "scipy", "yaml")
         from sb3_policyopt.plots.page import draw_page
         from sb3_policyopt.plots.runs import find_runs, read_run
@@ -29,9 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = [run for path in arguments.runs for run in find_runs(path)]
         out = arguments.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path()) / "training.png"
         print(draw_page([read_run(path) for path in paths], out, arguments.group == "seeds"))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"sb3-policyopt plot: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
@@ -46,7 +44,3 @@ def _parser() -> argparse.ArgumentParser:
         help="seeds: repetitions of one experiment are one curve, with its bootstrap interval; none: every run alone",
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

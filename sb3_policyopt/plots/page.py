@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from sb3_policyopt.plots.experiments import Experiment, group
-from sb3_policyopt.plots.panels import PANELS, SUCCESS, Panel
+from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
+from sb3_policyopt.plots.panels import PANELS, Panel
 from sb3_policyopt.plots.runs import RETURN, Run
 from sb3_policyopt.plots.statistics import Band, bootstrap_interval, interquartile_mean, pool
 
@@ -78,7 +80,7 @@ def _drawable(panels: Sequence[Panel], experiments: Sequence[Experiment], algo: 
 
 
 def _has(run: Run, panel: Panel) -> bool:
-    return bool(_outcomes(run)) if panel.column == "train/line_search_reason" else len(run.series(panel.column)[0]) > 0
+    return bool(line_search_outcomes(run.metrics)) if panel.column == SUCCESS else len(run.series(panel.column)[0]) > 0
 
 
 def _has_returns(run: Run) -> bool:
@@ -166,7 +168,7 @@ def _draw_section(part: SubFigure, algo: str, panels: Sequence[Panel], n_rows: i
     grid = part.subplots(n_rows, _COLUMNS, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
         axes.set_title(panel.title, loc="left")
-        if panel.column == "train/line_search_reason":
+        if panel.column == SUCCESS:
             _draw_outcomes(axes, experiments)
         else:
             _draw_panel(axes, panel, experiments)
@@ -198,11 +200,11 @@ def _draw_panel(axes: Axes, panel: Panel, experiments: Sequence[Experiment]) -> 
 
 def _draw_outcomes(axes: Axes, experiments: Sequence[Experiment]) -> None:
     """How often the line search ended in which way: one bar per outcome and experiment."""
-    counts = [[word for run in e.runs for word in _outcomes(run)] for e in experiments]
+    counts = [line_search_outcomes(pd.concat([run.metrics for run in e.runs], ignore_index=True)) for e in experiments]
     words = sorted({word for c in counts for word in c}, key=lambda word: (word != "accepted", word))
     height = 0.8 / len(experiments)
     for i, (experiment, outcomes) in enumerate(zip(experiments, counts, strict=True)):
-        shares = [100 * outcomes.count(word) / max(1, len(outcomes)) for word in words]
+        shares = [100 * outcomes.get(word, 0.0) / max(1, sum(outcomes.values())) for word in words]
         bars = axes.barh(np.arange(len(words)) + (i + 0.5) * height - 0.4, shares, height * 0.9, color=experiment.color)
         if len(experiments) <= 3:
             axes.bar_label(bars, fmt="%.3g%%", padding=3, fontsize=8)
@@ -212,10 +214,3 @@ def _draw_outcomes(axes: Axes, experiments: Sequence[Experiment]) -> None:
     axes.set_xticks([0, 50, 100])
     axes.xaxis.set_major_formatter(PercentFormatter())
     axes.set_xlabel(" ")
-
-
-def _outcomes(run: Run) -> list[str]:
-    """The outcome of every line search, in words."""
-    if "train/line_search_reason" in run.metrics:
-        return [str(word) for word in run.metrics["train/line_search_reason"].dropna()]
-    return ["accepted" if success > 0.5 else "rejected" for success in run.series(SUCCESS)[1]]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from sb3_policyopt.plots.outcomes import SUCCESS
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -45,7 +47,7 @@ KL_COMPANIONS = (("train/kl_predicted", "predicted", "--"), ("train/target_kl", 
 TRPO_PANELS = (
     Panel("KL of the step taken (nats)", "train/kl_divergence_loss", KL_COMPANIONS, "true", limits=(0, None)),
     Panel("Line search: accepted fraction of the step", "train/step_fraction", limits=(-0.05, 1.05)),
-    Panel("Line search: outcomes (% of updates)", "train/line_search_reason"),
+    Panel("Line search: outcomes (% of updates)", SUCCESS),
     Panel("Surrogate improvement", "train/surrogate_improvement"),
     Panel("Conjugate gradient: iterations", "train/cg_iterations", limits=(0, None)),
     Panel("Conjugate gradient: relative residual", "train/cg_residual", log=True),
@@ -54,5 +56,3 @@ TRPO_PANELS = (
 )
 
 PANELS = {"ppo": PPO_PANELS, "trpo": TRPO_PANELS}
-SUCCESS = "train/is_line_search_success"
-"""sb3-contrib writes no reason; its success flag then stands for it."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from gymnasium.error import DependencyNotInstalled
 
@@ -61,7 +61,6 @@ def run(name: str, argv: list[str]) -> int:
         if name == "train" and not preflight.wants_help(argv):
             argv = context.enter_context(ranks.training_options(argv))
         context.enter_context(command_line(name, argv))
-        context.enter_context(one_sentence_for_options(name))
         if name == "train":
             context.enter_context(envpool_among_choices())
         if shims.children_are_stock(name):
@@ -75,8 +74,6 @@ def run(name: str, argv: list[str]) -> int:
             context.enter_context(figures_without_display(name))
         try:
             call(command.target)
-        except SystemExit as exit_:  # argparse
-            return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         except DependencyNotInstalled as error:
             raise UserError(f"{error} (pip install 'sb3-policyopt[envs]' brings what the environments need)") from error
     return 0
@@ -109,25 +106,6 @@ def command_line(name: str, argv: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = original
-
-
-@contextmanager
-def one_sentence_for_options(name: str) -> Iterator[None]:
-    """
-    Within this context, argparse raises a :class:`UserError` where it would print forty lines of usage.
-
-    :param name: name of the command
-    """
-    original = argparse.ArgumentParser.error
-
-    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
-        raise UserError(f"{name}: {message} (sb3-policyopt {name} --help lists the options)")
-
-    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        argparse.ArgumentParser.error = original  # type: ignore[method-assign]
 
 
 @contextmanager

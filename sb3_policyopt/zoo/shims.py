@@ -7,9 +7,11 @@ function can be deleted.
 """
 
 import argparse
+import contextlib
 import copy
 import importlib.util
 import inspect
+import io
 import os
 import re
 import shutil
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3 import utils
+from rl_zoo3 import exp_manager, utils
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import StoreDict
 
@@ -145,6 +147,65 @@ def trial_normalises_with_its_own_gamma() -> None:
 
     ExperimentManager.objective = objective_of_one_trial
     ExperimentManager._maybe_normalize = maybe_normalize_with_sampled_gamma
+
+
+class _Merging(dict[str, Any]):
+    """Hyperparameters whose ``policy_kwargs`` are completed by an update instead of replaced."""
+
+    def copy(self) -> "_Merging":
+        return _Merging(self)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        new = dict(*args, **kwargs)
+        if "policy_kwargs" in new:
+            new["policy_kwargs"] = merged_policy_kwargs(self.get("policy_kwargs"), new["policy_kwargs"])
+        super().update(new)
+
+
+def merged_policy_kwargs(of_file: Any, of_trial: dict[str, Any]) -> dict[str, Any]:
+    """
+    Complete a trial's arguments of the policy by those of the configuration.
+
+    :param of_file: of the configuration: a dictionary, its text, or None
+    :param of_trial: what the trial sampled, which goes before
+    :return: both
+    """
+    if isinstance(of_file, str):
+        of_file = eval(of_file, dict(vars(exp_manager)))  # as the zoo itself does, with the names that it has
+    return {**(of_file or {}), **of_trial}
+
+
+@shim(needed=lambda: "policy_kwargs" not in source(ExperimentManager.objective))
+def trial_keeps_policy_kwargs() -> None:
+    """A trial's ``policy_kwargs`` replace those of the configuration, in ``-optimize`` and with ``--trial-id``."""
+    objective, read = ExperimentManager.objective, ExperimentManager.read_hyperparameters
+
+    @wraps(objective)
+    def objective_with_policy_kwargs(self: Any, trial: Any) -> float:
+        manager = copy.copy(self)  # trials may run in threads of their own
+        manager._hyperparams = _Merging(self._hyperparams)
+        return float(objective(manager, trial))
+
+    @wraps(read)
+    def read_hyperparameters(self: Any) -> Any:
+        if (
+            self.trial_id is None
+            or not (self.storage and self.study_name)
+            or "policy_kwargs" in (self.custom_hyperparams or {})
+        ):
+            return read(self)
+        without_trial = copy.copy(self)
+        without_trial.trial_id = None
+        with contextlib.redirect_stdout(io.StringIO()):
+            of_file = read(without_trial)[0].get("policy_kwargs")
+        hyperparams, saved = read(self)
+        for result in (hyperparams, saved):
+            if "policy_kwargs" in result:
+                result["policy_kwargs"] = merged_policy_kwargs(of_file, result["policy_kwargs"])
+        return hyperparams, saved
+
+    ExperimentManager.objective = objective_with_policy_kwargs
+    ExperimentManager.read_hyperparameters = read_hyperparameters
 
 
 @shim(needed=lambda: "except" not in source(StoreDict.__call__))

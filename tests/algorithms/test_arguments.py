@@ -4,56 +4,65 @@ import inspect
 import math
 import warnings
 
+import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.utils import FloatSchedule
 from toy_environments import toy
 
 from sb3_policyopt import PPO, TRPO
 
 NAN = math.nan
-COUNTS = [0, -1, 1.5, "8", None, True, NAN]
-NUMBERS = [-0.1, NAN, math.inf, "nonsense", [0.1], True]
-POSITIVE = [0, 0.0, *NUMBERS]
-SCHEDULES = ["lin_x", "lin_", "lin_-0.1", "lin_nan", "exp_0.1", "0.1", lambda progress: NAN, lambda progress: -1.0]
-FRACTIONS = [-0.01, 1.01, NAN, "0.9", None]
+INTEGERS = [1.5, "8", None, NAN, np.array([8]), th.tensor([8, 8])]
+NOT_NEGATIVE = [-1, *INTEGERS]
+COUNTS = [0, *NOT_NEGATIVE]
+SCHEDULES = ["lin_x", "lin_", "lin_nan", "exp_0.1", "0.1"]
+FINITE = [NAN, math.inf, "nonsense", [0.1], np.array([0.1]), th.tensor(0.1, requires_grad=True), 1j, *SCHEDULES]
+NUMBERS = [-0.1, -math.inf, "lin_-0.1", *FINITE]
+OR_INFINITE = [value for value in NUMBERS if value != math.inf]
+FRACTIONS = [-0.01, 1.01, NAN, "0.9", None, [0.9]]
+FLAGS = ["yes", "", 2, -1, NAN, [], [True]]
 SHARED = {
-    "learning_rate": [*POSITIVE, *SCHEDULES, None],
+    "learning_rate": [*NUMBERS, None],
     "n_steps": COUNTS,
     "batch_size": COUNTS,
     "gamma": FRACTIONS,
     "gae_lambda": FRACTIONS,
-    "normalize_advantage": [1, "yes", None],
-    "check_observations": [1, "no", None],
+    "normalize_advantage": FLAGS,
+    "use_sde": FLAGS,
+    "check_observations": FLAGS,
     "value_target": ["td", "TD_LAMBDA", None, 1, ["td_zero"]],
     "engine": ["numpy", None, 1],
-    "micro_batch_size": [0, -4, 2.5, "8", True],
-    "stats_window_size": [0, -1, 1.5, None],
-    "sde_sample_freq": [-2, 1.5, "4"],
-    "target_kl": [*POSITIVE, *SCHEDULES],
+    "micro_batch_size": [0, -4, 2.5, "8"],
+    "stats_window_size": [-1, 1.5, "8"],
+    "sde_sample_freq": [1.5, "4", None],
+    "seed": [-1, 1.5, "0"],
+    "verbose": [1.5, "1", None],
 }
 TABLES = {
     PPO: {
         **SHARED,
         "n_epochs": COUNTS,
-        "clip_range": [*POSITIVE, *SCHEDULES, None],
-        "clip_range_vf": [*POSITIVE, *SCHEDULES],
-        "ent_coef": [*NUMBERS, *SCHEDULES, None],
-        "vf_coef": [*NUMBERS, *SCHEDULES, None],
-        "max_grad_norm": [0.0, -1, NAN, "lin_x", None],
+        "clip_range": [*OR_INFINITE, None],
+        "clip_range_vf": [0, 0.0, *OR_INFINITE],
+        "ent_coef": [*FINITE, -math.inf, None],
+        "vf_coef": [*NUMBERS, None],
+        "max_grad_norm": [*OR_INFINITE, None],
+        "target_kl": OR_INFINITE,
         "value_clipping": ["max", None, 1],
         "kl_stop": ["never", None, 1],
     },
     TRPO: {
         **SHARED,
-        "target_kl": [*POSITIVE, *SCHEDULES, None],
-        "cg_damping": [*NUMBERS, *SCHEDULES, None],
+        "target_kl": [*NUMBERS, None],
+        "cg_damping": [*NUMBERS, None],
         "cg_max_steps": COUNTS,
-        "line_search_shrinking_factor": [0, 1, 1.5, -0.5, NAN, "0.8", None],
-        "line_search_max_iter": COUNTS,
-        "n_critic_updates": COUNTS,
-        "sub_sampling_factor": COUNTS,
+        "line_search_shrinking_factor": [1.5, -0.5, NAN, "0.8", None],
+        "line_search_max_iter": NOT_NEGATIVE,
+        "n_critic_updates": NOT_NEGATIVE,
+        "sub_sampling_factor": INTEGERS,
         "kl_reduction": ["max", None, 1],
-        "line_search": [1, "no", None],
+        "line_search": FLAGS,
     },
 }
 CASES = [(cls, name, value) for cls, table in TABLES.items() for name, values in table.items() for value in values]
@@ -68,6 +77,30 @@ def env():
 def test_nonsense_is_refused_by_name(cls, name, value, env):
     with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
         cls("MlpPolicy", env, **{name: value}, device="cpu", _init_setup_model=False)
+
+
+SCHEDULED = [
+    *(
+        (PPO, name)
+        for name in ("learning_rate", "clip_range", "clip_range_vf", "ent_coef", "vf_coef", "max_grad_norm", "target_kl")
+    ),
+    *((TRPO, name) for name in ("learning_rate", "target_kl", "cg_damping")),
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), SCHEDULED, ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize("late", [False, True], ids=["at the start", "later"])
+def test_nonsense_of_a_schedule_is_refused_by_name_when_it_is_used(cls, name, late, env):
+    """NaN at the start of training, or in the middle of it; SB3 goes on with it, and its parameters become NaN."""
+    with pytest.raises(ValueError, match=rf"\b{name.replace('_', '.')}\b"):  # torch's own: "Invalid learning rate: nan"
+        schedule = lambda progress: 1e-3 if late and progress > 0.4 else NAN  # noqa: E731
+        cls("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **{name: schedule}).learn(96)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "clip_range", "vf_coef", "max_grad_norm"])
+def test_a_negative_value_of_a_schedule_is_refused_by_name(name, env):
+    with pytest.raises(ValueError, match=rf"\b{name}\b.* at least 0"):
+        PPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **{name: lambda progress: progress - 0.5}).learn(96)
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])

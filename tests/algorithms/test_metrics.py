@@ -31,6 +31,7 @@ SHARED = (
         )
     }
 )
+REFUSALS = [f"line_search_{reason}" for reason in ("kl_exceeded", "no_improvement", "non_finite", "zero_step")]
 OWN = {
     PPO: {
         *("entropy_loss", "policy_gradient_loss", "approx_kl", "clip_fraction", "loss", "clip_range"),
@@ -38,7 +39,7 @@ OWN = {
     },
     TRPO: {
         *("policy_objective", "kl_divergence_loss", "kl_predicted", "target_kl", "is_line_search_success"),
-        *("step_fraction", "line_search_reason", "surrogate_improvement", "cg_iterations", "cg_residual"),
+        *("step_fraction", *REFUSALS, "surrogate_improvement", "cg_iterations", "cg_residual"),
     },
 }
 STOCK = {PPO: StockPPO, TRPO: ContribTRPO}

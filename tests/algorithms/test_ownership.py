@@ -588,7 +588,7 @@ def test_a_large_discrete_space_needs_no_square_of_it(cls):
 
 def test_the_reason_is_said(capsys):
     model = model_of(PPO, verbose=1).learn(32)
-    assert "Engine: closed_form (nothing stands in its way; on cpu: " in capsys.readouterr().out
+    assert "Engine: closed_form (all of the policy has a closed form; on cpu: " in capsys.readouterr().out
     model.learn(32, reset_num_timesteps=False)
     assert "Engine:" not in capsys.readouterr().out
     model.policy.mlp_extractor.policy_net[1].register_forward_hook(lambda *_: None)
@@ -625,10 +625,8 @@ def test_an_algorithm_of_another_package_is_served_by_autograd():
                 for batch in engine.minibatches(rollout, self.batch_size):
                     engine.step(0.5, engine.ppo_gradient(batch, None)["loss"])
 
-    shared = {"gamma": 0.99, "gae_lambda": 1.0, "normalize_advantage": False, "value_target": "td_lambda", "engine": "auto"}
-    shared |= {"micro_batch_size": None, "log_std_bounds": None, "coefficients": {}, "_init_setup_model": True}
-    rest = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "verbose": 0, "seed": 0, "device": "cpu"}
-    model = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **shared, **rest)
+    options = {"gamma": 0.99, "gae_lambda": 1.0, "normalize_advantage": False, "seed": 0, "device": "cpu"}
+    model = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **options)
     before = parameters_of(model)
     model.learn(32)
     assert model.engine_in_use.name == "autograd" and "loss" in model.engine_in_use.reason

@@ -3,7 +3,11 @@ import sys
 
 import pytest
 
-from sb3_policyopt.doctor.cli import main
+from sb3_policyopt import __main__ as command_line
+
+
+def main(arguments):
+    return command_line.main(["doctor", *arguments])
 
 
 def test_command_on_a_healthy_run(trained):
@@ -36,7 +40,9 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, capsys, content, words):
 
 
 def test_missing_extra_is_told_with_the_pip_line():
-    code = "import sys; sys.modules['pandas'] = None; from sb3_policyopt.doctor.cli import main; sys.exit(main(['x']))"
+    code = "import sys; sys.modules['pandas'] = None; from sb3_policyopt.__main__ import main; sys.exit(main(['doctor', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pandas: pip install 'sb3-policyopt[plots]'" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "pandas, which is not installed: pip install 'sb3-policyopt[plots]'" in done.stderr and "Traceback" not in done.stderr
+    )

@@ -99,6 +99,21 @@ def test_skipped_updates(tmp_path):
     assert finding.severity == "warning" and "1 of 20 rows, 2 at most" in finding.evidence
 
 
+@pytest.mark.parametrize("version", ["words", "indicators"])
+@pytest.mark.parametrize(("reason", "advice"), [("kl_exceeded", "grows faster"), ("zero_step", "gradient is zero")])
+def test_why_steps_are_rejected(tmp_path, version, reason, advice):
+    """Of ten steps seven are refused for one reason, one for another; earlier versions logged the reason as a word."""
+    rows = []
+    for i, outcome in enumerate([reason] * 7 + ["no_improvement", "accepted", "accepted"]):
+        told = {f"train/line_search_{name}": float(name == outcome) for name in REASONS}
+        if version == "words":
+            told = {"train/line_search_reason": outcome}
+        rows.append({STEPS: i, "train/is_line_search_success": float(outcome == "accepted"), **told})
+    finding = found(write(tmp_path, rows))["steps_rejected"]
+    assert finding.evidence == f"2 of 10 steps were accepted ({reason.replace('_', ' ')}: 7; no improvement: 1)."
+    assert advice in finding.advice
+
+
 def make_model(**arguments):
     return PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0, n_epochs=1, **arguments)
 
@@ -162,6 +177,7 @@ def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path):
 
 
 COLUMNS = sorted({column for family in RULES.values() for rule in family for column in rule.columns} - {NONFINITE, STEPS})
+REASONS = ["kl_exceeded", "no_improvement", "non_finite", "zero_step"]
 CELLS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e-30, 1e30]))
 
 
@@ -171,7 +187,9 @@ def test_no_log_breaks_a_rule(data):
     columns = data.draw(st.lists(st.sampled_from(COLUMNS), min_size=1, unique=True))
     rows = data.draw(st.integers(1, 25))
     log = pd.DataFrame({c: data.draw(st.lists(CELLS, min_size=rows, max_size=rows)) for c in columns})
-    if "train/line_search_reason" in data.draw(st.sampled_from([[], ["train/line_search_reason"]])):
+    for reason in data.draw(st.lists(st.sampled_from(REASONS), unique=True)):
+        log[f"train/line_search_{reason}"] = data.draw(st.lists(CELLS, min_size=rows, max_size=rows))
+    if data.draw(st.booleans()):
         log["train/line_search_reason"] = data.draw(
             st.lists(st.sampled_from(["accepted", "zero_step", None]), min_size=rows, max_size=rows)
         )

@@ -197,7 +197,7 @@ def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine, w
     model.learn(N_STEPS * N_ENVS)
     assert th.equal(before, numbers.actor_parameters)
     assert logged["is_line_search_success"] == 0
-    assert logged["line_search_reason"] == "non_finite"
+    assert logged["line_search_non_finite"] == 1
     assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters())
 
 

@@ -141,7 +141,7 @@ def test_advantages_that_are_all_zero_leave_the_policy_alone(algorithm, engine):
     if algorithm is TRPO:
         actor = model.prepare_engine().n_actor
         assert th.equal(model.prepare_engine().actor_parameters, before_actor(model, before)[:actor])
-        assert model.logger.name_to_value["train/line_search_reason"] == "zero_step"
+        assert model.logger.name_to_value["train/line_search_zero_step"] == 1
 
 
 class NoCallback:

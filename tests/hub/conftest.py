@@ -39,7 +39,7 @@ if os.environ.get("WITHOUT_POLICYOPT"):
 # A child that runs many commands, so that PyTorch is imported once: it reads arguments, and answers with what came of them.
 WORKER = """
 import contextlib, io, json, os, sys
-from sb3_policyopt.hub.cli import load_main, push_main
+from sb3_policyopt.__main__ import main
 
 answers = sys.stdout
 for line in sys.stdin:
@@ -47,7 +47,7 @@ for line in sys.stdin:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = {"push_to_hub": push_main, "load_from_hub": load_main}[command](arguments)
+            code = main([command, *arguments])
         except SystemExit as exit:
             code = exit.code
         except BaseException as error:
@@ -67,7 +67,7 @@ class Result:
     @property
     def sentence(self):
         """The one line of the error message."""
-        lines = [line for line in self.err.splitlines() if line.startswith("sb3-policyopt ")]
+        lines = [line for line in self.err.splitlines() if line.startswith("sb3-policyopt: ")]
         assert len(lines) == 1, self.err
         assert "Traceback" not in self.err
         return lines[0]
@@ -87,7 +87,7 @@ class Client:
             key: value for key, value in os.environ.items() if not key.startswith(("HF_", "DISPLAY", "WAYLAND", "MUJOCO_GL"))
         }
         self.environment = kept | {
-            "PYTHONPATH": str(site),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])),
             "HF_ENDPOINT": hub_url,
             "HF_TOKEN": token,
             "HF_HOME": str(self.folder / "hf_home"),

@@ -50,7 +50,7 @@ def load(folder, *more):
 
 def test_missing_run(client, hub, tmp_path):
     result = client.command(*push(tmp_path))
-    assert result.code == 1 and "no run folder" in result.sentence
+    assert result.code == 2 and "no run folder" in result.sentence
     assert not hub.requests
 
 
@@ -58,7 +58,7 @@ def test_damaged_zip(client, logs, tmp_path):
     shutil.copytree(logs, tmp_path / "logs")
     (tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").write_bytes(b"half a z")
     result = client.command(*push(tmp_path / "logs"))
-    assert result.code == 1 and "not a zip file" in result.sentence
+    assert result.code == 2 and "not a zip file" in result.sentence
 
 
 @pytest.mark.parametrize(("token", "sentence"), [("hf_stranger", "refuses your token"), ("", "hf auth login")])
@@ -85,7 +85,7 @@ def test_foreign_namespace(client, hub, logs):
 
 def test_name_that_is_none(client, hub, logs):
     result = client.command(*push(logs, "-name", "no spaces please"))
-    assert result.code == 1 and "no spaces please" in result.sentence
+    assert result.code == 2 and "no spaces please" in result.sentence
     assert not hub.repos
 
 
@@ -94,14 +94,14 @@ def test_repository_of_another_agent(client, hub, logs, files):
     others["trpo-Pendulum-v1.zip"] = others.pop("ppo-CartPole-v1.zip")
     repo = stand(hub, others)
     result = client.command(*push(logs))
-    assert result.code == 1 and "holds another agent (trpo-Pendulum-v1.zip)" in result.sentence
+    assert result.code == 2 and "holds another agent (trpo-Pendulum-v1.zip)" in result.sentence
     assert repo.files() == others
 
 
 def test_private_does_not_hide_a_public_repository(client, hub, logs, files):
     stand(hub, files)
     result = client.command(*push(logs, "--private"))
-    assert result.code == 1 and "exists and is public" in result.sentence
+    assert result.code == 2 and "exists and is public" in result.sentence
     hub.repos.clear()
     assert client.command(*push(logs, "--private")).code == 0
     assert hub.repos["me/ppo-CartPole-v1"].private
@@ -146,7 +146,7 @@ def test_dry_run_sends_nothing(client, hub, logs, tmp_path):
     assert "<video" not in (tmp_path / "dry" / "README.md").read_text()
     assert not hub.requests
     again = client.command(*push(logs, "--dry-run", tmp_path / "dry"))
-    assert again.code == 1 and "not an empty folder" in again.sentence
+    assert again.code == 2 and "not an empty folder" in again.sentence
 
 
 def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client, hub, logs, files):
@@ -161,10 +161,10 @@ def test_revision(client, hub, logs, tmp_path):
     assert set(repo.files("main")) == {".gitattributes"} and "README.md" in repo.files("v1")
     assert "--revision v1" in repo.files("v1")["README.md"].decode()
     missing = client.command(*load(tmp_path / "main"))
-    assert missing.code == 1 and "has no file 'ppo-CartPole-v1.zip'" in missing.sentence
+    assert missing.code == 2 and "has no file 'ppo-CartPole-v1.zip'" in missing.sentence
     assert client.command(*load(tmp_path / "v1", "--revision", "v1")).code == 0
     unknown = client.command(*load(tmp_path / "v2", "--revision", "v2"))
-    assert unknown.code == 1 and "no branch, tag or commit 'v2'" in unknown.sentence
+    assert unknown.code == 2 and "no branch, tag or commit 'v2'" in unknown.sentence
 
 
 # -- loading --------------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_revision(client, hub, logs, tmp_path):
 
 def test_missing_repository(client, tmp_path):
     result = client.command(*load(tmp_path / "logs"))
-    assert result.code == 1 and "there is no repository me/ppo-CartPole-v1" in result.sentence
+    assert result.code == 2 and "there is no repository me/ppo-CartPole-v1" in result.sentence
     assert not (tmp_path / "logs").exists()
 
 
@@ -182,7 +182,7 @@ def test_existing_run_folder_is_kept_without_force(client, hub, files, tmp_path)
     run = tmp_path / "ppo" / "CartPole-v1_3"
     (run / "mine").touch()
     result = client.command(*load(tmp_path, "--exp-id", "3"))
-    assert result.code == 1 and "--force" in result.sentence and (run / "mine").exists()
+    assert result.code == 2 and "--force" in result.sentence and (run / "mine").exists()
     assert client.command(*load(tmp_path, "--exp-id", "3", "--force")).code == 0
     assert not (run / "mine").exists() and (run / "CartPole-v1.zip").is_file()
     assert client.command(*load(tmp_path)).out.strip().endswith("CartPole-v1_4")
@@ -250,7 +250,7 @@ def test_hostile_repository_runs_nothing(client, hub, files, tmp_path, name, is_
     result = client.command(*load(tmp_path / "logs"))
     assert not witness.exists()
     if is_refused:
-        assert result.code == 1 and "Traceback" not in result.err
+        assert result.code == 2 and "Traceback" not in result.err
         assert not list((tmp_path / "logs").rglob("*"))
         return
     assert result.code == 0
@@ -269,6 +269,6 @@ def test_stock_agent_is_refused_unless_trusted(client, hub, files, tmp_path):
                 archive.writestr(entry, source.read(entry))
     stand(hub, files | {"ppo-CartPole-v1.zip": target.getvalue()})  # as stock SB3 saves it
     result = client.command(*load(tmp_path))
-    assert result.code == 1 and "can only be unpickled" in result.sentence and "--trust" in result.sentence
+    assert result.code == 2 and "can only be unpickled" in result.sentence and "--trust" in result.sentence
     assert client.command(*load(tmp_path, "--trust")).code == 0
     assert (tmp_path / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").read_bytes() == target.getvalue()

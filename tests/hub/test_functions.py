@@ -129,11 +129,11 @@ def test_what_was_loaded_once_is_there_without_network(tmp_path):
 
 
 def test_without_the_extra_the_command_names_it(tmp_path):
-    absent = "import sys; sys.modules['huggingface_hub'] = None; from sb3_policyopt.hub.cli import load_main; "
-    arguments = "['--algo', 'ppo', '--env', 'CartPole-v1', '-f', 'logs']"
+    absent = "import sys; sys.modules['huggingface_hub'] = None; from sb3_policyopt.__main__ import main; "
+    arguments = "['load_from_hub', '--algo', 'ppo', '--env', 'CartPole-v1', '-f', 'logs']"
     client = Client("http://127.0.0.1:9", tmp_path)
-    result = client.python("-c", absent + f"sys.exit(load_main({arguments}))")
-    help_ = client.python("-c", absent + "load_main(['--help'])")
+    result = client.python("-c", absent + f"sys.exit(main({arguments}))")
+    help_ = client.python("-c", absent + "main(['load_from_hub', '--help'])")
     client.close()
-    assert result.code == 1 and 'pip install "sb3-policyopt[hub]"' in result.sentence
+    assert result.code == 2 and "pip install 'sb3-policyopt[hub]'" in result.sentence
     assert help_.code == 0 and "--trust" in help_.out

@@ -76,7 +76,7 @@ def test_S4_lambda_one_is_the_monte_carlo_return_minus_the_value(rollout, gamma)
 
 
 @given(rollout=rollouts(), gamma=fractions, gae_lambda=fractions)
-def test_S4_and_the_lambda_return_are_those_of_the_buffer_of_sb3(rollout, gamma, gae_lambda):
+def test_S4_T10_the_advantages_and_the_lambda_return_are_those_of_the_buffer_of_sb3(rollout, gamma, gae_lambda):
     rewards, values, last_values, dones = (array.astype(np.float32) for array in rollout)
     n_steps, n_envs = rewards.shape
     buffer = RolloutBuffer(

@@ -51,7 +51,7 @@ def test_every_trpo_panel_shows_the_log(logs):
     run = read_run(logs / "trpo" / "Pendulum-v1_1")
     axes = axes_by_title(figure_of(run.path))
     for panel in TRPO_PANELS:
-        if panel.column == "train/line_search_reason":
+        if panel.column == "train/is_line_search_success":
             continue
         drawn = [line.get_ydata() for line in axes[panel.title].get_lines()]
         for column in (panel.column, *(column for column, _, _ in panel.companions)):
@@ -77,12 +77,24 @@ def test_learning_curve_and_evaluations(logs):
     assert any(np.array_equal(line, run.evaluations["mean"]) for line in drawn)
 
 
-def test_outcomes_of_the_line_search(tmp_path):
-    header = f"{STEPS},train/is_line_search_success,train/line_search_reason"
-    rows = ["1,1.0,accepted", "2,0.0,kl_exceeded", "3,1.0,accepted", "4,1.0,accepted"]
-    axes = axes_by_title(figure_of(write_log(tmp_path, *rows, header=header)))["Line search: outcomes (% of updates)"]
+WORDS = f"{STEPS},train/is_line_search_success,train/line_search_reason"
+INDICATORS = f"{STEPS},train/is_line_search_success,train/line_search_kl_exceeded,train/line_search_zero_step"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [INDICATORS, "1,1,0,0", "2,0,1,0", "3,1,0,0", "4,1,0,0"],
+        [INDICATORS, "1,0.5,0.5,0", "2,1,0,0"],  # means over two updates each, as `record_mean` makes them
+        [WORDS, "1,1.0,accepted", "2,0.0,kl_exceeded", "3,1.0,accepted", "4,1.0,accepted"],  # an earlier version
+        [WORDS, "1,1.0,accepted", "2,0.0,kl_exceeded", INDICATORS, "3,1,0,0", "4,1,0,0"],  # resumed with this one
+    ],
+    ids=["indicators", "means", "words", "words, then indicators"],
+)
+def test_outcomes_of_the_line_search(tmp_path, lines):
+    axes = axes_by_title(figure_of(write_log(tmp_path, *lines[1:], header=lines[0])))["Line search: outcomes (% of updates)"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["accepted", "kl exceeded"]
-    assert [bar.get_width() for bar in axes.patches] == [75, 25]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([75, 25])
 
 
 def test_outcomes_of_sb3_contrib_which_gives_no_reason(tmp_path):

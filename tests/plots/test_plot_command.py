@@ -3,7 +3,11 @@ import sys
 
 import pytest
 
-from sb3_policyopt.plots.cli import main
+from sb3_policyopt import __main__ as command_line
+
+
+def main(arguments):
+    return command_line.main(["plot", *arguments])
 
 
 def command(*arguments, cwd=None):
@@ -42,10 +46,15 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, monkeypatch, capsys, argume
 
 
 def test_missing_extra_is_told_with_the_pip_line():
-    code = "import sys; sys.modules['matplotlib'] = None; from sb3_policyopt.plots.cli import main; sys.exit(main(['x']))"
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from sb3_policyopt.__main__ import main; sys.exit(main(['plot', 'x']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "matplotlib: pip install 'sb3-policyopt[plots]'" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "matplotlib, which is not installed: pip install 'sb3-policyopt[plots]'" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_import_stays_light():

@@ -61,6 +61,55 @@ def test_a_process_exits_with_the_code_and_without_traceback(
     assert result.stderr == "sb3-policyopt: there is no environment CartPol-v1, did you mean CartPole-v1?\n"
 
 
+MISSING = [
+    "train --env NoSuchEnv-v0",
+    "train -i nosuch.zip",
+    "enjoy --algo ppo --env CartPole-v1 -f logs --no-render",
+    "record_video --algo ppo --env CartPole-v1 -f logs",
+    "record_training --algo ppo --env CartPole-v1 -f logs",
+    "benchmark --log-dir logs --no-hub",
+    "plot logs/ppo/CartPole-v1_1",
+    "doctor logs/ppo/CartPole-v1_1",
+    "plot_train -a ppo -e CartPole-v1 -f logs",
+    "all_plots -a ppo -e CartPole-v1 -f logs -o results",
+    "plot_from_file -i results",
+    "push_to_hub --algo ppo --env CartPole-v1 -f logs -orga me",
+    "load_from_hub --algo sac --env CartPole-v1 -orga me -f logs",
+]
+NOT_UNDERSTOOD = [f"{name} --nosuchflag" for name in command_line.COMMANDS]
+UNREADABLE = ["plot damaged", "doctor damaged", "push_to_hub --algo ppo --env CartPole-v1 -f damaged_logs -orga me"]
+
+
+def test_every_command_is_asked_for_what_is_missing() -> None:
+    assert {command.split()[0] for command in MISSING} == set(command_line.COMMANDS)
+
+
+@pytest.mark.parametrize("command", [*MISSING, *NOT_UNDERSTOOD, *UNREADABLE])
+def test_one_policy_of_exit_codes(command: str, capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    """What is missing, not understood or unreadable is one sentence and 2, whatever the command."""
+    (empty_folder / "damaged").mkdir()
+    (empty_folder / "damaged" / "progress.csv").write_bytes(b"no log at all")
+    run = empty_folder / "damaged_logs" / "ppo" / "CartPole-v1_1"
+    run.mkdir(parents=True)
+    (run / "CartPole-v1.zip").write_bytes(b"half a z")
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.strip().splitlines()[-1].startswith("sb3-policyopt: ")
+    assert captured.err.count("sb3-policyopt: ") == 1 and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["plot nowhere", "doctor nowhere", "push_to_hub --algo ppo --env CartPole-v1 -f logs -orga me", "plot --nosuchflag x"],
+)
+def test_processes_exit_alike(
+    command: str, empty_folder: Path, process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    result = process(["-m", "sb3_policyopt", *command.split()], empty_folder)
+    assert result.returncode == 2
+    assert result.stderr.startswith("sb3-policyopt: ") and result.stderr.count("\n") == 1
+
+
 def test_a_missing_extra_is_named_with_its_pip_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

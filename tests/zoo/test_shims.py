@@ -18,6 +18,7 @@ import numpy as np
 import optuna
 import pytest
 import rl_zoo3
+import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import exp_manager, load_from_hub, utils
 from rl_zoo3.utils import StoreDict
@@ -51,6 +52,7 @@ def test_all_are_applied_once() -> None:
         "trial_zero",
         "no_folder_for_a_search",
         "trial_normalises_with_its_own_gamma",
+        "trial_keeps_policy_kwargs",
         "values_that_are_not_python",
         "agents_without_normalisation",
     }, GONE
@@ -75,6 +77,65 @@ def test_trial_zero(tmp_path: Path) -> None:
     assert original(exp_manager.ExperimentManager.read_hyperparameters)(stock)[0]["gamma"] == 0.98, GONE
     mended = experiment(tmp_path, storage=storage, study_name="study", trial_id=0)
     assert mended.read_hyperparameters()[0]["gamma"] == 0.75
+
+
+def searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, policy_kwargs: Any, **options: Any) -> Any:
+    """A prepared search on CartPole whose configuration has ``policy_kwargs``, and what its trials build their models with."""
+    (tmp_path / "mine.yml").write_text(
+        yaml.safe_dump({"CartPole-v1": {"policy": "MlpPolicy", "n_timesteps": 64, "policy_kwargs": policy_kwargs}})
+    )
+    built: list[dict[str, Any]] = []
+    cls = rl_zoo3.ALGOS[algo]
+
+    class Watched(cls):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            built.append(kwargs)
+            super().__init__(*args, **{**kwargs, "n_steps": 32, "batch_size": 32})
+
+    monkeypatch.setitem(rl_zoo3.ALGOS, algo, Watched)
+    search = experiment(tmp_path, algo=algo, config=str(tmp_path / "mine.yml"), optimize_hyperparameters=True, **options)
+    search.n_timesteps, search.n_evaluations, search.n_eval_episodes, search.optimization_log_path = 64, 1, 1, None
+    search.setup_experiment()
+    return search, built
+
+
+@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+@pytest.mark.parametrize("written", ["text", "mapping"])
+def test_trial_keeps_policy_kwargs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, written: str) -> None:
+    """Real trials, run by optuna in memory: rl-zoo3's own objective, and the mended one."""
+    text = "dict(log_std_init=-2, ortho_init=False, activation_fn=nn.ELU)"
+    of_file = text if written == "text" else {"log_std_init": -2, "ortho_init": False, "net_arch": [8]}
+    search, built = searching(tmp_path, monkeypatch, algo, of_file)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda trial: original(exp_manager.ExperimentManager.objective)(search, trial), n_trials=1)
+    assert set(built[-1]["policy_kwargs"]) == {"net_arch", "activation_fn"}, GONE
+    study.optimize(search.objective, n_trials=2)
+    for kwargs, trial in zip(built[-2:], study.trials[-2:], strict=True):
+        sampled = rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER[algo](trial.params)["policy_kwargs"]
+        assert kwargs["policy_kwargs"] == {"log_std_init": -2, "ortho_init": False, **sampled}, "the trial's keys go before"
+        assert kwargs["learning_rate"] == trial.params["learning_rate"]
+    assert "net_arch" not in search._hyperparams["policy_kwargs"] or written == "mapping", "trials leave no trace"
+
+
+@pytest.mark.parametrize("given", [None, {"policy_kwargs": "dict(net_arch=[8])"}, {"gamma": 0.5}])
+def test_a_loaded_trial_keeps_policy_kwargs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any) -> None:
+    """Training with a trial builds the model that the trial was; ``-params`` on the command line has the last word."""
+    search, built = searching(tmp_path, monkeypatch, "ppo", "dict(ortho_init=False, net_arch=[3])")
+    storage = f"{tmp_path}/study.log"
+    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+    optuna.create_study(storage=journal, study_name="study").optimize(search.objective, n_trials=1)
+    trained = experiment(
+        tmp_path, config=str(tmp_path / "mine.yml"), storage=storage, study_name="study", trial_id=0, hyperparams=given
+    )
+    hyperparams, saved = trained.read_hyperparameters()
+    expected = built[-1]["policy_kwargs"] if "policy_kwargs" not in (given or {}) else given["policy_kwargs"]
+    assert hyperparams["policy_kwargs"] == saved["policy_kwargs"] == expected
+    assert given != {"gamma": 0.5} or hyperparams["gamma"] == 0.5
+
+
+@pytest.mark.parametrize("of_file", [None, {}, "dict()"])
+def test_a_configuration_without_policy_kwargs(of_file: Any) -> None:
+    assert shims.merged_policy_kwargs(of_file, {"net_arch": [8]}) == {"net_arch": [8]}
 
 
 def test_no_folder_for_a_search(tmp_path: Path) -> None:

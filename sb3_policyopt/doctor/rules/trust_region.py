@@ -1,14 +1,12 @@
 """Rules about TRPO's step: direction, length and the line search."""
 
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 
 from sb3_policyopt.doctor.rule import Finding, Settings, rule, values
+from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
 
 _KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
-_REASON, _SUCCESS = "train/line_search_reason", "train/is_line_search_success"
 _LARGE_RESIDUAL = 0.3
 _CONSERVATIVE = "Lower target_kl, raise cg_damping, and collect more samples per update (n_steps, n_envs)."
 _ADVICE = {
@@ -26,24 +24,26 @@ def _steps(log: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     known = settings.get("target_kl")
     constant = float(known) if isinstance(known, int | float) else np.nan
     table["bound"] = log[_BOUND].astype(float) if _BOUND in log else constant
-    return table[log[_SUCCESS].astype(float) > 0.5] if _SUCCESS in log else table
+    return table[log[SUCCESS].astype(float) > 0.5] if SUCCESS in log else table
 
 
-@rule(columns=(_SUCCESS,))
+@rule(columns=(SUCCESS,))
 def steps_rejected(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The line search refuses many steps, and each refusal is a rollout thrown away."""
-    success = values(log, _SUCCESS)
+    success = values(log, SUCCESS)
     rate = float(success.mean())
     if len(success) < 5 or rate >= 0.5:
         return None
-    words = log[_REASON].dropna() if _REASON in log else pd.Series(dtype=object)
-    reasons = Counter(str(word) for word in words if word != "accepted").most_common()
-    told = "; ".join(f"{word.replace('_', ' ')}: {count}" for word, count in reasons)
+    outcomes = line_search_outcomes(log)
+    reasons = sorted(
+        (word for word in outcomes if word not in ("accepted", "rejected")), key=outcomes.__getitem__, reverse=True
+    )
+    told = "; ".join(f"{word.replace('_', ' ')}: {outcomes[word]:.3g}" for word in reasons)
     return Finding(
         "error" if rate < 0.1 else "warning",
         "The line search rejects most policy steps, so that most rollouts are collected for nothing.",
         f"{int(success.sum())} of {len(success)} steps were accepted" + (f" ({told})." if told else "."),
-        _ADVICE.get(reasons[0][0], _CONSERVATIVE) if reasons else _CONSERVATIVE,
+        _ADVICE.get(reasons[0], _CONSERVATIVE) if reasons else _CONSERVATIVE,
         "Backtracking line search of TRPO (arXiv 1502.05477, app. C): a step is taken only if the KL is within the "
         "bound and the "
         "surrogate has improved.",
