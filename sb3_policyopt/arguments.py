@@ -150,3 +150,22 @@ def coefficient(name: str, value: Any, bounds: Bounds) -> float | Callable[[floa
         return number(name, value, bounds)
     schedule: Callable[[float], float] = value
     return schedule
+
+
+def passed_on(options: dict[str, Any]) -> dict[str, Any]:
+    """
+    Check what is passed on to SB3 and is a number or a flag.
+
+    :param options: the arguments
+    :return: those that were checked, as Python values
+    """
+    checked: dict[str, Any] = {
+        "use_sde": flag("use_sde", options["use_sde"]),
+        "verbose": integer("verbose", options["verbose"], minimum=None),
+        "sde_sample_freq": integer("sde_sample_freq", options["sde_sample_freq"], minimum=None),
+    }
+    if options["stats_window_size"] is not None:  # None: over all episodes
+        checked["stats_window_size"] = integer("stats_window_size", options["stats_window_size"], minimum=0)
+    if options["seed"] is not None:
+        checked["seed"] = integer("seed", options["seed"], minimum=0)
+    return checked

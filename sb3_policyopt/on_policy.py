@@ -115,7 +115,7 @@ class PolicyOptimization(Placed):
         self.log_std_bounds = None if log_std_bounds is None else arguments.interval("log_std_bounds", log_std_bounds)
         self.check_observations = arguments.flag("check_observations", check_observations)
         options = {**DEFAULTS, **options}
-        options |= self._checked(options)
+        options |= arguments.passed_on(options)
         options["verbose"] = options["verbose"] if distributed.rank() == 0 else 0
         self.engine_in_use: Engine | None = None
         self._skips = SkipCounter()
@@ -143,25 +143,6 @@ class PolicyOptimization(Placed):
             self._check_batches(self.env.num_envs)
         if _init_setup_model:
             self._setup_model()
-
-    @staticmethod
-    def _checked(options: dict[str, Any]) -> dict[str, Any]:
-        """
-        Check what is passed on to SB3 and is a number.
-
-        :param options: the arguments
-        :return: those that were checked, as Python numbers
-        """
-        checked: dict[str, Any] = {
-            "use_sde": arguments.flag("use_sde", options["use_sde"]),
-            "verbose": arguments.integer("verbose", options["verbose"], minimum=None),
-            "sde_sample_freq": arguments.integer("sde_sample_freq", options["sde_sample_freq"], minimum=None),
-        }
-        if options["stats_window_size"] is not None:  # None: over all episodes
-            checked["stats_window_size"] = arguments.integer("stats_window_size", options["stats_window_size"], minimum=0)
-        if options["seed"] is not None:
-            checked["seed"] = arguments.integer("seed", options["seed"], minimum=0)
-        return checked
 
     def _check_batches(self, n_envs: int) -> None:
         """
