@@ -92,7 +92,7 @@ TAKEN = [OptionalMask, AnyArguments, OtherNames, small_policy, "MlpPolicy"]
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-@pytest.mark.parametrize("policy", TAKEN, ids=str)
+@pytest.mark.parametrize("policy", TAKEN, ids=lambda policy: getattr(policy, "__name__", policy))
 def test_what_stock_takes_is_taken(cls, policy):
     StockPPO(policy, toy(), **SMALL).learn(64)
     model = cls(policy, toy(), **SMALL)
