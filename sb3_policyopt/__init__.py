@@ -1,4 +1,4 @@
-"""TRPO and PPO for Stable-Baselines3: the same results, several times faster, with a trust region that is truly one."""
+"""TRPO and PPO for Stable-Baselines3: the same results, faster, with a bound on the KL that is enforced."""
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version

@@ -192,7 +192,22 @@ class PolicyOptimization(Placed):
         super()._update_learning_rate(optimizers)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                arguments.number("learning_rate", group["lr"], self.bounds["learning_rate"])
+                self._in_bounds("learning_rate", group["lr"])
+
+    def _in_bounds(self, name: str, value: Any) -> float:
+        """
+        Look at what a schedule gave, or at what somebody assigned.
+
+        The last rollout of a training may end after ``total_timesteps``. There ``progress_remaining`` is negative, and so is
+        a coefficient that falls linearly to 0. SB3 goes on with it, and so do we.
+
+        :param name: of the coefficient
+        :param value: its value
+        :return: the value as a Python float
+        :raises ValueError: if it makes no sense; the message names it
+        """
+        over = self._current_progress_remaining < 0
+        return arguments.number(name, value, arguments.FINITE if over else self.bounds[name])
 
     def _update_coefficients(self) -> dict[str, float]:
         """
@@ -212,7 +227,7 @@ class PolicyOptimization(Placed):
             if name in self.schedules:
                 value = self.scheduled_values[name] = self.schedules[name](self._current_progress_remaining)
             if value is not None or name not in self.optional:
-                setattr(self, name, arguments.number(name, value, self.bounds[name]))
+                setattr(self, name, self._in_bounds(name, value))
         return {name: getattr(self, name) for name in self.schedules}
 
     # ------------------------------------------------------------------ engine

@@ -228,7 +228,7 @@ class PPO(PolicyOptimization):
         :param name: of the schedule
         :return: its value
         """
-        return arguments.number(name, getattr(self, name)(self._current_progress_remaining), self.bounds[name])
+        return self._in_bounds(name, getattr(self, name)(self._current_progress_remaining))
 
     def _too_far(self, approx_kl: Any) -> bool:
         """

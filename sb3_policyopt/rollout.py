@@ -72,6 +72,8 @@ def collect(
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
         engine = self.current_engine()
+        if self.device.type != "cpu":  # drawing an action from NaN there ends the process's use of the GPU
+            guard.check(observation=self._last_obs)
         try:
             actions, value, log_prob = engine.act(self._last_obs)
         except RuntimeError:  # torch draws no categorical action from NaN

@@ -10,7 +10,7 @@ FOLDER = pathlib.Path(__file__).parent.parent / "examples"
 # Enough for an update or two; and what each prints.
 EXAMPLES = {
     "train_ppo.py": (512, "Return over 10 episodes"),
-    "train_trpo.py": (4096, "line search: accepted"),
+    "train_trpo.py": (4096, "of the full step"),
     "custom_policy.py": (2048, "TRPO: NormalisedFeatures"),
     "auxiliary_loss.py": (2048, "smoothness_loss"),
     "distributed.py": (2048, "rank 0 of 1 has trained for 2048 timesteps"),

@@ -316,3 +316,21 @@ def test_what_stock_refuses_or_dies_of_is_refused_by_name(name, value):
             StockPPO("MlpPolicy", toy(), **arguments).learn(128)
         with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
             PPO("MlpPolicy", toy(), _init_setup_model=False, **arguments)
+
+
+@pytest.mark.parametrize(("ours", "stock"), [(PPO, StockPPO), (TRPO, ContribTRPO)])
+def test_a_schedule_that_is_negative_after_the_last_step_is_taken_as_in_stock(ours, stock):
+    """The zoo's linear schedules are, where a rollout ends after total_timesteps: 64 steps are asked for and 192 made."""
+    rates = []
+    for cls in (stock, ours):
+        options = {"learning_rate": lambda p: 1e-3 * p}
+        if "PPO" in cls.__name__:
+            options["ent_coef"] = 0.0
+        model = cls("MlpPolicy", toy(), **{**SMALL, **options})
+        n_steps = model.n_steps * model.n_envs
+        model.learn(n_steps // 2)
+        rates.append(model.policy.optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1] == pytest.approx(-1e-3)
+    if ours is PPO:
+        for name in ("clip_range", "ent_coef", "target_kl"):
+            PPO("MlpPolicy", toy(), **{**SMALL, name: lambda p: 0.2 * p}).learn(n_steps // 2)

@@ -111,11 +111,11 @@ def copy_rollout(source: RolloutBuffer, target: RolloutBuffer) -> None:
 
 
 def all_observations(model: Any) -> Any:
-    """All observations of the rollout as a tensor (or a dict of them), in any order."""
+    """All observations of the rollout as a tensor (or a dict of them), in the order that an update leaves in the buffer."""
 
     def flat(array: np.ndarray) -> th.Tensor:
         if not model.rollout_buffer.generator_ready:
-            array = array.reshape(-1, *array.shape[2:])
+            array = array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
         return th.as_tensor(array, device=model.device)
 
     observations = model.rollout_buffer.observations
