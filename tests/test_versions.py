@@ -9,6 +9,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PYTHONS = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
@@ -71,3 +73,10 @@ def test_the_lowest_pins_are_the_bounds():
         name = canonicalize_name(one.name)
         lowest = min(pins("constraints-lowest.txt", python)[name] for python in PYTHONS if applies(one, python))
         assert lowest == lower_bound(one.specifier), str(one)
+
+
+def test_every_part_has_fast_tests():
+    """Ranks and faults apart, whose tests start processes."""
+    files = list((ROOT / "tests").glob("*/test_*.py"))
+    fast = {file.parent.name for file in files if "mark.fast" in file.read_text(encoding="utf-8")}
+    assert {file.parent.name for file in files} - fast == {"distributed", "faults"}

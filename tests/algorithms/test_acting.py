@@ -10,6 +10,8 @@ from toy_environments import ACTION_SPACES, toy
 
 from sb3_policyopt import PPO
 
+pytestmark = pytest.mark.fast
+
 OBSERVATIONS = spaces.Box(-1, 1, (5,), np.float32)
 NETWORKS = {
     "joined": {"pi": [8, 7], "vf": [9, 6]},

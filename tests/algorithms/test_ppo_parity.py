@@ -14,6 +14,8 @@ from toy_environments import ACTION_SPACES, IMAGE, OBSERVATION_SPACES, VECTOR, c
 
 from sb3_policyopt import PPO
 
+pytestmark = pytest.mark.fast
+
 BOX, DISCRETE = ACTION_SPACES["box_6"], ACTION_SPACES["discrete"]
 # Adam divides a gradient by its own size, so that a parameter whose gradient is mere rounding may move by a noticeable part
 # of a step in any direction. A step is at most the learning rate (3e-4); the README states the bound, a 300th of one.

@@ -24,6 +24,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from sb3_policyopt.plain_json import PickleRequiredError, decode, encode
 from sb3_policyopt.safe_zip import DESCRIPTION, read_description, without_pickles, write_description
 
+pytestmark = pytest.mark.fast
+
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
 OBSERVATION_SPACES = {
     "box": spaces.Box(-np.inf, np.inf, (3,), np.float32),

@@ -57,12 +57,14 @@ def wrapped(env_id, **options):
     return Monitor(env)
 
 
+@pytest.mark.fast
 @settings(max_examples=15)
 @given(env_id=st.sampled_from(CLASSIC), before=st.integers(0, 60), elsewhere=st.integers(0, 60))
 def test_classic_control_with_wrappers(env_id, before, elsewhere):
     assert_continues(lambda: wrapped(env_id), before, elsewhere)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("env_id", MUJOCO)
 def test_mujoco(env_id):
     pytest.importorskip("mujoco")
@@ -95,12 +97,14 @@ def test_restoring_leaves_mujocos_structures_in_place():
     assert env.unwrapped.model is model
 
 
+@pytest.mark.fast
 def test_the_arcade_learning_environment():
     ale_py = pytest.importorskip("ale_py")
     gym.register_envs(ale_py)
     assert_continues(lambda: gym.make("ALE/Pong-v5", repeat_action_probability=0.25), after=40)
 
 
+@pytest.mark.fast
 def test_what_cannot_be_kept_is_named():
     pytest.importorskip("Box2D")
     env = gym.make("LunarLander-v3")
