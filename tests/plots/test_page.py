@@ -46,7 +46,6 @@ def test_picture_holds_the_colours_of_both_algorithms(logs, tmp_path):
         assert np.any(np.all(np.abs(pixels - to_rgb(color)) < 0.02, axis=1))
 
 
-@pytest.mark.fast
 def test_every_trpo_panel_shows_the_log(logs):
     """All panels but that of an outcome draw the numbers of the log; a CartPole policy has no standard deviation."""
     run = read_run(logs / "trpo" / "Pendulum-v1_1")
@@ -59,7 +58,6 @@ def test_every_trpo_panel_shows_the_log(logs):
             assert any(np.array_equal(line, run.series(column)[1]) for line in drawn), column
 
 
-@pytest.mark.fast
 def test_every_ppo_panel_shows_the_log(logs):
     run = read_run(logs / "ppo" / "CartPole-v1_1")
     axes = axes_by_title(figure_of(run.path))
