@@ -76,7 +76,7 @@ def test_the_lowest_pins_are_the_bounds():
 
 
 def test_every_part_has_fast_tests():
-    """Ranks and faults apart, whose tests start processes."""
+    """Those apart whose tests start processes or need a GPU."""
     files = list((ROOT / "tests").glob("*/test_*.py"))
     fast = {file.parent.name for file in files if "mark.fast" in file.read_text(encoding="utf-8")}
-    assert {file.parent.name for file in files} - fast == {"distributed", "faults"}
+    assert {file.parent.name for file in files} - fast == {"distributed", "faults", "gpu"}
