@@ -160,6 +160,30 @@ def test_an_environment_that_offers_its_state():
     assert_continues(lambda: Monitor(Offering()))
 
 
+class Nameless:
+    """Its class has a property for the name of its module, as the class of Cython's functions has on Python 3.10."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __reduce__(self):
+        return nameless, (self.number,)
+
+
+Nameless.__module__ = property(lambda self: __name__)
+
+
+def nameless(number):
+    return Nameless(number)
+
+
+def test_a_class_without_the_name_of_a_module():
+    first, second = gym.make("CartPole-v1"), gym.make("CartPole-v1")
+    first.unwrapped.part, second.unwrapped.part = Nameless(3), Nameless(4)
+    restore_env(second, capture_env(first))
+    assert second.unwrapped.part.number == 3
+
+
 def test_an_environment_inside_another_object_is_not_taken_for_its_constructor_arguments():
     """Gymnasium's EzPickle pickles an environment as the arguments it was made with, which loses its state."""
     pytest.importorskip("mujoco")
