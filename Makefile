@@ -1,23 +1,28 @@
 # Everything runs in .venv, which the first target makes; `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
+EXTRA := dev
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
 # torch first and alone: its pin decides which build pip takes, and nothing later may replace it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SRC := sb3_policyopt tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu lint format type bench build clean
+.PHONY: help install demo test test-fast test-lowest test-python test-slow test-gpu lint format type bench build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(VENV)/.installed ## make .venv with everything that tests and demo need
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The build backend is installed before the package, under the same constraints, and pip builds with that one.
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c $(CONSTRAINTS) torch
+	$(PIP) install -c $(CONSTRAINTS) hatchling editables
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRA)]'
 	touch $@
 
 demo: install ## train TRPO and PPO on CartPole-v1, evaluate them, draw their learning curves
@@ -25,6 +30,15 @@ demo: install ## train TRPO and PPO on CartPole-v1, evaluate them, draw their le
 
 test: install lint type ## lint, types and the tests
 	$(BIN)/python -m pytest -n auto
+
+test-fast: install ## a few tests of every part, in less than half a minute; `make test` runs what they leave out
+	$(BIN)/python -m pytest -n auto -m fast
+
+test-lowest: ## the fast tests with the lowest versions that pyproject.toml admits; PYTHON=python3.10 chooses another Python
+	$(MAKE) test-fast VENV=.venv-lowest-$(VERSION) CONSTRAINTS=constraints-lowest.txt EXTRA=tests
+
+test-python: ## the fast tests with the newest versions and another Python: make test-python PYTHON=python3.13
+	$(MAKE) test-fast VENV=.venv-$(VERSION) EXTRA=tests
 
 test-slow: install ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -51,4 +65,4 @@ build: install ## wheel and source distribution in dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) dist build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* dist build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -109,9 +109,6 @@ def without_pickles(path: PathOrFile, custom_objects: "dict[str, Any] | None" = 
     :raises PickleRequiredError: if something that is needed exists only as a pickle; the message says what, and what to do
     :raises ValueError: if the file is no zip, or its description is damaged
     """
-    if tuple(int(part) for part in th.__version__.split(".")[:2]) < (2, 6):
-        # CVE-2025-32434: until then torch.load(weights_only=True) could be made to run code.
-        raise ValueError(f"safe loading needs PyTorch 2.6 or newer, and {th.__version__} is installed: pip install -U torch")
     given, name = custom_objects or {}, _name(path)
     objects: dict[str, Any] = {}
     refused: list[str] = []

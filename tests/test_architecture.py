@@ -9,6 +9,8 @@ import pytest
 
 import sb3_policyopt
 
+pytestmark = pytest.mark.fast
+
 PACKAGE = Path(sb3_policyopt.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

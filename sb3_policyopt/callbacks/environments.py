@@ -94,7 +94,8 @@ class _Pickler(pickle.Pickler):
             return self.places[id(obj)]
         if isinstance(obj, gym.utils.EzPickle):
             raise pickle.PicklingError(f"{type(obj).__name__} is pickled without its state")
-        if type(obj).__module__.partition(".")[0] in _HANDLES:
+        module = type(obj).__module__  # a descriptor, not a name, where the class is that of Cython's functions (Python 3.10)
+        if isinstance(module, str) and module.partition(".")[0] in _HANDLES:
             raise pickle.PicklingError(f"{type(obj).__name__} points to a simulation outside Python")
         return None
 

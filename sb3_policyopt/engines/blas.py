@@ -28,7 +28,7 @@ def _thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | Non
     :return: (get, set); None if NumPy came with another BLAS
     """
     package = Path(np.__file__).parent
-    folders = (package.parent / "numpy.libs", package / ".dylibs", package / ".libs")
+    folders = (package.parent / "numpy.libs", package / ".dylibs")
     for path in (path for folder in folders for path in sorted(folder.glob("*openblas*"))):
         try:
             library = ctypes.CDLL(str(path))

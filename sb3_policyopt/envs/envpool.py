@@ -29,7 +29,7 @@ def _import_envpool() -> Any:
     try:
         return importlib.import_module("envpool")
     except ImportError as error:
-        raise ImportError("EnvPool is not installed: pip install 'sb3-policyopt[envpool]'") from error
+        raise ImportError("EnvPool is not installed: pip install 'sb3-policyopt[envpool]', on Python 3.11 or newer") from error
 
 
 def _same_kind(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:

@@ -41,7 +41,7 @@ class WatchAndDisturb(BaseCallback):
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("action", ["box_6", "discrete", "multi_discrete", "multi_binary"])
 @pytest.mark.parametrize("networks", NETWORKS)
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ELU])
+@pytest.mark.parametrize("activation", [pytest.param(nn.Tanh, marks=pytest.mark.fast), nn.ELU])
 def test_steps_are_the_policys_own_whatever_a_callback_does_to_it(networks, action, n_envs, activation):
     options = {"net_arch": NETWORKS[networks], "activation_fn": activation}
     env = toy(OBSERVATIONS, ACTION_SPACES[action], n_envs=n_envs)

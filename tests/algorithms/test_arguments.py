@@ -12,6 +12,8 @@ from toy_environments import toy
 
 from sb3_policyopt import PPO, TRPO
 
+pytestmark = pytest.mark.fast
+
 NAN = math.nan
 INTEGERS = [1.5, "8", None, NAN, np.array([8]), th.tensor([8, 8])]
 NOT_NEGATIVE = [-1, *INTEGERS]

@@ -157,11 +157,17 @@ def assert_same_metrics(stock: StockPPO, ours: PPO) -> None:
         assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.parametrize("name", MLP_CASES)
+def names(cases: dict[str, Case]) -> list[Any]:
+    """One case of each distribution and kind of policy is fast."""
+    few = {"defaults", *(f"{space}, entropy" for space in ACTION_SPACES), "gSDE", "images"}
+    return [pytest.param(name, marks=pytest.mark.fast) if name in few else name for name in cases]
+
+
+@pytest.mark.parametrize("name", names(MLP_CASES))
 def test_P5_P6_an_update_is_sb3s(name, engine):
     assert_equal_to_rounding(MLP_CASES[name], engine=engine)
 
 
-@pytest.mark.parametrize("name", OTHER_CASES)
+@pytest.mark.parametrize("name", names(OTHER_CASES))
 def test_P5_P6_an_update_of_other_policies_is_sb3s(name):
     assert_equal_to_rounding(OTHER_CASES[name])

@@ -181,6 +181,7 @@ REASONS = ["kl_exceeded", "no_improvement", "non_finite", "zero_step"]
 CELLS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e-30, 1e30]))
 
 
+@pytest.mark.fast
 @given(st.data())
 def test_no_log_breaks_a_rule(data):
     """Whatever numbers a log holds, every rule either says something or nothing."""

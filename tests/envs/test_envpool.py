@@ -184,6 +184,7 @@ def test_returned_arrays_stay_as_they_are():
     np.testing.assert_array_equal(np.array(kept), np.array(copies))
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "LunarLander-v3", "FrozenLake-v1"])
 def test_spaces_are_gymnasiums(env_id):
     env, reference = make_envpool(env_id, 2), DummyVecEnv([lambda: gym.make(env_id)])
@@ -195,6 +196,7 @@ def test_spaces_are_gymnasiums(env_id):
     assert env.step(np.array([env.action_space.sample() for _ in range(2)]))[0].shape == obs.shape
 
 
+@pytest.mark.fast
 def test_dict_observations():
     env = make_envpool("MiniGrid-DoorKey-5x5-v0", 3, seed=0, max_episode_steps=5)
     first = env.reset()
@@ -252,6 +254,7 @@ def test_monitor_file_is_read_by_sb3(tmp_path):
     assert table["elapsed_step"].tolist() == table["l"].tolist()
 
 
+@pytest.mark.fast
 def test_the_vec_env_interface():
     env = make_envpool("CartPole-v1", 3, seed=0)
     assert env.get_attr("render_mode") == [None, None, None]
@@ -285,6 +288,7 @@ def test_the_vec_env_interface():
             use()
 
 
+@pytest.mark.fast
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="no environment 'CartPole-v9'"):
         make_envpool("CartPole-v9")

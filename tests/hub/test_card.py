@@ -19,6 +19,8 @@ from sb3_policyopt.hub.agent import Agent, config_of_model, file_name_of, python
 from sb3_policyopt.hub.card import Card
 from sb3_policyopt.hub.evaluation import Protocol, Score
 
+pytestmark = pytest.mark.fast
+
 # Applied in this order the bounds of the actions are ±0.5; in the other one, ±1.
 PENDULUM = {
     "env_wrapper": [

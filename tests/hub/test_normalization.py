@@ -11,6 +11,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_policyopt.hub.normalization import load_statistics, save_statistics, statistics_to_pickle
 
+pytestmark = pytest.mark.fast
+
 
 class DictEnv(gym.Env):
     observation_space = spaces.Dict({"position": spaces.Box(-9, 9, (2,)), "other": spaces.Box(-1, 1, (1,))})

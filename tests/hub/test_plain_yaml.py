@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, is_literal, load_plain, without_private_facts, wrappers
 
+pytestmark = pytest.mark.fast
+
 
 def test_files_of_the_zoo_are_read():
     written = OrderedDict([("policy", "MlpPolicy"), ("n_envs", 2), ("nested", OrderedDict(a=(1, 2)))])

@@ -122,6 +122,7 @@ def test_every_space_and_policy_survives(algorithm, observation, action, monkeyp
     assert loaded.learn(8, reset_num_timesteps=False).num_timesteps == 16
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -148,6 +149,7 @@ def test_hyperparameters_survive(arguments, monkeypatch):
     loaded.learn(8)
 
 
+@pytest.mark.fast
 def test_stock_load_opens_a_described_zip(tmp_path):
     """The extra entry disturbs neither the ordinary load nor what it reads."""
     model = make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
@@ -156,6 +158,7 @@ def test_stock_load_opens_a_described_zip(tmp_path):
     th.testing.assert_close(stock.policy.state_dict(), model.policy.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.fast
 def test_description_is_strict_json_with_the_facts(tmp_path):
     path = save(
         make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"], tensorboard_log="/home/me/tb"), tmp_path / "a.zip"
@@ -188,6 +191,7 @@ class Bomb:
         return open, (self.path, "w")
 
 
+@pytest.mark.fast
 def test_hostile_pickle_is_never_run(tmp_path):
     model = make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
     witness = tmp_path / "pwned"
@@ -207,6 +211,7 @@ def test_hostile_pickle_is_never_run(tmp_path):
     assert witness.exists()
 
 
+@pytest.mark.fast
 def test_hostile_tensor_file_is_never_run(tmp_path):
     model = make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
     witness = tmp_path / "pwned"
@@ -333,6 +338,7 @@ def test_float32_arrays_and_boxes_round_trip_exactly(numbers):
     assert decode(json.loads(json.dumps(encode(box), allow_nan=False))) == box
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     "space",
     [
@@ -353,6 +359,7 @@ def test_numpy_scalars_become_python_numbers(value):
     assert type(encode(value)) is type(value.item())
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("value", [th.nn.Tanh, th.nn.GELU, th.optim.Adam, RolloutBuffer, ActorCriticPolicy])
 def test_known_classes_round_trip(value):
     assert decode(encode(value)) is value

@@ -10,6 +10,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_policyopt.maths.advantages import discounted_sum, gae, td_errors, value_targets
 
+pytestmark = pytest.mark.fast
+
 fractions = st.floats(0, 1)
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 
+pytestmark = pytest.mark.fast
+
 eigenvalue_lists = st.lists(st.floats(1e-2, 1e2), min_size=1, max_size=12)
 seeds = st.integers(0, 2**31)
 

@@ -14,6 +14,8 @@ from torch.func import jacrev
 
 from sb3_policyopt.maths import losses
 
+pytestmark = pytest.mark.fast
+
 BATCH, N_OBS, N_HIDDEN = 5, 3, 4
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

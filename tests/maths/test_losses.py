@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.distributions import Categorical, DiagonalGaussian
 
+pytestmark = pytest.mark.fast
+
 seeds = st.integers(0, 2**31)
 EPSILON = 0.2
 

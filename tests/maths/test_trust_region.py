@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search, predicted_kl, step_scale
 
+pytestmark = pytest.mark.fast
+
 seeds = st.integers(0, 2**31)
 deltas = st.floats(1e-6, 1.0)
 

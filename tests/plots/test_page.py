@@ -69,6 +69,7 @@ def test_every_ppo_panel_shows_the_log(logs):
             assert any(np.array_equal(line, panel.scale * run.series(panel.column)[1]) for line in drawn), panel.column
 
 
+@pytest.mark.fast
 def test_learning_curve_and_evaluations(logs):
     run = read_run(logs / "ppo" / "CartPole-v1_1")
     axes = axes_by_title(figure_of(run.path))["Learning curve: CartPole-v1"]
@@ -160,6 +161,7 @@ def test_evaluations_alone_are_drawn(logs, tmp_path):
     assert plot_run(tmp_path, tmp_path / "page.png").exists()
 
 
+@pytest.mark.fast
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_run(write_log(tmp_path, "1,100", header=f"{STEPS},time/fps"), tmp_path / "page.png")

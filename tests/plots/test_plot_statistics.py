@@ -6,6 +6,8 @@ from hypothesis.extra import numpy as hnp
 
 from sb3_policyopt.plots.statistics import bootstrap_interval, interquartile_mean, pool, smooth
 
+pytestmark = pytest.mark.fast
+
 FLOATS = st.floats(-1e3, 1e3, width=32)
 
 

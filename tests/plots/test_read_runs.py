@@ -10,6 +10,8 @@ from stable_baselines3.common.results_plotter import ts2xy
 
 from sb3_policyopt.plots.runs import NONFINITE, RETURN, STEPS, find_runs, read_run
 
+pytestmark = pytest.mark.fast
+
 
 def write(folder, rows):
     """Write rows with SB3's own csv logger."""

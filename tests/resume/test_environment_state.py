@@ -57,12 +57,14 @@ def wrapped(env_id, **options):
     return Monitor(env)
 
 
+@pytest.mark.fast
 @settings(max_examples=15)
 @given(env_id=st.sampled_from(CLASSIC), before=st.integers(0, 60), elsewhere=st.integers(0, 60))
 def test_classic_control_with_wrappers(env_id, before, elsewhere):
     assert_continues(lambda: wrapped(env_id), before, elsewhere)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("env_id", MUJOCO)
 def test_mujoco(env_id):
     pytest.importorskip("mujoco")
@@ -95,12 +97,14 @@ def test_restoring_leaves_mujocos_structures_in_place():
     assert env.unwrapped.model is model
 
 
+@pytest.mark.fast
 def test_the_arcade_learning_environment():
     ale_py = pytest.importorskip("ale_py")
     gym.register_envs(ale_py)
     assert_continues(lambda: gym.make("ALE/Pong-v5", repeat_action_probability=0.25), after=40)
 
 
+@pytest.mark.fast
 def test_what_cannot_be_kept_is_named():
     pytest.importorskip("Box2D")
     env = gym.make("LunarLander-v3")
@@ -154,6 +158,30 @@ def test_an_environment_that_offers_its_state():
     with pytest.raises(StateNotKeptError, match=r"Opaque\.numbers \(generator\)"):
         capture_env(Opaque())
     assert_continues(lambda: Monitor(Offering()))
+
+
+class Nameless:
+    """Its class has a property for the name of its module, as the class of Cython's functions has on Python 3.10."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __reduce__(self):
+        return nameless, (self.number,)
+
+
+Nameless.__module__ = property(lambda self: __name__)
+
+
+def nameless(number):
+    return Nameless(number)
+
+
+def test_a_class_without_the_name_of_a_module():
+    first, second = gym.make("CartPole-v1"), gym.make("CartPole-v1")
+    first.unwrapped.part, second.unwrapped.part = Nameless(3), Nameless(4)
+    restore_env(second, capture_env(first))
+    assert second.unwrapped.part.number == 3
 
 
 def test_an_environment_inside_another_object_is_not_taken_for_its_constructor_arguments():

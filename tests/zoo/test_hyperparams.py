@@ -12,6 +12,8 @@ import yaml
 
 from sb3_policyopt import hyperparams
 
+pytestmark = pytest.mark.fast
+
 MUJOCO_V5 = {
     "Ant-v5",
     "HalfCheetah-v5",

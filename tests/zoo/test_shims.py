@@ -28,6 +28,8 @@ import sb3_policyopt.zoo  # noqa: F401  applies the shims
 from sb3_policyopt.zoo import shims
 from sb3_policyopt.zoo.experiment import Experiment
 
+pytestmark = pytest.mark.fast
+
 GONE = "rl-zoo3 has mended this: delete the function and its test"
 
 
