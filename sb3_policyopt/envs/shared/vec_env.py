@@ -116,8 +116,9 @@ class SharedMemoryVecEnv(SubprocVecEnv):
             return
         self.waiting = False
         try:
-            with contextlib.suppress(WorkerDiedError):
-                self._workers.ask("close")
+            if not self._workers.torn:
+                with contextlib.suppress(WorkerDiedError):
+                    self._workers.ask("close")
         finally:
             self._workers.stop(LAST_WORDS)
 

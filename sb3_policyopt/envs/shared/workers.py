@@ -20,6 +20,9 @@ from sb3_policyopt.workers import WorkerDiedError
 LOOK = 1.0
 """Seconds between two looks at whether a silent worker still lives."""
 
+ONE_WRITE = 2**14
+"""Bytes of a message that goes into a pipe as a whole or not at all."""
+
 LAST_WORDS = 5.0
 """Seconds that a worker has to end after it has closed its environments."""
 
@@ -215,7 +218,7 @@ class Workers:
         """
         message = pickle.dumps(Order(self.number, name, arguments))
         try:
-            self.torn = True
+            self.torn = len(message) > ONE_WRITE
             colleague.connection.send_bytes(message)
             self.torn = False
         except OSError as error:
