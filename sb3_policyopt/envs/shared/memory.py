@@ -20,8 +20,14 @@ Array = np.ndarray[Any, Any]
 SPINS = platform.machine() in ("x86_64", "AMD64")
 """Whether the order in which one core writes is the one in which another sees it. Elsewhere all messages go through pipes."""
 
-AWAKE = 0.001
-"""Seconds that a process looks whether it can go on, leaving the core to others in between, before it sleeps."""
+AWAKE = 1_000_000
+"""Nanoseconds that a process looks whether it can go on, leaving the core to others in between, before it sleeps."""
+
+LATE = 100_000
+"""Mean delay in nanoseconds above which others need the cores: whoever leaves one gets it back long after it could go on."""
+
+PAUSE = 100_000_000
+"""Nanoseconds without staying awake, after that."""
 
 LETTER = 2**16
 """Bytes for the infos of a worker, besides its last observations; longer ones go through its pipe."""
@@ -33,6 +39,39 @@ def fence() -> None:
     """Let no read that follows overtake a write that precedes: taking a lock makes the processor wait for its writes."""
     with _lock:
         pass
+
+
+class Alertness:
+    """
+    Whether a process may stay awake until another one has done something.
+
+    It may as long as it then notices soon. On a busy machine it does not: whoever leaves a core to others there gets it back
+    last, but whoever has slept gets it first.
+    """
+
+    def __init__(self) -> None:
+        self.delay = 0.0  # running mean
+        self.sleeps_until = 0
+
+    def until(self, start: int) -> int:
+        """
+        Until when to stay awake.
+
+        :param start: of the waiting; times are those of ``time.perf_counter_ns``, which all processes share
+        :return: ``start`` to sleep at once
+        """
+        return start if start < self.sleeps_until else start + AWAKE
+
+    def note(self, now: int, since: int) -> None:
+        """
+        Learn from a time of staying awake.
+
+        :param now: when the process noticed that it can go on
+        :param since: when that became so
+        """
+        self.delay += (now - since - self.delay) / 8
+        if self.delay > LATE:
+            self.delay, self.sleeps_until = 0.0, now + PAUSE
 
 
 class Plan(NamedTuple):
@@ -69,11 +108,11 @@ class Block:
     :param memory: of :func:`size` bytes; None to find out how many these are
     """
 
-    # A worker's numbers are two cache lines. The first is the trainer's: number and kind of the last order, and whether the
-    # trainer sleeps until it is done. The second is the worker's: number of the last order done, whether the worker sleeps,
-    # and the bytes of its letter.
-    ORDERED, KIND, AWAITED = 0, 1, 2
-    DONE, ASLEEP, LETTER = 8, 9, 10
+    # A worker's numbers are two cache lines. The first is the trainer's: number, kind and time of the last order, and whether
+    # the trainer sleeps until it is done. The second is the worker's: number and time of the last order done, whether the
+    # worker sleeps, and the bytes of its letter.
+    ORDERED, KIND, ORDER_TIME, AWAITED = 0, 1, 2, 3
+    DONE, DONE_TIME, ASLEEP, LETTER = 8, 9, 10, 11
     NUMBERS = 2 * CACHE_LINE // 8
 
     STEP, MESSAGE = 0, 1

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_policyopt.envs.shared import memory
-from sb3_policyopt.envs.shared.memory import Block, Memory, Plan, fence
+from sb3_policyopt.envs.shared.memory import Alertness, Block, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Order, dumps, failure
 from sb3_policyopt.shared_memory import let_others_go_first
 
@@ -71,7 +71,7 @@ class Worker:
         self.envs: list[Env] = []
         self.at = 0  # the environment that is being asked
         self.finished = 0  # number of the last order
-        self.spins = False
+        self.spins, self.alertness = False, Alertness()
 
     def make(self, env_fns: list[Callable[[], Env]]) -> None:
         """
@@ -147,16 +147,22 @@ class Worker:
         """
         if not self.spins:
             return False
-        start = time.monotonic()
-        while self.numbers[Block.ORDERED] <= self.finished:
-            if time.monotonic() - start > memory.AWAKE:
-                self.numbers[Block.ASLEEP] = 1
-                fence()
-                if self.numbers[Block.ORDERED] <= self.finished:
-                    return False
-                self.numbers[Block.ASLEEP] = 0
-                break
+        numbers = self.numbers
+        if numbers[Block.ORDERED] > self.finished:
+            return True
+        now = time.perf_counter_ns()
+        end = self.alertness.until(now)
+        while now < end:
             let_others_go_first()
+            now = time.perf_counter_ns()
+            if numbers[Block.ORDERED] > self.finished:
+                self.alertness.note(now, numbers[Block.ORDER_TIME])
+                return True
+        numbers[Block.ASLEEP] = 1
+        fence()
+        if numbers[Block.ORDERED] <= self.finished:
+            return False
+        numbers[Block.ASLEEP] = 0
         return True
 
     def _note(self, number: int) -> None:
@@ -167,6 +173,7 @@ class Worker:
         """
         self.finished = number
         if self.spins:
+            self.numbers[Block.DONE_TIME] = time.perf_counter_ns()
             self.numbers[Block.DONE] = number
 
     def _report(self, number: int, letter: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_policyopt.envs.shared import memory, worker
-from sb3_policyopt.envs.shared.memory import Block, Memory, Plan, fence
+from sb3_policyopt.envs.shared.memory import Alertness, Block, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, unpack
 from sb3_policyopt.shared_memory import let_others_go_first
 from sb3_policyopt.workers import WorkerDiedError
@@ -83,7 +83,7 @@ class Workers:
         self.timeout: float | None = None
         self.closed = self.unfinished = False
         self.torn = False  # whether a message was interrupted
-        self.spins = False
+        self.spins, self.alertness = False, Alertness()
         self.number = 0  # of the last order
         context = multiprocessing.get_context(start_method)
         try:
@@ -225,6 +225,7 @@ class Workers:
             self._lost(colleague, error)
         if self.spins:
             colleague.numbers[Block.KIND] = Block.MESSAGE
+            colleague.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
             colleague.numbers[Block.ORDERED] = self.number
 
     def _receive_all(self) -> list[Any]:
@@ -316,6 +317,7 @@ class Workers:
         for colleague in self.all:
             colleague.numbers[Block.AWAITED] = 0
             colleague.numbers[Block.KIND] = Block.STEP
+            colleague.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
             colleague.numbers[Block.ORDERED] = self.number  # seen by the worker after the actions: see SPINS
         fence()
         for colleague in self.all:
@@ -351,10 +353,9 @@ class Workers:
         :return: None if there is nothing
         """
         numbers = colleague.numbers
+        if numbers[Block.DONE] < self.number:
+            self._stay_awake(numbers)
         while numbers[Block.DONE] < self.number:
-            if time.monotonic() - start < memory.AWAKE:
-                let_others_go_first()
-                continue
             numbers[Block.AWAITED] = 1
             fence()
             if numbers[Block.DONE] < self.number:
@@ -364,3 +365,18 @@ class Workers:
         if length == Block.BY_PIPE:
             return self._receive(colleague, start)
         return pickle.loads(colleague.letter[:length])[1] if length else None
+
+    def _stay_awake(self, numbers: "memoryview[int]") -> None:
+        """
+        Look for a while whether a worker is done.
+
+        :param numbers: the worker's
+        """
+        now = time.perf_counter_ns()
+        end = self.alertness.until(now)
+        while now < end:
+            let_others_go_first()
+            now = time.perf_counter_ns()
+            if numbers[Block.DONE] >= self.number:
+                self.alertness.note(now, numbers[Block.DONE_TIME])
+                return
