@@ -1,8 +1,7 @@
 """
 SB3's own tests of vectorised environments, with ``SharedMemoryVecEnv`` in the place of ``SubprocVecEnv``.
 
-They are not part of SB3's wheel: ``SB3_TESTS=.../stable-baselines3/tests pytest tests/envs/test_sb3_own_tests.py`` runs those of a
-checkout.
+They are not part of its wheel. With a checkout of it: ``SB3_TESTS=.../tests pytest tests/envs/test_sb3_own_tests.py``.
 """
 
 import os
