@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from benchmarks import environments
 from benchmarks.cases import Settings
+from sb3_policyopt.envs import SharedMemoryVecEnv
 
 WARM_UP = 2
 """Iterations after the first one that are not measured: compilation, first touches of memory."""
@@ -44,10 +45,11 @@ def make_env(settings: Settings) -> VecEnv:
         env: VecEnv = envpool_vec_env(settings.env_id, settings.n_envs, seed=0, **words)
     else:
         vec_env: dict[str, Any] = {"vec_env_cls": DummyVecEnv}
-        if settings.vec_env == "subproc":
+        if settings.vec_env in ("subproc", "shared"):
             # SB3's default start method would import torch in every one of the processes.
             start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-            vec_env = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": start_method}}
+            vec_env_cls = SubprocVecEnv if settings.vec_env == "subproc" else SharedMemoryVecEnv
+            vec_env = {"vec_env_cls": vec_env_cls, "vec_env_kwargs": {"start_method": start_method}}
         if atari:
             importlib.import_module("ale_py")  # registers its environments
             env = VecFrameStack(make_atari_env(settings.env_id, settings.n_envs, seed=0, **vec_env), 4)

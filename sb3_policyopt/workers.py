@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrappe
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process of a ``SubprocVecEnv`` ended although nobody closed it."""
+    """A worker process of a ``SubprocVecEnv`` or ``SharedMemoryVecEnv`` ended although nobody closed it."""
 
 
 @contextmanager
@@ -47,11 +47,11 @@ def _subprocesses(venv: VecEnv | None) -> SubprocVecEnv | None:
     What is behind the wrappers.
 
     :param venv: vectorised environments
-    :return: None if they have no processes of their own
+    :return: None if they have no processes of their own, or see to them themselves as ``SharedMemoryVecEnv`` does
     """
     while isinstance(venv, VecEnvWrapper):
         venv = venv.venv
-    return venv if isinstance(venv, SubprocVecEnv) else None
+    return venv if isinstance(venv, SubprocVecEnv) and hasattr(venv, "remotes") else None
 
 
 def _ended_workers(venv: SubprocVecEnv, timeout: float) -> list[str]:

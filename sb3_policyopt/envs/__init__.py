@@ -2,5 +2,6 @@
 
 from sb3_policyopt.envs.envpool import EnvPoolVecEnv, make_envpool
 from sb3_policyopt.envs.envpool_zoo import envpool_vec_env
+from sb3_policyopt.envs.shared import SharedMemoryVecEnv
 
-__all__ = ["EnvPoolVecEnv", "envpool_vec_env", "make_envpool"]
+__all__ = ["EnvPoolVecEnv", "SharedMemoryVecEnv", "envpool_vec_env", "make_envpool"]

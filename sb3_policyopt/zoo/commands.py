@@ -62,7 +62,7 @@ def run(name: str, argv: list[str]) -> int:
             argv = context.enter_context(ranks.training_options(argv))
         context.enter_context(command_line(name, argv))
         if name == "train":
-            context.enter_context(envpool_among_choices())
+            context.enter_context(our_vec_envs_among_choices())
         if shims.children_are_stock(name):
             context.enter_context(shims.our_children())
         if name == "benchmark":
@@ -109,13 +109,13 @@ def command_line(name: str, argv: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def envpool_among_choices() -> Iterator[None]:
-    """Within this context, ``--vec-env`` takes "envpool" too, which :class:`.experiment.Experiment` understands."""
+def our_vec_envs_among_choices() -> Iterator[None]:
+    """Within this context, ``--vec-env`` takes "envpool" and "shared", which :class:`.experiment.Experiment` understands."""
     original = argparse._ActionsContainer.add_argument
 
     def add_argument(self: Any, *names: str, **options: Any) -> argparse.Action:
         if "--vec-env" in names:
-            options["choices"] = [*options["choices"], "envpool"]
+            options["choices"] = [*options["choices"], "envpool", "shared"]
         return original(self, *names, **options)
 
     argparse._ActionsContainer.add_argument = add_argument  # type: ignore[method-assign]

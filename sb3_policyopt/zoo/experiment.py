@@ -20,6 +20,9 @@ from sb3_policyopt.recording import RunRecorder
 #: Command-line arguments that may hold a password, or belong to a service.
 PRIVATE_ARGUMENTS = ("storage", "track", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_tags")
 
+#: What ``--vec-env`` takes beside the zoo's own choices.
+VEC_ENVS = ("envpool", "shared")
+
 #: A ValueError raised by these is about an argument.
 LIBRARIES = ("sb3_policyopt", "stable_baselines3", "sb3_contrib")
 
@@ -31,13 +34,18 @@ class Experiment(ExperimentManager):
     Without ``-conf``, PPO and TRPO read the hyperparameters of this package (in which TRPO's ``target_kl`` is on its own
     scale, and which know Atari and the MuJoCo environments of version 5). The run folder gets ``progress.csv`` and
     ``provenance.json``. A training that fails before it starts leaves no run folder behind. With ``vec_env_type="envpool"``
-    the environments are EnvPool's.
+    the environments are EnvPool's, with "shared" a :class:`sb3_policyopt.envs.SharedMemoryVecEnv`.
     """
 
     def __init__(self, *args: Any, config: str | None = None, vec_env_type: str = "dummy", **kwargs: Any) -> None:
         self.on_envpool = vec_env_type == "envpool"
         self.wrapper_in_words: Any = None
-        super().__init__(*args, config=config, vec_env_type="dummy" if self.on_envpool else vec_env_type, **kwargs)
+        known = "dummy" if vec_env_type in VEC_ENVS else vec_env_type
+        super().__init__(*args, config=config, vec_env_type=known, **kwargs)
+        if vec_env_type == "shared":
+            from sb3_policyopt.envs import SharedMemoryVecEnv
+
+            self.vec_env_class = SharedMemoryVecEnv
         if config is None and self.algo in hyperparams.ALGORITHMS:
             self.config = str(hyperparams.path(self.algo))
         self.recorder: RunRecorder | None = None

@@ -15,7 +15,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
@@ -57,7 +57,7 @@ def train(
     *,
     algorithm: str = "PPO",
     env: str = "Pendulum-v1",
-    subprocesses: bool = False,
+    vec_env: type[VecEnv] = DummyVecEnv,
     noisy: bool = False,
     frame_stack: bool = False,
     evaluate: bool = False,
@@ -71,10 +71,8 @@ def train(
     th.set_num_threads(1)
     random.seed(0)
     wrappers = {"wrapper_class": NoisyReward} if noisy else {}
-    if subprocesses:
-        venv = make_vec_env(env, N_ENVS, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": FASTEST}, **wrappers)
-    else:
-        venv = make_vec_env(env, N_ENVS, vec_env_cls=DummyVecEnv, **wrappers)
+    how = {} if vec_env is DummyVecEnv else {"start_method": FASTEST}
+    venv = make_vec_env(env, N_ENVS, vec_env_cls=vec_env, vec_env_kwargs=how, **wrappers)  # type: ignore[arg-type]
     venv = VecNormalize(venv, clip_obs=5.0)
     if frame_stack:
         venv = VecFrameStack(venv, 2)

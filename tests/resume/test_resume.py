@@ -5,6 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resume_scenarios import CONTEXT, ROLLOUT, Crash, fingerprint, lives_until_killed, progress, train
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from sb3_policyopt.envs import SharedMemoryVecEnv
 
 
 def interrupted_and_resumed(folder, crash_at, **options):
@@ -22,7 +25,8 @@ SCENARIOS = {
     "gSDE once a rollout": {"algorithm": "TRPO", "use_sde": True},
     "discrete actions": {"algorithm": "PPO", "env": "CartPole-v1"},
     "MuJoCo": {"algorithm": "TRPO", "env": "Hopper-v5"},
-    "in worker processes": {"algorithm": "PPO", "env": "Hopper-v5", "subprocesses": True},
+    "in worker processes": {"algorithm": "PPO", "env": "Hopper-v5", "vec_env": SubprocVecEnv},
+    "in shared memory": {"algorithm": "PPO", "env": "Hopper-v5", "vec_env": SharedMemoryVecEnv},
     "all generators in use": {"algorithm": "PPO", "noisy": True},
     "frame stack": {"algorithm": "PPO", "frame_stack": True},
     "schedules": {"algorithm": "PPO", "clip_range": "lin_0.3", "ent_coef": "lin_0.1", "target_kl": "lin_1.0"},

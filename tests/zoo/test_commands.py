@@ -238,6 +238,19 @@ def test_help_and_version_import_no_library() -> None:
     assert all(name in result.stdout for name in COMMANDS)
 
 
+def test_training_in_shared_memory_by_one_flag(tmp_path: Path, cli: Run) -> None:
+    """Everything but the time is what it is by default."""
+    command = "train --algo ppo --env CartPole-v1 -n 512 --eval-freq 256 --eval-episodes 2 --seed 1 --num-threads 1"
+    for vec_env in ("dummy", "shared"):
+        cli(tmp_path, f"{command} --vec-env {vec_env} -f {vec_env}")
+    runs = [tmp_path / vec_env / "ppo" / "CartPole-v1_1" for vec_env in ("dummy", "shared")]
+    timed = {"time/fps", "time/time_elapsed"}
+    tables = [[{k: v for k, v in row.items() if k not in timed} for row in rows(run / "progress.csv")] for run in runs]
+    assert tables[0] == tables[1] and any(row["eval/mean_reward"] for row in tables[0])
+    assert json.loads((runs[1] / "provenance.json").read_text())["arguments"]["vec_env"] == "shared"
+    assert len(list(runs[1].glob("*.monitor.csv"))) == len(list(runs[0].glob("*.monitor.csv"))) > 1
+
+
 def test_training_on_envpool_by_one_flag(tmp_path: Path, cli: Run, process: Run) -> None:
     """The agent and its records are ordinary ones, and Gymnasium's environments run it."""
     cli(tmp_path, "train --algo ppo --env CartPole-v1 --vec-env envpool -n 2048 --eval-freq 1024 --eval-episodes 2 --seed 1")

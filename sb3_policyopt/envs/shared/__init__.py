@@ -1,0 +1,5 @@
+"""Environments in worker processes that share memory with the trainer."""
+
+from sb3_policyopt.envs.shared.vec_env import SharedMemoryVecEnv
+
+__all__ = ["SharedMemoryVecEnv"]

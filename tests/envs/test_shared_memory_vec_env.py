@@ -1,0 +1,341 @@
+"""``SharedMemoryVecEnv`` against ``DummyVecEnv``: the same numbers, types and infos, step by step."""
+
+import functools
+import multiprocessing
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3 import PPO as StockPPO
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.monitor import Monitor, load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from worlds import INFOS, SPACES, Broken, World
+
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.callbacks.environments import VecEnvState
+from sb3_policyopt.envs import SharedMemoryVecEnv
+from sb3_policyopt.envs.shared import memory
+from sb3_policyopt.envs.shared.workers import split
+
+START_METHODS = multiprocessing.get_all_start_methods()
+FASTEST = "fork" if "fork" in START_METHODS else "spawn"
+Shared = functools.partial(SharedMemoryVecEnv, start_method=FASTEST)
+
+
+@pytest.fixture(params=["awake", "by pipe"])
+def way(request, monkeypatch):
+    """How trainer and workers meet: as here, or as where memory gives no order."""
+    if request.param == "by pipe":
+        monkeypatch.setattr(memory, "SPINS", False)
+    elif not memory.SPINS:
+        pytest.skip("needs x86-64")
+
+
+def assert_same(one, other):
+    """Equal in value and, but for the containers that VecEnvs return, in type."""
+    if isinstance(one, dict):
+        assert isinstance(other, dict) and list(one) == list(other)
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert isinstance(other, (list, tuple)) and len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert type(one) is type(other), (one, other)
+        assert getattr(one, "dtype", None) == getattr(other, "dtype", None)
+        np.testing.assert_array_equal(one, other)
+
+
+def sampled_actions(space, n_steps, n_envs, seed, as_list):
+    """Arrays as algorithms give them (float32 where the space is one of bits), or lists of single actions."""
+    space.seed(seed)
+    for _ in range(n_steps):
+        actions = [space.sample() for _ in range(n_envs)]
+        if as_list or isinstance(space, (spaces.Dict, spaces.Tuple)):
+            yield lambda actions=actions: [a.copy() if isinstance(a, np.ndarray) else a for a in actions]
+        else:
+            array = np.array(actions, np.float32 if isinstance(space, spaces.MultiBinary) else None)
+            yield array.copy
+
+
+@pytest.mark.parametrize("observations", SPACES)
+@given(
+    actions=st.sampled_from(["discrete", "vector", "doubles", "multi_discrete", "multi_binary"]),
+    infos=st.lists(st.sampled_from(list(INFOS)), min_size=1, max_size=5),
+    n_workers=st.integers(1, 4),
+    flags=st.sampled_from([bool, np.bool_]),
+    as_list=st.booleans(),
+    spins=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_every_step_is_that_of_dummy_vec_env(observations, actions, infos, n_workers, flags, as_list, spins, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "SPINS", spins and memory.SPINS)
+        make = [functools.partial(World, observations, actions, info, flags) for info in infos]
+        envs = dummy, shared = DummyVecEnv(make), Shared(make, n_workers=n_workers)
+    for env in envs:
+        env.seed(seed)
+        env.set_options({"difficulty": 3})
+    assert_same(dummy.reset(), shared.reset())
+    assert_same(dummy.get_attr("options"), shared.get_attr("options"))
+    for number, copied in enumerate(sampled_actions(dummy.action_space, 25, len(make), seed, as_list)):
+        first, second = (env.step(copied()) for env in envs)
+        assert_same(first, second)
+        assert_same(dummy.reset_infos, shared.reset_infos)
+        if number == 12:
+            assert_same(dummy.reset(), shared.reset())
+            assert_same(dummy.reset_infos, shared.reset_infos)
+            assert_same(dummy.env_method("told", 2, times=3), shared.env_method("told", 2, times=3))
+    assert_same(dummy.env_method("told"), shared.env_method("told"))
+    assert_same(dummy.get_images(), shared.get_images())
+    shared.close()
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_start_methods(start_method):
+    envs = [
+        DummyVecEnv([lambda: World("dict")] * 3),
+        SharedMemoryVecEnv([lambda: World("dict")] * 3, start_method, n_workers=2),
+    ]
+    for env in envs:
+        env.seed(5)
+    assert_same(*(env.reset() for env in envs))
+    for _ in range(20):
+        assert_same(*(env.step(np.array([0, 3, 1])) for env in envs))
+    envs[1].close()
+    with pytest.raises(ValueError, match="cannot find context for 'threads'"):
+        SharedMemoryVecEnv([World], start_method="threads")
+
+
+@pytest.mark.usefixtures("way")
+def test_attributes_and_methods_of_some():
+    env = Shared([World] * 5, n_workers=2)
+    env.reset()
+    for _ in range(3):
+        env.step(np.zeros(5, int))
+    assert not env.has_attr("mood")
+    with pytest.raises(AttributeError, match="mood"):
+        env.get_attr("mood")
+    env.set_attr("mood", ["good"])
+    env.set_attr("mood", "bad", indices=[3, -1])
+    assert env.has_attr("mood")
+    assert env.get_attr("mood") == [["good"], ["good"], ["good"], "bad", "bad"]
+    assert env.get_attr("mood", indices=[4, 0, 4]) == ["bad", ["good"], "bad"]
+    assert env.get_attr("mood", indices=2) == [["good"]]
+    env.env_method("set_wrapper_attr", "steps", 40, indices=range(1, 3))
+    assert [steps for _, steps in env.env_method("told", 1, times=2, indices=[2, 1])] == [82, 82]
+    with pytest.raises(IndexError):
+        env.get_attr("mood", indices=[5])
+    env.close()
+    mixed = Shared([World, lambda: Monitor(World())])
+    assert mixed.env_is_wrapped(Monitor) == [False, True]
+    assert mixed.env_is_wrapped(Monitor, indices=1) == [True]
+    mixed.close()
+
+
+def test_each_environment_gets_a_value_of_its_own():
+    env = Shared([World] * 2, n_workers=1)
+    env.set_attr("bag", [])
+    env.env_method("get_wrapper_attr", "bag")
+    env.set_attr("steps", 1, indices=0)
+    env.env_method("__setattr__", "bag", ["stone"], indices=0)
+    assert env.get_attr("bag") == [["stone"], []]
+    env.close()
+
+
+def test_what_it_says_of_itself():
+    dummy, shared = DummyVecEnv([World] * 3), Shared([World] * 3)
+    assert isinstance(shared, SubprocVecEnv)  # as other packages ask
+    assert shared.metadata == dummy.metadata == World.metadata
+    assert shared.render_mode == "rgb_array"
+    shared.reset()
+    assert shared.render().shape == (8, 8, 3)  # two by two pictures
+    shared.close()
+    assert shared.closed and not any(process.is_alive() for process in shared.processes)
+    shared.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        shared.reset()
+
+
+@pytest.mark.usefixtures("way")
+def test_returned_arrays_and_given_ones_stay_as_they_are():
+    env = Shared([functools.partial(World, "vector", "vector")] * 3, n_workers=2)
+    kept = [(env.reset(),)]
+    actions = np.zeros((3, 3), np.float32)
+    for _ in range(30):
+        kept.append(env.step(actions)[:3])
+    copies = [[array.copy() for array in arrays] for arrays in kept]
+    for _ in range(30):
+        env.step(actions)
+    assert_same(kept, copies)
+    assert not actions.any()  # the environments add to theirs
+    env.close()
+
+
+@pytest.mark.usefixtures("way")
+def test_the_two_halves_of_a_step():
+    env = Shared([Broken] * 3, n_workers=2)
+    with pytest.raises(RuntimeError, match=r"step_wait\(\) needs"):
+        env.step_wait()
+    env.reset()
+    env.step_async(np.ones(3, int))
+    with pytest.raises(RuntimeError, match="twice"):
+        env.step_async(np.ones(3, int))
+    assert env.get_attr("total") == [1, 1, 1]
+    np.testing.assert_array_equal(env.step_wait()[0], np.ones((3, 1)))
+    env.step_async(np.ones(3, int))
+    np.testing.assert_array_equal(env.reset(), np.zeros((3, 1)))  # a reset does away with the step under way
+    np.testing.assert_array_equal(env.step(np.ones(3, int))[0], np.ones((3, 1)))
+    env.step_async(np.ones(3, int))
+    env.close()
+
+
+@pytest.mark.usefixtures("way")
+def test_a_worker_that_has_slept_goes_on():
+    env = Shared([Broken] * 2, n_workers=2)
+    env.reset()
+    for step in range(1, 7):
+        time.sleep(0.002 * step)
+        np.testing.assert_array_equal(env.step(np.zeros(2, int))[0], np.full((2, 1), step))
+    env.close()
+
+
+class Echo(gym.Env):
+    """Observes its number of steps and the last action."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Discrete(10**6)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.steps += 1
+        info = {"steps": self.steps} if self.steps % 3 == 0 else {}
+        return np.array([self.steps, action]), float(action), False, False, info
+
+
+@pytest.mark.usefixtures("way")
+def test_no_step_is_lost_or_done_twice():
+    """Some thousand steps with pauses of about the time after which workers sleep."""
+    env = Shared([Echo] * 5, n_workers=3)
+    env.reset()
+    random = np.random.default_rng(0)
+    for step in range(1, 2001):
+        if step % 50 == 0:
+            time.sleep(random.uniform(0, 2e-9 * memory.AWAKE))
+        actions = random.integers(0, 10**6, 5)
+        observations, rewards, _, infos = env.step(actions)
+        np.testing.assert_array_equal(observations, np.stack([np.full(5, step), actions], axis=1))
+        np.testing.assert_array_equal(rewards, actions.astype(np.float32))
+        assert [info.get("steps") for info in infos] == [step if step % 3 == 0 else None] * 5
+    env.close()
+
+
+@given(st.integers(1, 40), st.data())
+def test_environments_are_shared_out_evenly(n_envs, data):
+    n_workers = data.draw(st.integers(1, n_envs))
+    bounds = split(n_envs, n_workers)
+    assert [env for first, stop in bounds for env in range(first, stop)] == list(range(n_envs))
+    sizes = {stop - first for first, stop in bounds}
+    assert len(bounds) == n_workers and max(sizes) - min(sizes) <= 1
+
+
+def test_as_many_workers_as_cores_and_not_more_than_environments():
+    from sb3_policyopt.envs.shared.vec_env import available_cores
+
+    for n_envs in (1, 3):
+        env = Shared([Broken] * n_envs)
+        assert len(env.processes) == min(n_envs, available_cores())
+        env.close()
+    env = Shared([Broken] * 2, n_workers=9)
+    assert len(env.processes) == 2
+    env.close()
+
+
+class Words(Broken):
+    observation_space = spaces.Text(5)
+
+
+def test_wrong_arguments_are_named():
+    for words, message in (({"env_fns": []}, "env_fns"), ({"n_workers": 0}, "n_workers"), ({"timeout": 0.0}, "timeout")):
+        with pytest.raises(ValueError, match=message):
+            Shared(**{"env_fns": [Broken], **words})
+    with pytest.raises(ValueError, match="arrays of numbers"):
+        Shared([Words])
+    env = Shared([Broken] * 2)
+    env.reset()
+    for actions in (np.zeros(3, int), [0]):
+        with pytest.raises(ValueError, match="for 2 environments"):
+            env.step(actions)
+    assert env.step([0, 1])[1].tolist() == [0, 1]
+    env.close()
+
+
+def test_monitor_files(tmp_path):
+    env = make_vec_env(
+        Broken, 4, monitor_dir=str(tmp_path), vec_env_cls=SharedMemoryVecEnv, vec_env_kwargs={"start_method": FASTEST}
+    )
+    env.reset()
+    episodes = 0
+    for _ in range(21):
+        episodes += sum("episode" in info for info in env.step(np.ones(4, int))[3])
+    env.close()
+    assert episodes == len(load_results(str(tmp_path))) == 12  # three of seven steps in each of four environments
+
+
+def trained(algorithm, vec_env_cls, **kwargs):
+    env = VecNormalize(make_vec_env("Pendulum-v1", 5, seed=1, vec_env_cls=vec_env_cls, **kwargs))
+    model = algorithm("MlpPolicy", env, n_steps=256, batch_size=64, seed=0, device="cpu").learn(2 * 5 * 256)
+    env.close()
+    return model
+
+
+@pytest.mark.parametrize("algorithm", [PPO, TRPO, StockPPO])
+def test_a_training_ends_with_the_same_bits(algorithm):
+    kwargs = {"vec_env_kwargs": {"start_method": FASTEST, "n_workers": 2}}
+    one, other = trained(algorithm, DummyVecEnv), trained(algorithm, SharedMemoryVecEnv, **kwargs)
+    for name, value in one.policy.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), other.policy.state_dict()[name].numpy(), err_msg=name)
+    assert [episode["r"] for episode in one.ep_info_buffer] == [episode["r"] for episode in other.ep_info_buffer]
+
+
+def test_atari_with_its_wrappers():
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    kwargs = [{"vec_env_cls": DummyVecEnv}, {"vec_env_cls": SharedMemoryVecEnv, "vec_env_kwargs": {"start_method": FASTEST}}]
+    envs = [VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", 3, seed=2, **words), 4) for words in kwargs]
+    assert_same(*(env.reset() for env in envs))
+    random = np.random.default_rng(0)
+    ends = 0
+    for _ in range(200):
+        actions = random.integers(0, 4, 3)
+        first, second = (env.step(actions) for env in envs)
+        assert_same(first[:3], second[:3])
+        for one, other in zip(first[3], second[3], strict=True):
+            assert_same(*({key: value for key, value in info.items() if key != "episode"} for info in (one, other)))
+        ends += int(first[2].sum())
+    assert ends > 0  # lives were lost
+    envs[1].close()
+
+
+def test_the_state_of_a_training_can_be_kept_and_given_back():
+    env = Shared([lambda: World("vector")] * 3, n_workers=2)
+    env.seed(4)
+    env.reset()
+    state = VecEnvState(env).capture()
+
+    def steps():
+        return [env.step(np.zeros(3, int))[:3] for _ in range(10)]
+
+    before = steps()
+    VecEnvState(env).restore(state)
+    assert_same(before, steps())
+    env.close()

@@ -1,0 +1,137 @@
+"""Environments for the tests of VecEnvs, importable by worker processes."""
+
+import copy
+import os
+import signal
+import time
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+SPACES = {
+    "vector": spaces.Box(-1, 1, (3,), np.float32),
+    "doubles": spaces.Box(-1, 1, (2, 2), np.float64),
+    "image": spaces.Box(0, 255, (6, 5, 3), np.uint8),
+    "discrete": spaces.Discrete(5),
+    "multi_discrete": spaces.MultiDiscrete([3, 4]),
+    "multi_binary": spaces.MultiBinary(4),
+    "dict": spaces.Dict({"image": spaces.Box(0, 255, (3, 4), np.uint8), "number": spaces.Discrete(7)}),
+    "tuple": spaces.Tuple((spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(3))),
+}
+
+INFOS = {
+    "nothing": lambda world: {},
+    "numbers": lambda world: {"x": np.float64(world.steps) / 3, "f": np.float32(0.1), "n": np.int64(7), "b": np.True_, "i": 4},
+    "nested": lambda world: {"deep": {"array": np.arange(world.steps), "text": "a", "none": None, "tuple": (1, 2.5)}},
+    "sometimes": lambda world: {"lucky": True} if world.np_random.random() < 0.3 else {},
+    "its own dict": lambda world: world.kept_info,
+    "large": lambda world: {"frame": np.full((200, 200), world.steps)},
+}
+
+
+class World(gym.Env):
+    """
+    Random observations, rewards, ends and cuts, all from the environment's generator; remembers what it was told.
+
+    :param observations: name in SPACES
+    :param actions: name in SPACES
+    :param info: name in INFOS
+    :param flags: makes of a truth value what the environment returns
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 17}
+    render_mode = "rgb_array"
+
+    def __init__(self, observations="vector", actions="discrete", info="nothing", flags=bool):
+        self.observation_space = copy.deepcopy(SPACES[observations])
+        self.action_space = copy.deepcopy(SPACES[actions])
+        self.make_info, self.flags = INFOS[info], flags
+        self.kept_info, self.last_action, self.options, self.steps = {}, None, None, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.steps, self.options = 0, options
+        return self.observation_space.sample(), self.make_info(self) | {"start": float(self.np_random.random())}
+
+    def step(self, action):
+        self.steps += 1
+        self.last_action = action
+        if isinstance(action, np.ndarray):
+            action += 1  # it is this environment's own
+        ended, cut = self.np_random.random() < 0.2, self.np_random.random() < 0.2
+        reward = 1.1 * self.np_random.random()
+        return self.observation_space.sample(), reward, self.flags(ended), self.flags(cut), self.make_info(self)
+
+    def render(self):
+        return np.full((4, 4, 3), self.steps, np.uint8)
+
+    def told(self, plus=0, *, times=1):
+        """What it did last."""
+        return self.last_action, times * (self.steps + plus)
+
+
+class Broken(gym.Env):
+    """Counts its steps; before the step of a number, something happens."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, fault_at=None, fault=None, fault_in_reset=False, closed_file=None):
+        self.fault_at, self.fault, self.fault_in_reset, self.closed_file = fault_at, fault, fault_in_reset, closed_file
+        self.total = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if self.fault_in_reset:
+            self.fault()
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.total += 1
+        if self.total == self.fault_at:
+            self.fault()
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), float(action), self.steps == 7, False, {}
+
+    def close(self):
+        if self.closed_file is not None:
+            with open(self.closed_file, "a") as file:
+                file.write(f"{os.getpid()}\n")
+
+
+class StuckError(Exception):
+    """Raised by an environment."""
+
+
+class UnpicklableError(Exception):
+    """Raised by an environment; it can be pickled but not unpickled."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}, {why}")
+
+
+def raise_stuck():
+    raise StuckError("the gripper is stuck")
+
+
+def raise_unpicklable():
+    raise UnpicklableError("the gripper is stuck", "as so often")
+
+
+def kill_myself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    os._exit(3)
+
+
+def hang():
+    time.sleep(1000)
+
+
+def nap():
+    time.sleep(1.0)
