@@ -6,11 +6,12 @@ import signal
 import struct
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import stable_baselines3
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from resume_scenarios import CONTEXT, ROLLOUT, Crash, fingerprint, train
 from stable_baselines3.common.env_util import make_vec_env
@@ -44,6 +45,15 @@ def two_checkpoints(tmp_path_factory, a_model):
     return folder
 
 
+def contents(path):
+    """What the entries of a zip hold; None if it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(entry) for entry in archive.infolist()]
+    except (zipfile.BadZipFile, zlib.error):
+        return None
+
+
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), truncate=st.booleans())
 def test_a_torn_one_is_passed_over(tmp_path_factory, two_checkpoints, where, bit, truncate):
     """Cut anywhere, or one bit changed in the contents of any entry: the older one is taken."""
@@ -62,6 +72,7 @@ def test_a_torn_one_is_passed_over(tmp_path_factory, two_checkpoints, where, bit
         start = header + 30 + name_length + extra_length
         content[start + int(where * entry.compress_size)] ^= 1 << bit
     path.write_bytes(content)
+    assume(contents(path) != contents(two_checkpoints / path.name))  # the last bits of a compressed entry hold nothing
     with pytest.warns(UserWarning, match="not a complete checkpoint"):
         checkpoint = checkpoint_file.newest(folder)
     assert checkpoint.state == {"number": 1}
