@@ -13,7 +13,7 @@ from sb3_policyopt import arguments
 from sb3_policyopt.arguments import Coefficient
 from sb3_policyopt.devices import Passes
 from sb3_policyopt.engines import Batch, Engine, Terms, in_closed_form
-from sb3_policyopt.engines.autograd import buffers_kept
+from sb3_policyopt.engines.actor_critic import buffers_kept
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import REFUSALS, backtracking_line_search, predicted_kl, step_scale

@@ -8,16 +8,15 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.distributions import Distribution as TorchDistribution
-from torch.distributions import kl_divergence
 
 from sb3_policyopt.engines.engine import Batch, Engine, Expansion, PPOCoefficients, Terms
 from sb3_policyopt.engines.rollout_data import flattened
 from sb3_policyopt.engines.structure import Structure
+from sb3_policyopt.engines.torch_distributions import detached, joint_kl, parameter_names, torch_distributions, unvalidated
 
 Array = NDArray[Any]
 
@@ -353,130 +352,6 @@ class _Fisher:
         for piece, share in self.engine._micro_batches(self.batch):
             product += share * self.engine._actor_gradient(self._kl_gradient(piece) @ vector)
         return product
-
-
-def split_parameters(policy: ActorCriticPolicy, observations: Any = None) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """
-    Tell actor and critic apart by the autograd graph of a real observation, never by name.
-
-    The policy is left as it was: buffers that count what they see, and random generators.
-
-    :param policy: any SB3 actor-critic policy
-    :param observations: real ones, as tensors on the policy's device; None if nothing needs to be told apart, and the policy
-        is then not called
-    :return: the parameters that the action distribution depends on, shared ones among them; and all others, those that
-        only the value or an overridden loss depends on. Frozen parameters are in no list. Without observations all are in the
-        first
-    :raises ValueError: if the policy has no trainable parameter
-    """
-    trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ValueError("policy: no parameter is trainable; unfreeze some with requires_grad_(True)")
-    # After all layers, where the closed form of the networks has it.
-    trainable.sort(key=lambda parameter: parameter is getattr(policy, "log_std", None))
-    if observations is None:
-        return trainable, []
-    was_training = policy.training
-    policy.set_training_mode(False)
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    try:
-        with th.enable_grad(), unvalidated(), buffers_kept(policy), th.random.fork_rng(devices):
-            distribution = policy.get_distribution(observations)
-            log_prob = distribution.log_prob(distribution.mode())
-            in_actor = _reached(log_prob.sum(), trainable)
-    finally:
-        policy.set_training_mode(was_training)
-        policy.action_dist.distribution = None  # type: ignore[assignment]  # it would keep the graph alive
-    actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
-    critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
-    return actor, critic
-
-
-@contextmanager
-def buffers_kept(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    A context after which the policy's buffers hold what they held before: some modules count what they see.
-
-    :param policy: any SB3 actor-critic policy
-    :return: the context
-    """
-    buffers = [(buffer, buffer.clone()) for buffer in policy.buffers()]
-    try:
-        yield
-    finally:
-        with th.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-
-
-def _reached(scalar: th.Tensor, parameters: list[nn.Parameter]) -> list[bool]:
-    """
-    Which parameters a scalar depends on.
-
-    :param scalar: the result of a computation
-    :param parameters: candidates
-    :return: True for each that the graph reaches
-    """
-    if not scalar.requires_grad:
-        return [False] * len(parameters)
-    gradients = th.autograd.grad(scalar, parameters, allow_unused=True)
-    return [gradient is not None for gradient in gradients]
-
-
-def torch_distributions(distribution: Distribution) -> list[TorchDistribution]:
-    """
-    What an SB3 distribution is made of; a squashed one has the KL of what it squashes, as tanh is a bijection.
-
-    :param distribution: SB3's
-    :return: independent torch distributions
-    """
-    inner = distribution.distribution
-    return list(inner) if isinstance(inner, (list, tuple)) else [inner]
-
-
-def detached(distribution: TorchDistribution) -> TorchDistribution:
-    """
-    The same distribution as a constant.
-
-    :param distribution: torch's, of a family that is made from its constrained arguments
-    :return: one without a graph
-    """
-    return type(distribution)(**{name: getattr(distribution, name).detach() for name in parameter_names(distribution)})
-
-
-def parameter_names(distribution: TorchDistribution) -> list[str]:
-    """
-    The arguments that a distribution is made from.
-
-    :param distribution: torch's
-    :return: their names; "logits" where it could be made from "probs" too
-    """
-    return [
-        name for name in distribution.arg_constraints if not (name == "probs" and "logits" in distribution.arg_constraints)
-    ]
-
-
-def joint_kl(old: list[TorchDistribution], new: list[TorchDistribution]) -> th.Tensor:
-    """
-    S2: KL(old‖new) of the whole action, summed over its independent dimensions.
-
-    :param old: independent parts, batch shape (batch,) or (batch, n)
-    :param new: the same for other parameters
-    :return: shape (batch,)
-    """
-    parts = [kl_divergence(p, q) for p, q in zip(old, new, strict=True)]
-    return th.stack([part.flatten(1).sum(1) if part.dim() > 1 else part for part in parts]).sum(0)
-
-
-@contextmanager
-def unvalidated() -> Iterator[None]:
-    """Torch distributions without argument checks, each of which would wait for the device; our own guards name the cause."""
-    before = TorchDistribution._validate_args
-    TorchDistribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        TorchDistribution.set_default_validate_args(before)
 
 
 def _accumulate(total: Terms, terms: Terms, share: float) -> None:

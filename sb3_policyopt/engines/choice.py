@@ -12,7 +12,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_policyopt.engines.activations import constants_of_activation, make_activation
-from sb3_policyopt.engines.autograd import AutogradEngine, Objectives, split_parameters
+from sb3_policyopt.engines.actor_critic import split_parameters
+from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
 from sb3_policyopt.engines.closed_form import ClosedFormEngine
 from sb3_policyopt.engines.engine import Engine
 from sb3_policyopt.engines.hybrid import HybridEngine

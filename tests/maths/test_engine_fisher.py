@@ -18,7 +18,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 
 from sb3_policyopt import TRPO
-from sb3_policyopt.engines.autograd import AutogradEngine, split_parameters
+from sb3_policyopt.engines.actor_critic import split_parameters
+from sb3_policyopt.engines.autograd import AutogradEngine
 from sb3_policyopt.engines.engine import Batch
 
 BATCH = 7
