@@ -22,20 +22,39 @@ def load(algo: str, env_id: str, name: str = SHIPPED, candidates: Path = CANDIDA
 
     :param algo: "ppo" or "trpo"
     :param env_id: the environment, which decides what "shipped" is
-    :param name: "shipped" for the entry of hyperparams/*.yml, else the name of a candidate
+    :param name: "shipped" for the entry of hyperparams/*.yml, else the name of a candidate; after it, separated by spaces,
+        what is set differently: ``"shared gamma=0.98 policy_kwargs=dict(log_std_init=-1)"``
     :param candidates: the file with the candidates
     :return: a new dictionary
     :raises ValueError: if there is no such entry
     """
-    if name == SHIPPED:
-        entries, where = hyperparams.load(algo), hyperparams.path(algo)
-        key = env_id
+    base, *changes = name.split()
+    if base == SHIPPED:
+        entries, where, key = hyperparams.load(algo), hyperparams.path(algo), env_id
     else:
-        entries, where = yaml.safe_load(candidates.read_text(encoding="utf-8"))[algo], candidates
-        key = name
+        entries, where, key = yaml.safe_load(candidates.read_text(encoding="utf-8"))[algo], candidates, base
     if key not in entries:
         raise ValueError(f"{where} has no entry {key!r} for {algo}; it has {', '.join(sorted(entries))}")
-    return dict(entries[key])
+    return {**entries[key], **dict(_change(text) for text in changes)}
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """
+    Read one change of an entry.
+
+    :param text: ``key=value``
+    :return: both; the value is a number if it looks like one
+    :raises ValueError: if there is no "="
+    """
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ValueError(f"a change of an entry is written key=value without spaces, not {text!r}")
+    for type_ in (int, float):
+        try:
+            return key, type_(value)
+        except ValueError:
+            continue
+    return key, {"True": True, "False": False}.get(value, value)
 
 
 def identity(entry: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from benchmarks.scores import entries, runs
-from benchmarks.scores.runs import OURS, STOCK, Run
+from benchmarks.scores.runs import OURS, Run
 from sb3_policyopt.recording import git_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ def execute(run: Run, entry: entries.Entry, work: Path, results: Path, lock: Loc
 
 
 class Watch:
-    """Wall seconds of a training in all the processes that had a part in it; an interrupted part counts until its checkpoint."""
+    """Wall seconds of a training in all the processes that had a part in it; an interrupted one counts to its checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -168,7 +168,9 @@ class Watch:
 def elapsed(path: Path) -> float:
     """The last time that SB3 logged, which a resumed training counts from the first start."""
     with path.open(newline="", encoding="utf-8") as file:
-        return max((float(row["time/time_elapsed"]) for row in csv.DictReader(file) if row.get("time/time_elapsed")), default=0.0)
+        return max(
+            (float(row["time/time_elapsed"]) for row in csv.DictReader(file) if row.get("time/time_elapsed")), default=0.0
+        )
 
 
 def train_all(wanted: Sequence[tuple[Run, entries.Entry]], work: Path, results: Path, jobs: int = 1) -> int:
@@ -208,6 +210,3 @@ def wanted_runs(options: argparse.Namespace) -> list[tuple[Run, entries.Entry]]:
                     run = Run(options.implementation, algo, env_id, name, entries.identity(entry), steps, seed)
                     found.append((run, entry))
     return found
-
-
-__all__ = ["OURS", "STOCK", "execute", "train", "train_all", "wanted_runs"]
