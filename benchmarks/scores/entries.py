@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,18 @@ def load(algo: str, env_id: str, name: str = SHIPPED, candidates: Path = CANDIDA
     """
     base, *changes = name.split()
     if base == SHIPPED:
-        entries, where, key = hyperparams.load(algo), hyperparams.path(algo), env_id
+        entries, where, key = _shipped(algo), hyperparams.path(algo), env_id
     else:
         entries, where, key = yaml.safe_load(candidates.read_text(encoding="utf-8"))[algo], candidates, base
     if key not in entries:
         raise ValueError(f"{where} has no entry {key!r} for {algo}; it has {', '.join(sorted(entries))}")
     return {**entries[key], **dict(_change(text) for text in changes)}
+
+
+@cache
+def _shipped(algo: str) -> dict[str, Entry]:
+    """The file of an algorithm, read once; nothing here changes an entry."""
+    return hyperparams.load(algo)
 
 
 def _change(text: str) -> tuple[str, Any]:

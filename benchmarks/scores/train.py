@@ -130,13 +130,13 @@ def execute(run: Run, entry: entries.Entry, work: Path, results: Path, lock: Loc
     :param lock: of the CSV file
     """
     folder = work / run.folder_name
+    state = git_state(ROOT)
     watch = Watch(folder)
     trained = train(run, entry, folder)
     seconds = watch.stop()
     options = [run.algo, run.env_id, str(trained), "--implementation", run.implementation, "--episodes", str(N_EPISODES)]
     evaluation = json.loads(child("benchmarks.scores.evaluate", options, folder).splitlines()[-1])
     returns = evaluation["returns"]
-    state = git_state(ROOT)
     outcome = {
         "mean": round(float(np.mean(returns)), 3),
         "std": round(float(np.std(returns)), 3),

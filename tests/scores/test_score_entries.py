@@ -93,3 +93,22 @@ def test_the_csv_of_the_repository_has_each_run_once():
     rows = runs.read()
     assert len(rows) > 0
     assert len({runs.key(row) for row in rows}) == len(rows)
+
+
+def tuned_here(algo):
+    """The entries whose numbers come from trainings of version 5 here."""
+    lines = hyperparams.path(algo).read_text().splitlines()
+    pairs = zip(lines, lines[1:], strict=False)
+    return [line.split(":")[0] for before, line in pairs if before.startswith("# tuned here") and "-v5:" in line]
+
+
+@pytest.mark.parametrize(("algo", "env_id"), [(algo, env_id) for algo in ("ppo", "trpo") for env_id in tuned_here(algo)])
+def test_every_entry_tuned_here_has_its_trainings_in_the_csv(algo, env_id):
+    """An entry that is changed without new trainings has no rows, for its identity is another."""
+    identity = entries.identity(entries.load(algo, env_id))
+    seeds = {
+        int(row["seed"])
+        for row in runs.read()
+        if (row["implementation"], row["algo"], row["env_id"], row["entry_hash"]) == ("ours", algo, env_id, identity)
+    }
+    assert any(seed < runs.SEARCH_SEEDS for seed in seeds), seeds
