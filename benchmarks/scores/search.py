@@ -93,7 +93,7 @@ def take_up(study: optuna.Study) -> None:
 
 def search(options: argparse.Namespace) -> optuna.Study:
     """
-    Make a number of trials, the candidate itself first.
+    Make a number of trials.
 
     :param options: of the command line
     :return: the study
@@ -105,11 +105,12 @@ def search(options: argparse.Namespace) -> optuna.Study:
     study = optuna.create_study(
         study_name=f"{options.algo} {options.env} {options.entry} {options.n_timesteps}",
         storage=f"sqlite:///{storage}",
-        sampler=optuna.samplers.TPESampler(n_startup_trials=8, seed=0),
         direction="maximize",
         load_if_exists=True,
     )
     take_up(study)
+    # A seed of its own for each call: the same one would draw the first trials again.
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=8, seed=len(study.trials))
 
     def objective(trial: optuna.Trial) -> float:
         name = entry_name(options.entry, n_envs, suggest(trial))

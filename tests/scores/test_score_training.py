@@ -135,6 +135,7 @@ def test_the_objective_does_not_forgive_a_stalled_seed():
 
 @pytest.mark.slow
 def test_a_search_of_two_trials(tmp_path, capsys):
+    """In two calls, the second of which does not draw the first one's trial again."""
     command = ["search", "--algo", "trpo", "--env", ENV, "--trials", "1", "--n-seeds", "2", "-n", "4096"]
     command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "scores.csv")]
     assert main(command) == 0
