@@ -1,6 +1,7 @@
 """Entries, their identity, and which runs have been made."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -98,8 +99,7 @@ def test_the_csv_of_the_repository_has_each_run_once():
 def tuned_here(algo):
     """The entries whose numbers come from trainings of version 5 here."""
     lines = hyperparams.path(algo).read_text().splitlines()
-    pairs = zip(lines, lines[1:], strict=False)
-    return [line.split(":")[0] for before, line in pairs if before.startswith("# tuned here") and "-v5:" in line]
+    return [line.split(":")[0] for before, line in pairwise(lines) if before.startswith("# tuned here") and "-v5:" in line]
 
 
 @pytest.mark.parametrize(("algo", "env_id"), [(algo, env_id) for algo in ("ppo", "trpo") for env_id in tuned_here(algo)])

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_trpo_has_the_numbers_of_the_zoo_on_the_joint_scale(env_id: str) -> None
 def origin(algo: str, env_id: str) -> str:
     """The line above an entry."""
     lines = hyperparams.path(algo).read_text().splitlines()
-    return next(before for before, line in zip(lines, lines[1:], strict=False) if line.startswith(f"{env_id}:"))
+    return next(before for before, line in pairwise(lines) if line.startswith(f"{env_id}:"))
 
 
 CARRIED = [
