@@ -10,7 +10,6 @@ from sb3_policyopt.recording import installed_versions
 
 #: No training starts from a seed like this one.
 SEED = 10_000_000
-N_ENVS = 10
 
 
 def evaluate(algo: str, env_id: str, run: str, implementation: str, n_episodes: int) -> list[float]:
@@ -33,10 +32,8 @@ def evaluate(algo: str, env_id: str, run: str, implementation: str, n_episodes: 
         import sb3_policyopt.zoo  # noqa: F401
     name = env_id.replace("/", "-")
     hyperparams, statistics = get_saved_hyperparams(f"{run}/{name}", test_mode=True)
-    n_envs = min(N_ENVS, n_episodes)
-    env = create_test_env(
-        env_id, n_envs, stats_path=statistics, seed=SEED, hyperparams=hyperparams, should_render=False, log_dir=None
-    )
+    # One environment: of more, rl-zoo3 would make processes.
+    env = create_test_env(env_id, stats_path=statistics, seed=SEED, hyperparams=hyperparams, should_render=False, log_dir=None)
     model = rl_zoo3.ALGOS[algo].load(f"{run}/{name}.zip", device="cpu")
     returns, _ = evaluate_policy(model, env, n_eval_episodes=n_episodes, deterministic=True, return_episode_rewards=True)
     env.close()
