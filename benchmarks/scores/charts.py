@@ -50,8 +50,11 @@ def learning_curves(axes: Axes, ours: Group, stock: Group | None) -> None:
         label = f"{'ours' if kind == 'ours' else STOCK_NAMES[ours.algo]} ({len(curves)})"
         axes.plot(band.steps, band.centre, color=COLOURS[kind], label=label)
         axes.fill_between(band.steps, band.low, band.high, color=COLOURS[kind], alpha=0.2, linewidth=0)
-    axes.set_xlabel("steps")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    if axes.lines:
+        axes.set_xlabel("steps")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    else:
+        axes.set_axis_off()
 
 
 def draw(rows: Sequence[Row], panel: Panel, path: Path) -> None:

