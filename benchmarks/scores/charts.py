@@ -34,7 +34,7 @@ def final_returns(axes: Axes, ours: Group, stock: Group | None) -> None:
     published = PUBLISHED.get((ours.algo, ours.env_id))
     if published is not None and published.n_timesteps == ours.n_timesteps:
         axes.axhline(published.mean, color="black", linestyle=":", linewidth=1)
-    names = [f"ours ({len(ours.rows)})", "" if stock is None else f"{STOCK_NAMES[ours.algo]} ({len(stock.rows)})"]
+    names = [f"ours\n({len(ours.rows)})", "" if stock is None else f"{STOCK_NAMES[ours.algo]}\n({len(stock.rows)})"]
     axes.set_xticks([0, 1], names)
     axes.set_xlim(-0.6, 1.6)
 
@@ -68,8 +68,10 @@ def draw(rows: Sequence[Row], panel: Panel, path: Path) -> None:
     groups = group(rows)
     shipped = {(found.algo, found.env_id): found for found in groups if is_shipped(found) and found.env_id.startswith(MUJOCO)}
     env_ids = sorted({env_id for _, env_id in shipped}, key=lambda env_id: (place(env_id), env_id))
-    figure, grid = plt.subplots(2, len(env_ids), figsize=(2.6 * len(env_ids), 5.6), squeeze=False)
-    for row, algo in enumerate(("ppo", "trpo")):
+    algos = sorted({algo for algo, _ in shipped})
+    size = (2.6 * len(env_ids), 2.8 * len(algos))
+    figure, grid = plt.subplots(len(algos), len(env_ids), figsize=size, squeeze=False)
+    for row, algo in enumerate(algos):
         for column, env_id in enumerate(env_ids):
             axes, found = grid[row][column], shipped.get((algo, env_id))
             axes.spines[["top", "right"]].set_visible(False)
