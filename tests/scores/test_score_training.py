@@ -116,6 +116,18 @@ def test_a_search_is_taken_up_where_it_stood(tmp_path):
     assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING"]
 
 
+def test_a_second_call_goes_on_with_the_study_and_draws_anew(tmp_path, monkeypatch, capsys):
+    """With a score that takes no training: the study, its storage and its sampler are real."""
+    names = []
+    monkeypatch.setattr(search, "score", lambda name, options: names.append(name) or float(len(names)))
+    command = ["search", "--algo", "trpo", "--env", ENV, "--trials", "2", "--work", str(tmp_path)]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert len(set(names)) == 4
+    best, *_ = capsys.readouterr().out.splitlines()[-4:]
+    assert best == f"       4.0  {names[3]}"
+
+
 def test_the_name_of_a_trial_says_what_it_trains():
     values = {"one_minus_gamma": 0.005, "one_minus_lambda": 0.1, "log_std_init": -0.7, "learning_rate": 0.001, "rollout": 2048}
     entry = entries.load("trpo", ENV, search.entry_name("shared", 4, values))
