@@ -1,0 +1,78 @@
+"""The command line: ``python -m benchmarks.scores {train,stock,search,table,curves} ...``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.scores import entries, runs
+from benchmarks.scores.train import ROOT, train_all, wanted_runs
+
+NAMED = "'shipped' (hyperparams/*.yml), or a name of candidates.yml; changes may follow: 'shared gamma=0.98'"
+
+
+def shared_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that trains has."""
+    parser.add_argument("--candidates", type=Path, default=entries.CANDIDATES)
+    parser.add_argument("-n", "--n-timesteps", type=int, help="instead of the entry's own")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, of one thread each")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "scores", help="folder of unfinished trainings")
+    parser.add_argument("--results", type=Path, default=runs.RESULTS)
+
+
+def add_training(actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, help_: str) -> None:
+    """Add a command that trains given entries."""
+    parser = actions.add_parser(name, help=help_)
+    parser.add_argument("--algo", nargs="+", default=["ppo", "trpo"], choices=["ppo", "trpo"])
+    parser.add_argument("--env", nargs="+", required=True)
+    parser.add_argument("--entry", nargs="+", default=[entries.SHIPPED], help=NAMED)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
+    shared_options(parser)
+    parser.set_defaults(implementation=runs.STOCK if name == "stock" else runs.OURS)
+
+
+def add_search(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command that searches."""
+    parser = actions.add_parser("search", help="search an environment's entry around a candidate")
+    parser.add_argument("--algo", required=True, choices=["ppo", "trpo"])
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--entry", default="shared", help=NAMED)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--n-seeds", type=int, default=2)
+    parser.add_argument("--storage", type=Path, help="SQLite file of the studies")
+    shared_options(parser)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run a command.
+
+    :param argv: its name and options, those of the process by default
+    :return: exit code
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scores")
+    actions = parser.add_subparsers(dest="action", required=True)
+    add_training(actions, "train", "train and evaluate what has no row yet")
+    add_training(actions, "stock", "the same with SB3's PPO and sb3-contrib's TRPO")
+    add_search(actions)
+    actions.add_parser("table", help="write the tables of docs/scores.md")
+    actions.add_parser("curves", help="draw docs/scores.png and docs/score_curves.png")
+    options = parser.parse_args(argv)
+    if options.action == "table":
+        from benchmarks.scores import table
+
+        table.write(runs.read())
+    elif options.action == "curves":
+        from benchmarks.scores import charts
+
+        charts.draw_all(runs.read())
+    elif options.action == "search":
+        from benchmarks.scores.search import search
+
+        search(options)
+    elif train_all(wanted_runs(options), options.work, options.results, options.jobs):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

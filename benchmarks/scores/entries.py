@@ -1,0 +1,92 @@
+"""The hyperparameters to train with: those that are shipped, and the candidates beside this file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_policyopt import hyperparams
+
+CANDIDATES = Path(__file__).resolve().parent / "candidates.yml"
+SHIPPED = "shipped"
+
+Entry = dict[str, Any]
+
+
+def load(algo: str, env_id: str, name: str = SHIPPED, candidates: Path = CANDIDATES) -> Entry:
+    """
+    Read an entry in rl-zoo3's format.
+
+    :param algo: "ppo" or "trpo"
+    :param env_id: the environment, which decides what "shipped" is
+    :param name: "shipped" for the entry of hyperparams/*.yml, else the name of a candidate; after it, separated by spaces,
+        what is set differently: ``"shared gamma=0.98 policy_kwargs=dict(log_std_init=-1)"``
+    :param candidates: the file with the candidates
+    :return: a new dictionary
+    :raises ValueError: if there is no such entry
+    """
+    base, *changes = name.split()
+    if base == SHIPPED:
+        entries, where, key = _shipped(algo), hyperparams.path(algo), env_id
+    else:
+        entries, where, key = yaml.safe_load(candidates.read_text(encoding="utf-8"))[algo], candidates, base
+    if key not in entries:
+        raise ValueError(f"{where} has no entry {key!r} for {algo}; it has {', '.join(sorted(entries))}")
+    return {**entries[key], **dict(_change(text) for text in changes)}
+
+
+@cache
+def _shipped(algo: str) -> dict[str, Entry]:
+    """The file of an algorithm, read once; nothing here changes an entry."""
+    return hyperparams.load(algo)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """
+    Read one change of an entry.
+
+    :param text: ``key=value``
+    :return: both; the value is a number if it looks like one
+    :raises ValueError: if there is no "="
+    """
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ValueError(f"a change of an entry is written key=value without spaces, not {text!r}")
+    for type_ in (int, float):
+        try:
+            return key, type_(value)
+        except ValueError:
+            continue
+    return key, {"True": True, "False": False}.get(value, value)
+
+
+def identity(entry: Mapping[str, Any]) -> str:
+    """
+    A short name for what an entry sets, whatever its order and its number of timesteps, which a run records by itself.
+
+    :param entry: in rl-zoo3's format
+    :return: ten hexadecimal digits
+    """
+    settings = {key: value for key, value in entry.items() if key != "n_timesteps"}
+    if isinstance(settings.get("policy_kwargs"), str):
+        settings["policy_kwargs"] = "".join(settings["policy_kwargs"].split())
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def on_the_scale_of_contrib(entry: Mapping[str, Any], dimensions: int) -> Entry:
+    """
+    TRPO's entry for sb3-contrib, whose KL divergence and Fisher matrix are ours divided by the dimensions of a Box.
+
+    :param entry: ours
+    :param dimensions: of the Box; 1 for other action spaces
+    :return: theirs
+    """
+    return {
+        **entry,
+        "target_kl": entry.get("target_kl", 0.01) / dimensions,
+        "cg_damping": entry.get("cg_damping", 0.1) / dimensions,
+    }

@@ -1,0 +1,138 @@
+"""Write the tables of docs/scores.md from the CSV file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.scores.entries import SHIPPED
+from benchmarks.scores.groups import Group, group, is_shipped, stock_for
+from benchmarks.scores.published import GOOD_MODE, PUBLISHED, SOURCES
+from benchmarks.scores.runs import OURS, SEARCH_SEEDS, Row
+from benchmarks.scores.statistics import mean_improvement, probability_of_improvement, stratified_interval
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "scores.md"
+MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Reacher", "Pusher", "Inverted", "Humanoid")
+HEADER = [
+    "environment",
+    "",
+    "steps",
+    "seeds",
+    "IQM [95%]",
+    "good mode",
+    "stock: IQM (seeds)",
+    "P(better)",
+    "published",
+    "minutes",
+    "every seed",
+]
+
+
+def number(value: float) -> str:
+    """With a thousands separator, and digits that mean something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def main_table(rows: Sequence[Row]) -> str:
+    """
+    One line for each shipped entry that was trained: MuJoCo first, then the others.
+
+    :param rows: of the CSV file
+    :return: Markdown
+    """
+    groups = group(rows)
+    shipped = [found for found in groups if is_shipped(found)]
+    shipped.sort(key=lambda found: (place(found.env_id), found.env_id, found.algo))
+    lines = [
+        "| " + " | ".join(HEADER) + " |",
+        "|---|---|" + "---:|" * (len(HEADER) - 3) + "---|",
+        *(_line(found, stock_for(found, groups)) for found in shipped),
+    ]
+    return "\n".join(lines) + "\n\n" + _over_all(shipped, groups)
+
+
+def place(env_id: str) -> int:
+    """Order of the environments: MuJoCo's best known ones first."""
+    return next((index for index, name in enumerate(MUJOCO) if env_id.startswith(name)), len(MUJOCO))
+
+
+def _line(found: Group, stock: Group | None) -> str:
+    interval = f" [{number(found.interval[0])}, {number(found.interval[1])}]" if len(found.rows) > 1 else ""
+    threshold = GOOD_MODE.get(found.env_id)
+    good = "" if threshold is None else f"{np.sum(found.returns >= threshold)} of {len(found.rows)}"
+    beside, better = "", ""
+    if stock is not None:
+        beside = f"{number(stock.iqm)} ({len(stock.rows)})"
+        better = f"{probability_of_improvement(found.returns, stock.returns):.2f}"
+    published = PUBLISHED.get((found.algo, found.env_id))
+    theirs = ""
+    if published is not None:
+        spread = "" if published.spread is None else f" ± {number(published.spread)}"
+        steps = "" if published.n_timesteps == found.n_timesteps else f" at {published.n_timesteps:,}"
+        theirs = f"{number(published.mean)}{spread} ({published.source}){steps}"
+    minutes = "" if found.minutes is None else f"{found.minutes:.1f}"
+    seeds = ", ".join(number(value) for value in found.returns)
+    cells = [found.env_id, found.algo.upper(), f"{found.n_timesteps:,}", str(len(found.rows)), number(found.iqm) + interval]
+    return "| " + " | ".join([*cells, good, beside, better, theirs, minutes, seeds]) + " |"
+
+
+def _over_all(shipped: Sequence[Group], groups: Sequence[Group]) -> str:
+    """The probability of improvement over stock, averaged over environments."""
+    sentences = []
+    for algo in ("ppo", "trpo"):
+        pairs = []
+        for found in shipped:
+            stock = stock_for(found, groups)
+            if found.algo == algo and stock is not None:
+                pairs += [found.returns, stock.returns]
+        if pairs:
+            low, high = stratified_interval(mean_improvement, pairs)
+            sentences.append(
+                f"{algo.upper()}: over the {len(pairs) // 2} environments where the stock implementation ran here, the mean "
+                f"probability of improvement is {mean_improvement(pairs):.2f} [{low:.2f}, {high:.2f}]."
+            )
+    return "\n".join(sentences)
+
+
+def tried_table(rows: Sequence[Row]) -> str:
+    """
+    What was trained beside the shipped entries: candidates, searches, earlier entries.
+
+    :param rows: of the CSV file
+    :return: Markdown
+    """
+    others = [found for found in group(rows) if found.rows[0]["implementation"] == OURS and not is_shipped(found)]
+    others.sort(key=lambda found: (place(found.env_id), found.env_id, found.algo, -found.iqm))
+    lines = ["| environment | | entry | steps | seeds | return of each |", "|---|---|---|---:|---|---|"]
+    for found in others:
+        seeds = ", ".join(row["seed"] for row in found.rows)
+        returns = ", ".join(number(value) for value in found.returns)
+        entry = found.rows[0]["entry"].replace(SHIPPED, "an earlier entry")
+        cells = [found.env_id, found.algo.upper(), f"`{entry}`", f"{found.n_timesteps:,}", seeds, returns]
+        lines.append("| " + " | ".join(cells) + " |")
+    hours = sum(float(row["wall_seconds"] or 0) for row in rows if int(row["seed"]) >= SEARCH_SEEDS) / 3600
+    return "\n".join(
+        [*lines, "", f"Trainings with seeds from {SEARCH_SEEDS} on chose the entries; they took {hours:.1f} core-hours."]
+    )
+
+
+def sources() -> str:
+    """Where the published figures are from."""
+    return "\n".join(f"- {name}: [{source.title}]({source.url}): {source.description}." for name, source in SOURCES.items())
+
+
+def write(rows: Sequence[Row], document: Path = DOCUMENT) -> None:
+    """
+    Put the tables between their marks.
+
+    :param rows: of the CSV file
+    :param document: has ``<!-- NAME -->`` and ``<!-- end of NAME -->`` for table, tried and sources
+    """
+    text = document.read_text(encoding="utf-8")
+    for name, content in {"table": main_table(rows), "tried": tried_table(rows), "sources": sources()}.items():
+        before, _, rest = text.partition(f"<!-- {name} -->")
+        _, found, after = rest.partition(f"<!-- end of {name} -->")
+        if not found:
+            raise ValueError(f"{document} lacks <!-- {name} --> ... <!-- end of {name} -->")
+        text = f"{before}<!-- {name} -->\n{content}\n<!-- end of {name} -->{after}"
+    document.write_text(text, encoding="utf-8")

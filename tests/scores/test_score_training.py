@@ -1,0 +1,160 @@
+"""Real trainings of a few updates through the harness: as the command line makes them, skipped, and resumed."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from benchmarks.scores import entries, runs, search, train
+from benchmarks.scores.__main__ import main
+from benchmarks.scores.runs import Run
+
+ENV = "InvertedPendulum-v5"
+
+
+def make_run(steps, entry_name="shipped", implementation="ours", algo="trpo"):
+    entry = entries.load(algo, ENV, entry_name)
+    return Run(implementation, algo, ENV, entry_name, entries.identity(entry), steps, 0), entry
+
+
+def parameters(folder):
+    _, params, _ = load_from_zip_file(folder / f"{ENV}.zip")
+    weights = {name: values.tolist() for name, values in params["policy"].items()}
+    statistics = (folder / ENV / "vecnormalize.pkl").read_bytes()
+    return weights, statistics
+
+
+def test_a_run_is_made_once_and_as_the_command_line_makes_it(tmp_path, cli, monkeypatch):
+    trained = {}
+
+    def keep(run, entry, folder, train=train.train):
+        result = train(run, entry, folder)
+        trained["harness"] = parameters(result)
+        return result
+
+    monkeypatch.setattr(train, "train", keep)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2048)
+    monkeypatch.setattr(train, "N_EPISODES", 3)
+    results = tmp_path / "scores.csv"
+    command = ["train", "--algo", "trpo", "--env", ENV, "--seeds", "0", "-n", "4096"]
+    command += ["--work", str(tmp_path / "work"), "--results", str(results)]
+    assert main(command) == 0
+    (row,) = runs.read(results)
+    assert row["entry_hash"] == entries.identity(entries.load("trpo", ENV))
+    assert int(row["n_episodes"]) == 3 and 0 < float(row["mean"]) <= 1000 and float(row["wall_seconds"]) > 0
+    curve = [float(value) for value in row["curve"].split()]
+    assert len(curve) == train.CURVE_POINTS and all(0 < value <= 1000 for value in curve)
+    assert list((tmp_path / "work").iterdir()) == []
+
+    cli(tmp_path, f"train --algo trpo --env {ENV} --seed 0 -n 4096 -f direct --eval-freq -1 --device cpu")
+    weights, _ = parameters(tmp_path / "direct" / "trpo" / f"{ENV}_1")
+    assert trained["harness"][0] == weights
+
+    trained.clear()
+    assert main(command) == 0
+    assert trained == {} and len(runs.read(results)) == 1
+
+
+def test_a_training_that_fails_says_so_and_has_no_row(tmp_path, capsys):
+    results = tmp_path / "scores.csv"
+    assert train.train_all([make_run(512, "shipped gamma=2")], tmp_path / "work", results) == 1
+    assert "gamma" in capsys.readouterr().err
+    assert runs.read(results) == []
+
+
+@pytest.mark.slow
+def test_one_failure_leaves_the_other_runs_alone(tmp_path):
+    results = tmp_path / "scores.csv"
+    good, entry = make_run(512, "shipped n_steps=128 batch_size=64")
+    assert train.train_all([make_run(512, "shipped gamma=2"), (good, entry)], tmp_path / "work", results) == 1
+    assert [row["entry"] for row in runs.read(results)] == [good.entry]
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2048)
+    run, entry = make_run(40_960)
+    whole = parameters(train.train(run, entry, tmp_path / "whole"))
+
+    def kill(module, arguments, folder):
+        with subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=folder, stdout=subprocess.DEVNULL) as process:
+            while not list((folder / "checkpoints").glob("*.zip")) and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as context, pytest.raises(RuntimeError, match="killed"):
+        context.setattr(train, "child", kill)
+        train.train(run, entry, tmp_path / "killed")
+    assert not list((tmp_path / "killed").rglob(f"{ENV}.zip"))
+    resumed = train.train(run, entry, tmp_path / "killed")
+    assert resumed.name == f"{ENV}_2"
+    assert parameters(resumed)[0] == whole[0]
+
+
+@pytest.mark.slow
+def test_stock_trains_its_own_classes_on_its_own_scale(tmp_path):
+    run, entry = make_run(256, "shipped n_steps=64 batch_size=64", "stock")
+    train.train(run, entry, tmp_path / "work")
+    written = yaml.safe_load((tmp_path / "work" / "entry.yml").read_text())[ENV]
+    assert written["target_kl"] == entry["target_kl"]  # one dimension
+    assert "sb3_contrib.trpo" in (tmp_path / "work" / "provenance.json").read_text()
+    assert train.learning_curve(tmp_path / "work", 256)
+
+
+def test_a_search_is_taken_up_where_it_stood(tmp_path):
+    import optuna
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0), direction="maximize")
+    drawn = search.suggest(study.ask())  # interrupted: never told
+    search.take_up(study)
+    again = study.ask()
+    assert search.suggest(again) == drawn
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING"]
+
+
+def test_a_second_call_goes_on_with_the_study_and_draws_anew(tmp_path, monkeypatch, capsys):
+    """With a score that takes no training: the study, its storage and its sampler are real."""
+    names = []
+    monkeypatch.setattr(search, "score", lambda name, options: names.append(name) or float(len(names)))
+    command = ["search", "--algo", "trpo", "--env", ENV, "--trials", "2", "--work", str(tmp_path)]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert len(set(names)) == 4
+    best, *_ = capsys.readouterr().out.splitlines()[-4:]
+    assert best == f"       4.0  {names[3]}"
+
+
+def test_the_name_of_a_trial_says_what_it_trains():
+    values = {"one_minus_gamma": 0.005, "one_minus_lambda": 0.1, "log_std_init": -0.7, "learning_rate": 0.001, "rollout": 2048}
+    entry = entries.load("trpo", ENV, search.entry_name("shared", 4, values))
+    expected = {
+        "gamma": 0.995,
+        "gae_lambda": 0.9,
+        "learning_rate": "lin_0.001",
+        "n_steps": 512,
+        "policy_kwargs": "dict(log_std_init=-0.7)",
+    }
+    assert entry == {**entries.load("trpo", ENV, "shared"), **expected}
+
+
+def test_the_objective_does_not_forgive_a_stalled_seed():
+    assert search.lower_quartile([1800.0, 6000.0, 6000.0]) == 3900.0
+
+
+@pytest.mark.slow
+def test_a_search_of_two_trials(tmp_path, capsys):
+    """In two calls, the second of which does not draw the first one's trial again."""
+    command = ["search", "--algo", "trpo", "--env", ENV, "--trials", "1", "--n-seeds", "2", "-n", "4096"]
+    command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "scores.csv")]
+    assert main(command) == 0
+    assert main(command) == 0
+    rows = runs.read(tmp_path / "scores.csv")
+    assert sorted(row["seed"] for row in rows) == ["1000", "1000", "1001", "1001"]
+    printed = capsys.readouterr().out
+    for name in {row["entry"] for row in rows}:
+        returns = [float(row["mean"]) for row in rows if row["entry"] == name]
+        assert f"{search.lower_quartile(returns):10.1f}  {name}" in printed
