@@ -261,6 +261,7 @@ def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Any:
             f"rollout_buffer has room for {buffer.buffer_size} steps, and {guard.n_steps} are to be collected. {RESIZE}"
         )
     n_envs, action_dim, replaced = buffer.n_envs, buffer.action_dim, vars(buffer)
+    shape = None if isinstance(buffer.observations, dict) else buffer.observations.shape[1:]
 
     def store(obs: Any, action: Any, reward: Any, episode_start: Any, value: Any, log_prob: Any) -> None:
         if "add" in replaced:  # by a callback, during this rollout
@@ -271,7 +272,7 @@ def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Any:
             for key, array in observations.items():
                 array[row] = obs[key].reshape(array.shape[1:])
         else:
-            observations[row] = obs.reshape(observations.shape[1:])
+            observations[row] = obs if obs.shape == shape else obs.reshape(shape)
         buffer.actions[row] = action.reshape(n_envs, action_dim)
         buffer.rewards[row] = reward
         buffer.episode_starts[row] = episode_start

@@ -1,6 +1,7 @@
 """Adam and AdamW on the flat vector."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch as th
@@ -43,6 +44,10 @@ class FlatAdam:
         views = (self.steps.unbind(), *(flat.places(moment, start) for moment in self.moments))
         self._places = [dict(zip(STATE, place, strict=True)) for place in zip(*views, strict=True)]
         self._addresses = [place.data_ptr() for places in self._places for place in places.values()]
+        self._states: list[dict[str, Any]] = []
+        self._tensors: list[th.Tensor] = []
+        self._kept: list[Any] = []  # so that no other object can get the same id
+        self._ids: list[int] = [0]
         self._step = th._fused_adamw_ if type(optimizer) is th.optim.AdamW else th._fused_adam_
 
     @staticmethod
@@ -72,7 +77,7 @@ class FlatAdam:
         :return: False if one fused call cannot go on from it: the parameters have been stepped unequally often, or a tensor
             of the state is somebody else's too
         """
-        return self.is_bound() or (self._adopt() and self._counts_agree())
+        return self.is_bound() or (self._adopt() and self.is_bound())
 
     def is_bound(self) -> bool:
         """
@@ -80,20 +85,12 @@ class FlatAdam:
 
         :return: False if it does not yet, or no longer
         """
-        state = self.optimizer.state
-        try:
-            addresses = [state[parameter][name].data_ptr() for parameter in self.parameters for name in STATE]
-        except (KeyError, AttributeError):  # no state yet, or one of another kind
-            return False
-        return addresses == self._addresses and self._counts_agree()
-
-    def _counts_agree(self) -> bool:
-        """
-        Whether all parameters have been stepped equally often.
-
-        :return: False if somebody stepped some of them alone
-        """
-        return bool((self._steps == self._steps[0]).all())
+        values = [*map(id, chain(self.optimizer.state.values(), chain.from_iterable(map(dict.values, self._states))))]
+        return (
+            values == self._ids
+            and [*map(th.Tensor.data_ptr, self._tensors)] == self._addresses
+            and bool((self._steps == self._steps[0]).all())
+        )
 
     def _adopt(self) -> bool:
         """
@@ -117,6 +114,10 @@ class FlatAdam:
             else:
                 place.copy_(tensor)
             state[name] = with_own_storage(place)
+        self._states = [self.optimizer.state[parameter] for parameter in self.parameters]
+        self._tensors = [state[name] for state in self._states for name in STATE]
+        self._kept = [*self.optimizer.state.values(), *chain.from_iterable(map(dict.values, self._states))]
+        self._ids = [*map(id, self._kept)]
         return True
 
     def step(self, skipped: th.Tensor | None = None) -> None:

@@ -214,6 +214,7 @@ class AutogradEngine(Engine):
         :param numbers: of these parameters
         """
         self._without_gradient.clear()
+        self._moments_checked = False  # a hook or a features extractor ran
         with th.no_grad():
             for i, gradient in zip(numbers, gradients, strict=True):
                 if gradient is None:

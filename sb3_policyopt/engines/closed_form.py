@@ -74,6 +74,7 @@ class ClosedFormEngine(NetworksEngine):
 
     def minibatches(self, rollout: Batch, batch_size: int, normalized: bool = False) -> Iterator[Batch]:
         """Shuffle the whole rollout once, so that minibatches are contiguous pieces of it."""
+        self._moments_checked = False  # once a pass: between its minibatches no code runs that is not ours
         order = np.random.permutation(rollout.size)
         observations, actions, *scalars = rollout
         shuffled = Batch(observations.take(order, 0), actions.T.take(order, 1).T, *(scalar.take(order) for scalar in scalars))

@@ -146,6 +146,7 @@ class Engine(ABC):
         self._first = 0
         self._stepped_gradient = self.flat.gradient
         self._without_gradient: set[int] = set()
+        self._moments_checked = False  # since code that is not ours ran
 
     @property
     def actor_parameters(self) -> th.Tensor:
@@ -281,6 +282,7 @@ class Engine(ABC):
         self._first = self._actor_count if critic_only else 0
         self._stepped_gradient = self.flat.gradient[self.flat.offsets[self._first] :]
         self._without_gradient.clear()
+        self._moments_checked = False
         self._fused = self._fused_adam(critic_only)
         if self._fused is not None:
             self._fused.start()
@@ -366,12 +368,14 @@ class Engine(ABC):
         if self._without_gradient:
             self._fused.finish()
             self._fused = None
-        elif not self._fused.is_bound():  # the first step, or somebody loaded, moved or stepped the optimizer's state
+        elif not self._moments_checked and not self._fused.is_bound():
+            # The first step, or somebody loaded, moved or stepped the optimizer's state.
             self._fused.finish()
             if self._fused.prepare():
                 self._fused.start()
             else:
                 self._fused = None
+        self._moments_checked = True
         return self._fused is not None
 
     def _step_of_optimizer(self, skipped: th.Tensor) -> None:

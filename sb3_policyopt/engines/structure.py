@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import chain
+from operator import contains
 from typing import Any
 
 from torch import nn
@@ -59,5 +60,5 @@ class Structure:
         return (
             self.has_same_contents()
             and not any(self._hooks)
-            and not any(map(dict.__contains__, self._attributes, self._names))
+            and not any(map(contains, self._attributes, self._names))
         )
