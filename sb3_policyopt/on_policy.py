@@ -254,14 +254,15 @@ class PolicyOptimization(Placed):
             print(f"Engine: {engine.name} ({engine.reason})")
         return engine
 
-    def current_engine(self) -> Engine:
+    def current_engine(self, thorough: bool = True) -> Engine:
         """
         The engine in the middle of a rollout; a new one if somebody changed the policy since the last step.
 
+        :param thorough: whether modules, hooks and methods may have changed, and not only the parameters' numbers and memory
         :return: the engine, also in ``engine_in_use``
         """
         engine = self.engine_in_use
-        if engine is None or engine.policy is not self.policy or not engine.fits():
+        if engine is None or engine.policy is not self.policy or not engine.fits(thorough):
             return self.prepare_engine()
         return engine
 

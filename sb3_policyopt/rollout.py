@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -56,6 +56,7 @@ def collect(
     to_env_action = action_converter(self)
     guard = RolloutGuard(rollout_buffer, n_rollout_steps, self.check_observations, is_stock(rollout_buffer, "reset", "add"))
     store = storing_function(rollout_buffer, guard)
+    watched = runs_code_of_users(callback)  # without it nobody changes modules before the rollout ends
     n_steps = 0
     shared = SharedRollout(self, env.num_envs)
     discrete, continuous = (isinstance(self.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
@@ -71,7 +72,7 @@ def collect(
             draw_noise(self, env)
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
-        engine = self.current_engine()
+        engine = self.current_engine(thorough=watched)
         if self.device.type != "cpu":  # drawing an action from NaN there ends the process's use of the GPU
             guard.check(observation=self._last_obs)
         try:
@@ -118,6 +119,20 @@ def collect(
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
+
+
+def runs_code_of_users(callback: BaseCallback) -> bool:
+    """
+    Whether a callback can do what it likes to the model.
+
+    :param callback: of a training
+    :return: False for those of SB3 that stand for no callback, and its progress bar
+    """
+    if type(callback) is CallbackList:
+        return any(map(runs_code_of_users, callback.callbacks))
+    if type(callback) is ConvertCallback:
+        return callback.callback is not None
+    return type(callback) is not ProgressBarCallback
 
 
 def check_action_parameters(engine: Engine, guard: RolloutGuard, observations: Any) -> None:

@@ -85,13 +85,13 @@ class ClosedFormEngine(NetworksEngine):
 
     def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
         """P5 and its gradient Jᵀ ∂(−L)/∂output."""
-        self._bring_parameters()
+        self._bring_parameters(thorough=not self._moments_checked)
         terms, _ = self.networks.ppo_gradient(minibatch.observations[None], minibatch, coefficients)
         return terms
 
     def value_gradient(self, minibatch: Batch) -> Terms:
         """T10: Jᵀ ∂L_VF/∂V through the critic alone."""
-        self._bring_parameters()
+        self._bring_parameters(thorough=not self._moments_checked)
         terms, _ = self.networks.value_gradient(minibatch.observations[None], minibatch.returns)
         return terms
 

@@ -263,10 +263,11 @@ class Engine(ABC):
         :return: False once a module or a parameter was replaced, added, frozen or moved to another device
         """
 
-    def fits(self) -> bool:
+    def fits(self, thorough: bool = True) -> bool:
         """
         Whether the next action can be computed from what the engine has read off the policy; asked before every step.
 
+        :param thorough: whether to look at modules, hooks and methods too, and not only at the parameters' memory
         :return: False if the engine has to be chosen anew
         """
         return True
@@ -345,13 +346,14 @@ class Engine(ABC):
             self._step_of_optimizer(skipped)
         return {"grad_norm": norm, "skipped_updates": skipped}
 
-    def _bring_parameters(self) -> None:
+    def _bring_parameters(self, thorough: bool = True) -> None:
         """
         Bring the flat vector up to date in the middle of an update.
 
+        :param thorough: see :meth:`FlatParameters.pull`
         :raises ValueError: if a parameter has another shape, dtype or device than at the update's start
         """
-        if not self.flat.pull():
+        if not self.flat.pull(thorough):
             raise ValueError(
                 "A parameter of the policy was given another shape, dtype or device in the middle of an update; "
                 "make such changes between updates, for example in a callback's _on_rollout_start"

@@ -49,9 +49,9 @@ class NetworksEngine(Engine):
         """
         return self.fits() and self.flat.is_of_same_kind() and constants_of(self.policy) == self._constants
 
-    def fits(self) -> bool:
+    def fits(self, thorough: bool = True) -> bool:
         """The networks' modules and parameters are the same objects, without hooks or methods of their own."""
-        return self._networks_structure.is_intact() and self.flat.pull()
+        return self.flat.pull(thorough) and (not thorough or self._networks_structure.is_intact())
 
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Draw the noise of all steps at once, from torch's global generator."""

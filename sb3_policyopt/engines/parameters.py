@@ -74,14 +74,17 @@ class FlatParameters:
         """
         return next(start for mine, start in zip(self.parameters, self.offsets, strict=False) if mine is parameter)
 
-    def pull(self) -> bool:
+    def pull(self, thorough: bool = True) -> bool:
         """
         Bring the vector up to date: call before it is read.
 
+        :param thorough: whether to look for other views of the same memory too, such as a transposed one
         :return: False if a parameter has another shape, dtype or device now, which needs another vector
         """
         in_place = [*map(th.Tensor.data_ptr, self.parameters)] == self._addresses
-        if not (in_place and all(map(th.Tensor.is_contiguous, self.parameters))) and not self._take_over():
+        if in_place and thorough:
+            in_place = all(map(th.Tensor.is_contiguous, self.parameters))
+        if not in_place and not self._take_over():
             return False
         for parameter, place in self._borrowed:
             place.copy_(parameter.detach())

@@ -57,8 +57,4 @@ class Structure:
 
         :return: False also once a hook or a method was set on an object
         """
-        return (
-            self.has_same_contents()
-            and not any(self._hooks)
-            and not any(map(contains, self._attributes, self._names))
-        )
+        return self.has_same_contents() and not any(self._hooks) and not any(map(contains, self._attributes, self._names))

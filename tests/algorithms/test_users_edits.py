@@ -6,6 +6,7 @@ The engines keep copies and views of what belongs to the policy; each test here 
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -135,3 +136,37 @@ def test_any_edits_at_any_time(cls, data):
     steps = st.tuples(st.integers(0, 7), st.sampled_from(DURING))
     during = [data.draw(st.lists(steps, max_size=2), label="during") for _ in range(3)]
     check(cls, space, action, between, during)
+
+
+class Editing(gym.Wrapper):
+    """An environment that changes the policy in its seventh step, without a callback that could have done it."""
+
+    policy: Any = None
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 7:
+            for parameter in self.policy.parameters():
+                parameter.data.mul_(0.5)
+        if self.steps == 9:
+            for parameter in self.policy.parameters():
+                parameter.data = parameter.data * 1.5
+        return super().step(action)
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+def test_an_environment_may_change_the_numbers_and_memory_of_parameters(cls):
+    env = Editing(gym.make("Pendulum-v1"))
+    model = cls("MlpPolicy", env, **{**OPTIONS[cls], "n_steps": 16})
+    env.policy = model.policy
+    start(model)
+    before = parameters_of(model)
+    assert model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, 16)
+    buffer = model.rollout_buffer
+    for step, scale in ((3, 1.0), (8, 0.5), (12, 0.75)):
+        with th.no_grad():
+            for name, parameter in model.policy.named_parameters():
+                parameter.copy_(before[name] * scale)
+            value = model.policy.predict_values(th.as_tensor(buffer.observations[step]))
+        np.testing.assert_allclose(buffer.values[step], value.flatten(), rtol=1e-5, atol=1e-6)
