@@ -103,6 +103,8 @@ class FlatParameters:
 
     def push(self) -> None:
         """Give the parameters what the vector holds: call after it was changed."""
+        if not self._borrowed:
+            return
         with th.no_grad():
             for parameter, place in self._borrowed:
                 parameter.copy_(place)
