@@ -253,6 +253,7 @@ def test_training_in_shared_memory_by_one_flag(tmp_path: Path, cli: Run) -> None
 
 def test_training_on_envpool_by_one_flag(tmp_path: Path, cli: Run, process: Run) -> None:
     """The agent and its records are ordinary ones, and Gymnasium's environments run it."""
+    pytest.importorskip("envpool")
     cli(tmp_path, "train --algo ppo --env CartPole-v1 --vec-env envpool -n 2048 --eval-freq 1024 --eval-episodes 2 --seed 1")
     run = tmp_path / "logs" / "ppo" / "CartPole-v1_1"
     assert json.loads((run / "provenance.json").read_text())["arguments"]["vec_env"] == "envpool"

@@ -35,7 +35,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train -params gama:0.9", "ppo has no hyperparameter gama, did you mean gamma?"),
         ("train -params gamma:2.0", "gamma must be at least 0 and at most 1, got 2.0"),
         ("train -params policy:MlpPolicy", "a string in quotes of its own"),
-        ("train --env HumanoidStandup-v2", "moved to the gymnasium-robotics project"),
+        ("train --env HumanoidStandup-v2", "mujoco"),  # Gymnasium's own sentence, of mujoco_py or of where it went
         ("enjoy --algo trpo -f logs", "The logs/trpo folder was not found"),
         ("record_video --algo ppo -f logs --exp-id 3", "The logs/ppo/CartPole-v1_3 folder was not found"),
         ("record_training --algo ppo -f logs", "The logs/ppo folder was not found"),
