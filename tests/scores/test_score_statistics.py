@@ -10,6 +10,8 @@ from scipy import stats
 from benchmarks.scores.groups import Group, group, stock_for
 from benchmarks.scores.statistics import mean_improvement, probability_of_improvement, stratified_interval
 
+pytestmark = pytest.mark.fast
+
 RETURNS = hnp.arrays(float, st.integers(1, 8), elements=st.integers(-4, 4).map(float))  # small integers: many ties
 
 
