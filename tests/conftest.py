@@ -6,7 +6,11 @@ other. Tests with the marker ``gpu`` see it, and are skipped where there is none
 """
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A script started pytest in the background: processes that tests start and interrupt would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("MUJOCO_GL", "egl")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
