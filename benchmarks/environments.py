@@ -106,3 +106,45 @@ class SmallCNN(BaseFeaturesExtractor):
 gym.register("benchmarks/Cells-v0", entry_point="benchmarks.environments:Cells")
 gym.register("benchmarks/Ball-v0", entry_point="benchmarks.environments:Ball")
 gym.register("benchmarks/Frames-v0", entry_point="benchmarks.environments:Ball", kwargs={"size": 84, "channels": 4})
+
+
+VECTOR, ONE_NUMBER = spaces.Box(-1, 1, (4,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
+
+
+class ToyEnv(gym.Env[Any, Any]):
+    """
+    Random observations; the reward is high for actions near a fixed linear function of the observation.
+
+    Episodes last 4 to 11 steps and end by turns with a termination and a truncation.
+
+    :param observation_space: any of SB3's
+    :param action_space: any of SB3's
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any] = VECTOR, action_space: spaces.Space[Any] = ONE_NUMBER) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        n_inputs = len(spaces.flatten(observation_space, observation_space.sample()))
+        n_outputs = len(spaces.flatten(action_space, action_space.sample()))
+        self.weights = np.random.default_rng(0).normal(size=(n_outputs, n_inputs)) / np.sqrt(n_inputs)
+        self.episodes = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """A new episode of 4 to 11 steps."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.episodes += 1
+        self.steps_left = int(self.np_random.integers(4, 12))
+        self.observation = self.observation_space.sample()
+        return self.observation, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The reward is the negative mean squared distance from the wanted action."""
+        inputs = spaces.flatten(self.observation_space, self.observation)
+        inputs = inputs / max(1.0, float(np.abs(inputs).max()))
+        wanted = self.weights @ inputs
+        reward = -float(np.mean((spaces.flatten(self.action_space, action) - wanted) ** 2))
+        self.steps_left -= 1
+        over, truncation = self.steps_left == 0, self.episodes % 2 == 0
+        self.observation = self.observation_space.sample()
+        return self.observation, reward, over and not truncation, over and truncation, {}

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -10,6 +9,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
+
+from benchmarks.environments import ToyEnv
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
@@ -37,43 +38,6 @@ ACTION_SPACES: dict[str, spaces.Space] = {
     "multi_discrete": spaces.MultiDiscrete([3, 2, 4]),
     "multi_binary": spaces.MultiBinary(5),
 }
-
-
-class ToyEnv(gym.Env):
-    """
-    Random observations; the reward is high for actions near a fixed linear function of the observation.
-
-    Episodes last 4 to 11 steps and end by turns with a termination and a truncation.
-
-    :param observation_space: any of SB3's
-    :param action_space: any of SB3's
-    """
-
-    def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Space = ACTION_SPACES["box_1"]) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
-        n_inputs = len(spaces.flatten(observation_space, observation_space.sample()))
-        n_outputs = len(spaces.flatten(action_space, action_space.sample()))
-        self.weights = np.random.default_rng(0).normal(size=(n_outputs, n_inputs)) / np.sqrt(n_inputs)
-        self.episodes = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.episodes += 1
-        self.steps_left = int(self.np_random.integers(4, 12))
-        self.observation = self.observation_space.sample()
-        return self.observation, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        inputs = spaces.flatten(self.observation_space, self.observation)
-        inputs = inputs / max(1.0, float(np.abs(inputs).max()))
-        wanted = self.weights @ inputs
-        reward = -float(np.mean((spaces.flatten(self.action_space, action) - wanted) ** 2))
-        self.steps_left -= 1
-        over, truncation = self.steps_left == 0, self.episodes % 2 == 0
-        self.observation = self.observation_space.sample()
-        return self.observation, reward, over and not truncation, over and truncation, {}
 
 
 def toy(
