@@ -22,8 +22,8 @@ import torch as th  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
 import sb3_policyopt  # noqa: E402
-from sb3_policyopt import guards  # noqa: E402
 from sb3_policyopt.maths import losses  # noqa: E402
+from sb3_policyopt.rollout import finiteness as guards  # noqa: E402
 
 ROLLOUT, ITERATIONS = 2048, 8
 
@@ -53,8 +53,8 @@ def share(algorithm: str, env_id: str, n_envs: int) -> float:
     model.learn(2 * ROLLOUT)
     clock = Clock()
     with (
-        mock.patch("sb3_policyopt.rollout.is_finite", clock.around(guards.is_finite)),
-        mock.patch("sb3_policyopt.guards.check_rows", clock.around(guards.check_rows)),
+        mock.patch("sb3_policyopt.rollout.collect.is_finite", clock.around(guards.is_finite)),
+        mock.patch("sb3_policyopt.rollout.finiteness.check_rows", clock.around(guards.check_rows)),
         mock.patch("sb3_policyopt.maths.losses.log_ratio", clock.around(losses.log_ratio)),
     ):
         start = time.perf_counter()

@@ -81,7 +81,7 @@ class Ledger:
     """Counts, bytes and seconds of every exchange of this process since the last look."""
 
     def __init__(self) -> None:
-        from sb3_policyopt import distributed
+        from sb3_policyopt.parallel import group as distributed
 
         self.entries: dict[str, dict[str, float]] = {}
         original = distributed._exchange
@@ -116,7 +116,9 @@ def work(options: argparse.Namespace) -> None:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from sb3_policyopt import PPO, TRPO, distributed, shared_memory
+    from sb3_policyopt import PPO, TRPO
+    from sb3_policyopt.parallel import group as distributed
+    from sb3_policyopt.parallel import mailboxes as shared_memory
 
     if options.network:
         shared_memory.host = lambda: f"host of rank {distributed.rank()}"
@@ -190,7 +192,7 @@ def work(options: argparse.Namespace) -> None:
 
 def measure_collectives() -> None:
     """Time all-reduces of several sizes, in the memory that the ranks share and through the network; rank 0 prints them."""
-    from sb3_policyopt import distributed
+    from sb3_policyopt.parallel import group as distributed
 
     with distributed.together():
         group: Any = distributed._group

@@ -12,8 +12,9 @@ import sys
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_policyopt import TRPO, distributed
+from sb3_policyopt import TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
+from sb3_policyopt.parallel import group as distributed
 
 
 def main(total_timesteps: int = 100_000) -> None:

@@ -20,15 +20,20 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import arguments, distributed, ranks, rollout, update_log, workers
-from sb3_policyopt.engines import Batch, Engine, choose_engine, has_closed_form
-from sb3_policyopt.engines.autograd import AutogradEngine, Objectives
-from sb3_policyopt.engines.rollout_data import own_samples, samples_itself
-from sb3_policyopt.guards import SkipCounter
+from sb3_policyopt import parallel as ranks
+from sb3_policyopt import update_log
+from sb3_policyopt.global_state import modes_kept
 from sb3_policyopt.maths.losses import explained_variance
-from sb3_policyopt.modes import modes_kept
-from sb3_policyopt.placement import Placed
-from sb3_policyopt.served import check_policy
+from sb3_policyopt.models import Batch, Engine, choose_engine, has_closed_form
+from sb3_policyopt.models.torch_policy import AutogradEngine, Objectives
+from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.rollout import collect as rollout
+from sb3_policyopt.rollout import env_workers as workers
+from sb3_policyopt.rollout.buffers import own_samples, samples_itself
+from sb3_policyopt.rollout.finiteness import SkipCounter
+from sb3_policyopt.setup import arguments
+from sb3_policyopt.setup.placement import Placed
+from sb3_policyopt.setup.policies import check_policy
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 

@@ -9,14 +9,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_policyopt import arguments
-from sb3_policyopt.arguments import Coefficient
-from sb3_policyopt.devices import Passes
-from sb3_policyopt.engines import Batch, Engine, PPOCoefficients, Terms, in_closed_form
 from sb3_policyopt.maths import losses
-from sb3_policyopt.metrics import Means
+from sb3_policyopt.models import Batch, Engine, PPOCoefficients, Terms, in_closed_form
+from sb3_policyopt.objectives.terms import Means
 from sb3_policyopt.on_policy import PolicyOptimization
-from sb3_policyopt.ranks import SharedGradient
+from sb3_policyopt.parallel import SharedGradient
+from sb3_policyopt.setup import arguments
+from sb3_policyopt.setup.arguments import Coefficient
+from sb3_policyopt.setup.devices import Passes
 
 SelfPPO = TypeVar("SelfPPO", bound="PPO")
 
@@ -55,7 +55,7 @@ class PPO(PolicyOptimization):
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: of all random generators
     :param device: "cpu", "cuda", "auto"; "auto" is the fastest for this model on this machine
-        (:mod:`sb3_policyopt.devices`)
+        (:mod:`sb3_policyopt.setup.devices`)
     :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (P4)
     :param value_clipping: "clipped" takes the error of the clipped value alone, as SB3; "pessimistic" takes the larger of
         the clipped and the unclipped error; only with ``clip_range_vf``

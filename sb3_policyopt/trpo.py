@@ -9,17 +9,17 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
-from sb3_policyopt import arguments
-from sb3_policyopt.arguments import Coefficient
-from sb3_policyopt.devices import Passes
-from sb3_policyopt.engines import Batch, Engine, Terms, in_closed_form
-from sb3_policyopt.engines.actor_critic import buffers_kept
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import REFUSALS, backtracking_line_search, predicted_kl, step_scale
-from sb3_policyopt.metrics import Means, mean_terms
+from sb3_policyopt.models import Batch, Engine, Terms, in_closed_form
+from sb3_policyopt.models.split import buffers_kept
+from sb3_policyopt.objectives.terms import Means, mean_terms
 from sb3_policyopt.on_policy import PolicyOptimization
-from sb3_policyopt.ranks import SharedGradient, led
+from sb3_policyopt.parallel import SharedGradient, led
+from sb3_policyopt.setup import arguments
+from sb3_policyopt.setup.arguments import Coefficient
+from sb3_policyopt.setup.devices import Passes
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -62,7 +62,7 @@ class TRPO(PolicyOptimization):
     :param verbose: 0 no output, 1 info, 2 debug
     :param seed: of all random generators
     :param device: "cpu", "cuda", "auto"; "auto" is the fastest for this model on this machine
-        (:mod:`sb3_policyopt.devices`)
+        (:mod:`sb3_policyopt.setup.devices`)
     :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (T10)
     :param kl_reduction: "sum", the joint KL; "mean", its mean over the dimensions of a Box or MultiBinary action, as
         sb3-contrib measures it

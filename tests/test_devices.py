@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 
-from sb3_policyopt.devices import Iteration, Machine, Passes, fastest, is_on_gpu, multiplications
+from sb3_policyopt.setup.devices import Iteration, Machine, Passes, fastest, is_on_gpu, multiplications
 
 MEASURED_ON = Machine(has_gpu=True, threads=16)
 OBSERVATIONS, ACTIONS = 48, 12

@@ -12,13 +12,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import arguments, ranks
-from sb3_policyopt.callbacks import checkpoint_file, generators, logs
-from sb3_policyopt.callbacks.attributes import ChangingAttributes
-from sb3_policyopt.callbacks.checkpoint_file import Checkpoint
-from sb3_policyopt.callbacks.environments import StateNotKeptError, VecEnvState
-from sb3_policyopt.distributed import from_rank_0, gather, rank, world_size
+from sb3_policyopt import parallel as ranks
 from sb3_policyopt.on_policy import PolicyOptimization
+from sb3_policyopt.parallel.group import from_rank_0, gather, rank, world_size
+from sb3_policyopt.saving import checkpoint_file, generators, logs
+from sb3_policyopt.saving.attributes import ChangingAttributes
+from sb3_policyopt.saving.checkpoint_file import Checkpoint
+from sb3_policyopt.saving.environments import StateNotKeptError, VecEnvState
+from sb3_policyopt.setup import arguments
 
 
 class ResumableCheckpointCallback(BaseCallback):

@@ -14,8 +14,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.hub.errors import HubUserError
 from sb3_policyopt.hub.plain_yaml import load_plain
-from sb3_policyopt.plain_json import PickleRequiredError
-from sb3_policyopt.safe_zip import SelfDescribing, without_pickles
+from sb3_policyopt.saving.plain_json import PickleRequiredError
+from sb3_policyopt.saving.safe_zip import SelfDescribing, without_pickles
 
 ALGORITHMS: dict[str, type[SelfDescribing]] = {"ppo": PPO, "trpo": TRPO}
 # Where the class of that name is found without this package.

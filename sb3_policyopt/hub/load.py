@@ -15,8 +15,8 @@ from sb3_policyopt.hub.agent import ALGORITHMS, file_name_of, latest_run
 from sb3_policyopt.hub.errors import HubUserError, is_network_error, one_sentence
 from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
 from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, load_plain
-from sb3_policyopt.plain_json import PickleRequiredError
-from sb3_policyopt.safe_zip import SelfDescribing, read_description
+from sb3_policyopt.saving.plain_json import PickleRequiredError
+from sb3_policyopt.saving.safe_zip import SelfDescribing, read_description
 
 _METRICS = "train_eval_metrics.zip"
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_policyopt.plain_json import decode, encode
+from sb3_policyopt.saving.plain_json import decode, encode
 
 _SETTINGS = ("norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "gamma", "epsilon", "training")
 

@@ -21,7 +21,7 @@ from sb3_policyopt.hub.evaluation import Protocol, Score
 from sb3_policyopt.hub.normalization import save_statistics
 from sb3_policyopt.hub.plain_yaml import PUBLIC_ARGUMENTS, dump_plain, without_private_facts
 from sb3_policyopt.hub.video import record_video, render_without_display
-from sb3_policyopt.safe_zip import read_description
+from sb3_policyopt.saving.safe_zip import read_description
 
 Report = Callable[[str], None]
 

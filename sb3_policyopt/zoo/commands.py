@@ -15,7 +15,8 @@ from gymnasium.error import DependencyNotInstalled
 
 import sb3_policyopt.zoo  # noqa: F401  registers the algorithms
 from sb3_policyopt.errors import UserError
-from sb3_policyopt.zoo import preflight, ranks, shims
+from sb3_policyopt.zoo import preflight, shims
+from sb3_policyopt.zoo import torchrun as ranks
 
 
 class ZooCommand(NamedTuple):

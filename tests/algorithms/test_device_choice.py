@@ -21,8 +21,10 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy as StockPolicy
 from toy_environments import ACTION_SPACES, IMAGE, parameter_vector, toy
 
-from sb3_policyopt import PPO, TRPO, distributed, ranks
-from sb3_policyopt.ranks import start
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt import parallel as ranks
+from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import one_model as start
 
 SMALL = {"n_steps": 32, "batch_size": 32, "seed": 0}
 BOTH = pytest.mark.parametrize("cls", [PPO, TRPO])

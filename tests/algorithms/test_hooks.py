@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_environments import collect, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.engines import choose_engine
+from sb3_policyopt.models import choose_engine
 
 SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 

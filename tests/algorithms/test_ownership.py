@@ -22,8 +22,8 @@ from torch import nn
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.engines.parameters import FlatParameters, is_held_elsewhere
 from sb3_policyopt.on_policy import PolicyOptimization
+from sb3_policyopt.optimisation.flat_parameters import FlatParameters, is_held_elsewhere
 
 ALGORITHMS = pytest.mark.parametrize("cls", [PPO, TRPO])
 SPACES = pytest.mark.parametrize("space", POLICIES)

@@ -8,7 +8,8 @@ import sys
 
 import torch as th
 
-from sb3_policyopt import distributed, shared_memory
+from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import mailboxes as shared_memory
 
 DTYPES = (th.float32, th.float64, th.int64)
 SIZES = (0, 1, 1000, shared_memory.CAPACITY // 4, 3 + shared_memory.CAPACITY // 4, 1, 2)

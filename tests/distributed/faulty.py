@@ -9,7 +9,8 @@ import gymnasium as gym
 import torch as th
 from gymnasium.wrappers import TimeLimit
 
-from sb3_policyopt import PPO, distributed
+from sb3_policyopt import PPO
+from sb3_policyopt.parallel import group as distributed
 
 
 class Unlucky(gym.Wrapper):

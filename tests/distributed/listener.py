@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from sb3_policyopt import distributed
+from sb3_policyopt.parallel import group as distributed
 
 with distributed.together():
     distributed.barrier()

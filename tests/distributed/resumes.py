@@ -15,8 +15,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_policyopt import TRPO, distributed
+from sb3_policyopt import TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
+from sb3_policyopt.parallel import group as distributed
 
 
 class KillOnce(BaseCallback):

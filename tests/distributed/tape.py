@@ -22,7 +22,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
-from sb3_policyopt import PPO, TRPO, distributed
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.parallel import group as distributed
 
 ACTIONS: dict[str, spaces.Space] = {"box": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}
 TAPE = 400

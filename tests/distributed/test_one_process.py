@@ -21,12 +21,13 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_policyopt import PPO, distributed
-from sb3_policyopt.engines import Batch
+from sb3_policyopt import PPO
 from sb3_policyopt.maths import losses
-from sb3_policyopt.ranks.callbacks import ProgressBar, callbacks_of_this_rank
-from sb3_policyopt.ranks.minibatches import _meet, _normalize_pieces, in_step
-from sb3_policyopt.ranks.rollouts import increment
+from sb3_policyopt.models import Batch
+from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel.callbacks import ProgressBar, callbacks_of_this_rank
+from sb3_policyopt.parallel.minibatches import _meet, _normalize_pieces, in_step
+from sb3_policyopt.parallel.rollouts import increment
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 LEARN = """

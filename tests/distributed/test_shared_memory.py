@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch import run
 
-from sb3_policyopt import shared_memory
-from sb3_policyopt.shared_memory import CAPACITY, Mailboxes, Place
+from sb3_policyopt.parallel import mailboxes as shared_memory
+from sb3_policyopt.parallel.mailboxes import CAPACITY, Mailboxes, Place
 
 here_only = pytest.mark.skipif(shared_memory.host() is None, reason="needs Linux on x86-64")
 DTYPES = st.sampled_from([np.float32, np.float64, np.int64])

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from sb3_policyopt import __main__ as command_line
+from sb3_policyopt.cli import main as command_line
 
 
 def main(arguments):

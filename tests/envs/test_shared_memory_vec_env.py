@@ -17,10 +17,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from worlds import INFOS, SPACES, Broken, World
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.callbacks.environments import VecEnvState
 from sb3_policyopt.envs import SharedMemoryVecEnv
 from sb3_policyopt.envs.shared import memory
 from sb3_policyopt.envs.shared.workers import split
+from sb3_policyopt.saving.environments import VecEnvState
 
 START_METHODS = multiprocessing.get_all_start_methods()
 FASTEST = "fork" if "fork" in START_METHODS else "spawn"

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_policyopt import PPO, TRPO, NonFiniteError, guards, rollout
+from sb3_policyopt import PPO, TRPO, NonFiniteError
 from sb3_policyopt.maths import losses
+from sb3_policyopt.rollout import collect as rollout
+from sb3_policyopt.rollout import finiteness as guards
 
 N_STEPS, N_ENVS = 16, 3
 KINDS = st.sampled_from([math.nan, math.inf, -math.inf])

@@ -15,11 +15,11 @@ import pytest
 
 from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
-from sb3_policyopt.callbacks.checkpoint_file import newest
 from sb3_policyopt.envs import SharedMemoryVecEnv
 from sb3_policyopt.envs.shared import memory
 from sb3_policyopt.envs.shared.messages import WorkerTracebackError
-from sb3_policyopt.workers import WorkerDiedError
+from sb3_policyopt.rollout.env_workers import WorkerDiedError
+from sb3_policyopt.saving.checkpoint_file import newest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "envs"))
 

@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
-from sb3_policyopt.callbacks.checkpoint_file import newest
-from sb3_policyopt.engines.blas import _thread_functions
-from sb3_policyopt.workers import WorkerDiedError
+from sb3_policyopt.rollout.env_workers import WorkerDiedError
+from sb3_policyopt.saving.checkpoint_file import newest
+from sb3_policyopt.threads import _thread_functions
 
 ALGORITHMS = [PPO, TRPO]
 FASTEST = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"

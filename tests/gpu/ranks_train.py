@@ -7,7 +7,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_policyopt import PPO, TRPO, distributed
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.parallel import group as distributed
 
 if __name__ == "__main__":
     th.set_num_threads(1)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sb3_policyopt.engines.action_spaces import make_action_distribution
-from sb3_policyopt.maths.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, log_softmax
+from sb3_policyopt.distributions.family import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, log_softmax
+from sb3_policyopt.distributions.table import make_action_distribution
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

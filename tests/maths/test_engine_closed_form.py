@@ -13,10 +13,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from test_engine_fisher import BOX, VECTOR, DoubleFlatten
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.engines.actor_critic import split_parameters
-from sb3_policyopt.engines.autograd import AutogradEngine
-from sb3_policyopt.engines.closed_form import ClosedFormEngine
-from sb3_policyopt.engines.engine import Batch, Engine, PPOCoefficients
+from sb3_policyopt.models.closed_form import ClosedFormEngine
+from sb3_policyopt.models.model import Batch, Engine, PPOCoefficients
+from sb3_policyopt.models.split import split_parameters
+from sb3_policyopt.models.torch_policy import AutogradEngine
 
 BATCH = 11
 ACTIONS = {

@@ -18,9 +18,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 
 from sb3_policyopt import TRPO
-from sb3_policyopt.engines.actor_critic import split_parameters
-from sb3_policyopt.engines.autograd import AutogradEngine
-from sb3_policyopt.engines.engine import Batch
+from sb3_policyopt.models.model import Batch
+from sb3_policyopt.models.split import split_parameters
+from sb3_policyopt.models.torch_policy import AutogradEngine
 
 BATCH = 7
 

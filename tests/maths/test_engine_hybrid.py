@@ -12,10 +12,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from test_engine_closed_form import ACTIONS, BATCH, NETWORKS, Objectives, assert_same, assert_same_ppo_gradient
 from test_engine_fisher import DICTIONARY, IMAGE
 
-from sb3_policyopt.engines.actor_critic import split_parameters
-from sb3_policyopt.engines.autograd import AutogradEngine
-from sb3_policyopt.engines.engine import Batch, PPOCoefficients
-from sb3_policyopt.engines.hybrid import HybridEngine
+from sb3_policyopt.models.hybrid import HybridEngine
+from sb3_policyopt.models.model import Batch, PPOCoefficients
+from sb3_policyopt.models.split import split_parameters
+from sb3_policyopt.models.torch_policy import AutogradEngine
 
 
 class Convolution(BaseFeaturesExtractor):

@@ -9,8 +9,8 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sb3_policyopt.distributions.family import Categorical, DiagonalGaussian
 from sb3_policyopt.maths import losses
-from sb3_policyopt.maths.distributions import Categorical, DiagonalGaussian
 
 pytestmark = pytest.mark.fast
 

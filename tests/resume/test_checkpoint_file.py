@@ -18,7 +18,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_policyopt import PPO
-from sb3_policyopt.callbacks import ResumableCheckpointCallback, checkpoint_file
+from sb3_policyopt.callbacks import ResumableCheckpointCallback
+from sb3_policyopt.saving import checkpoint_file
 
 
 def names(folder):

@@ -8,8 +8,8 @@ import pytest
 import torch as th
 from resume_scenarios import ROLLOUT, Crash, fingerprint, train
 
-from sb3_policyopt.callbacks import checkpoint_file, generators
-from sb3_policyopt.placement import Placed
+from sb3_policyopt.saving import checkpoint_file, generators
+from sb3_policyopt.setup.placement import Placed
 
 STATE = checkpoint_file.STATE_ENTRY
 DIFFERS = "was made on cuda:0, and training goes on on cpu"

@@ -13,7 +13,7 @@ import optuna
 import pytest
 import yaml
 
-from sb3_policyopt.__main__ import COMMANDS, main
+from sb3_policyopt.cli.main import COMMANDS, main
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

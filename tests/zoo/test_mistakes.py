@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sb3_policyopt import __main__ as command_line
-from sb3_policyopt.__main__ import main
+from sb3_policyopt.cli import main as command_line
+from sb3_policyopt.cli.main import main
 
 
 @pytest.fixture(autouse=True)

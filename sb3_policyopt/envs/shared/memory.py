@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_policyopt.shared_memory import CACHE_LINE
+from sb3_policyopt.parallel.mailboxes import CACHE_LINE
 
 Array = np.ndarray[Any, Any]
 

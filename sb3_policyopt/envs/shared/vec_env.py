@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 from sb3_policyopt.envs.shared import memory, worker
 from sb3_policyopt.envs.shared.memory import Plan
 from sb3_policyopt.envs.shared.workers import LAST_WORDS, Workers
-from sb3_policyopt.workers import WorkerDiedError
+from sb3_policyopt.rollout.env_workers import WorkerDiedError
 
 NUMBERS = "biufc"
 """Kinds of NumPy's types that can lie in shared memory."""

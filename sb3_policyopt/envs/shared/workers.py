@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from sb3_policyopt.envs.shared import memory, worker
 from sb3_policyopt.envs.shared.memory import Alertness, Block, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, unpack
-from sb3_policyopt.shared_memory import let_others_go_first
-from sb3_policyopt.workers import WorkerDiedError
+from sb3_policyopt.parallel.mailboxes import let_others_go_first
+from sb3_policyopt.rollout.env_workers import WorkerDiedError
 
 LOOK = 1.0
 """Seconds between two looks at whether a silent worker still lives."""

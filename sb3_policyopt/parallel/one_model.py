@@ -1,0 +1,132 @@
+"""How the ranks become one model, and stay one."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch as th
+from stable_baselines3.common.logger import Logger
+
+from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel.group import from_rank_0, gather, max_, rank, world_size
+from sb3_policyopt.parallel.rollouts import adopt_moments
+
+if TYPE_CHECKING:
+    from sb3_policyopt.on_policy import PolicyOptimization
+
+
+DEVICE_HINT = ', and where the hosts differ, with device="cpu" or "cuda" in place of "auto"'
+
+
+@contextmanager
+def training(model: "PolicyOptimization") -> Iterator[None]:
+    """
+    Within this context the ranks train one model: that of rank 0, which is also the only one that logs.
+
+    :param model: about to learn
+    :raises ValueError: if the ranks were given different arguments
+    :raises RankLostError: if another rank failed or is gone
+    """
+    with distributed.together():
+        if world_size() > 1:
+            if rank() > 0:
+                model.set_logger(Logger(folder=None, output_formats=[]))
+            check_alike(model)
+            adopt_state(model)
+            adopt_moments(model.get_vec_normalize_env())
+        yield
+
+
+def check_alike(model: "PolicyOptimization") -> None:
+    """
+    Refuse ranks that do not run the same training.
+
+    :param model: about to learn
+    :raises ValueError: naming the first difference, or parameters of the optimizer that are not the policy's
+    """
+    of_policy = {id(parameter) for parameter in model.policy.parameters()}
+    stepped = [parameter for group in model.policy.optimizer.param_groups for parameter in group["params"]]
+    if any(id(parameter) not in of_policy for parameter in stepped):
+        raise ValueError(
+            "policy.optimizer has parameters that are not the policy's, whose gradients the ranks do not exchange; "
+            "make their module a part of the policy (policy.head = head)"
+        )
+    mine = {
+        "the algorithm": type(model).__name__,
+        "the policy": type(model.policy).__name__,
+        "the device": model.device.type,
+        "the shapes of its parameters": [tuple(parameter.shape) for parameter in model.policy.parameters()],
+        **{
+            name: getattr(model, name, None)
+            for name in ("n_steps", "n_epochs", "n_critic_updates", "sub_sampling_factor", "normalize_advantage")
+        },
+    }
+    theirs = gather(mine)
+    for other, settings in enumerate(theirs):
+        for name, value in settings.items():
+            if value != theirs[0][name]:
+                raise ValueError(
+                    f"{name} differs between the ranks: {theirs[0][name]} on rank 0, {value} on rank {other}; "
+                    "start every rank with the same script and arguments" + DEVICE_HINT * (name == "the device")
+                )
+
+
+def adopt_state(model: "PolicyOptimization") -> None:
+    """
+    Take over the parameters, the optimizer's state and the step counts of rank 0.
+
+    :param model: changed on the other ranks
+    """
+    file = io.BytesIO()
+    if rank() == 0:
+        counts = {"num_timesteps": model.num_timesteps, "_n_updates": model._n_updates}
+        th.save((model.policy.state_dict(), model.policy.optimizer.state_dict(), counts), file)
+    state = from_rank_0(file.getvalue())
+    if rank() > 0:
+        # Not only tensors: an optimizer's groups hold what its user likes.
+        policy, optimizer, counts = th.load(io.BytesIO(state), map_location=model.device, weights_only=False)
+        model.policy.load_state_dict(policy)
+        model.policy.optimizer.load_state_dict(optimizer)
+        vars(model).update(counts)
+
+
+def keep_together(model: "PolicyOptimization") -> None:
+    """
+    Make sure after an update that all ranks have the same policy, bit for bit.
+
+    They have it anyway where equal numbers give equal results; ranks on different kinds of processor may differ in the last
+    bit, and so do the running statistics of batch normalisation. Rank 0 is then right.
+
+    :param model: just updated
+    """
+    if world_size() == 1:
+        return
+    digest = sum((_digest(tensor) for tensor in model.policy.state_dict().values()), th.zeros((), dtype=th.int64))
+    largest, minus_smallest = max_(th.stack((digest, -digest))).tolist()
+    if largest != -minus_smallest:
+        adopt_state(model)
+
+
+def _digest(tensor: th.Tensor) -> th.Tensor:
+    """
+    A number that changes with any bit.
+
+    :param tensor: any
+    :return: int64, on the CPU
+    """
+    integer = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}[tensor.element_size()]
+    bits = tensor.detach().contiguous().view(-1).view(integer).long()
+    return (bits * th.arange(1, 2 * len(bits), 2, device=bits.device)).sum().cpu()
+
+
+def seed_of_this_rank(seed: int | None, n_envs: int) -> int | None:
+    """
+    Different random numbers on every rank. The environments of all ranks together get the seeds that one process would give
+    them: seed, seed + 1, …
+
+    :param seed: the user's; None for none
+    :param n_envs: number of environments of a rank
+    :return: seed + rank · n_envs
+    """
+    return None if seed is None else seed + rank() * n_envs

@@ -1,0 +1,1 @@
+"""Zips without pickles, checkpoints, and what a run leaves behind."""

@@ -1,0 +1,1 @@
+"""What an algorithm is given: arguments, a policy, a device."""

@@ -1,0 +1,198 @@
+"""Where a model runs: what the user says, or with ``device="auto"`` where it is the fastest."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
+from sb3_policyopt.setup import devices
+from sb3_policyopt.setup.devices import Iteration, Machine, Passes
+
+PlacedT = TypeVar("PlacedT", bound="Placed")
+
+
+class Placed(SelfDescribing, OnPolicyAlgorithm):
+    """
+    An on-policy algorithm of Stable-Baselines3, whose "auto" takes every GPU it finds.
+
+    Here "auto" is decided once the policy is there to be looked at (:mod:`sb3_policyopt.setup.devices`). Everything is made in
+    SB3's order, from the same random numbers. ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` and every ``th.device`` keep
+    SB3's meaning, so that "cuda" without a GPU is the CPU.
+
+    :param policy: as SB3 takes it
+    :param env: as SB3 takes it
+    :param device: "auto", or as torch takes it
+    :param verbose: as SB3 takes it
+    :param options: SB3's other arguments
+    """
+
+    def __init__(self, policy: Any, env: Any, *, device: th.device | str, verbose: int, **options: Any) -> None:
+        self._device_is_auto = isinstance(device, str) and device == "auto"
+        self._device_reason = f'device="{device}" was asked for'
+        # SB3 would print the device before there is a policy by which to choose it.
+        self._announces_device = self._device_is_auto and verbose >= 1 and Machine.here().has_gpu
+        if self._announces_device:
+            if isinstance(policy, str):
+                self._get_policy_from_name(policy)  # a wrong name is an error before an environment is made
+            if env is not None:
+                env = self._wrap_env(maybe_make_env(env, verbose), verbose, options.get("monitor_wrapper", True))
+        super().__init__(
+            policy,
+            env,
+            device="cpu" if self._device_is_auto else device,
+            verbose=0 if self._announces_device else verbose,
+            **options,
+        )
+        self.verbose = verbose
+        if not self._device_is_auto and self.device.type != th.device(device).type:
+            self._device_reason += ", but there is no GPU"
+
+    def _update_passes(self) -> Sequence[Passes]:
+        """
+        The passes of one update through the networks, by which "auto" is decided.
+
+        :return: one pass over the rollout; algorithms say what they really do
+        """
+        size = self.n_steps * self.n_envs
+        return [Passes.over(size, getattr(self, "batch_size", size), 1)]
+
+    def _setup_model(self) -> None:
+        """Build the networks and the buffer where they are to be."""
+        distributed.choose_device(self.device)
+        if not self._device_is_auto:
+            super()._setup_model()
+            return
+        self.device, policy_class = th.device("cpu"), self.policy_class
+
+        def build(*args: Any, **kwargs: Any) -> ActorCriticPolicy:
+            """SB3 moves the policy to ``self.device`` once this has made it."""
+            policy: ActorCriticPolicy = policy_class(*args, **kwargs)  # type: ignore[assignment]
+            self._choose_device(policy)
+            return policy
+
+        self.policy_class = build  # type: ignore[assignment]
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_class = policy_class
+        if self.device.type != "cpu":
+            if self.seed is not None:  # as SB3's set_random_seed, which found the CPU here
+                th.backends.cudnn.deterministic, th.backends.cudnn.benchmark = True, False
+            self._move_buffer()
+        if self._announces_device:
+            print(f"Using {self.device} device")
+
+    def _choose_device(self, policy: ActorCriticPolicy) -> None:
+        """
+        Decide what "auto" means, before anything is moved.
+
+        :param policy: just built
+        """
+        update, most = self._update_passes(), getattr(self, "micro_batch_size", None)
+        if most is not None:
+            update = [passes.of_at_most(most) for passes in update]
+        iteration = Iteration(*devices.multiplications(policy), self.n_steps, self.n_envs, update)
+        kind, self._device_reason = devices.fastest(iteration, Machine.here())
+        if devices.is_on_gpu(policy):
+            kind, self._device_reason = "cuda", "code of the policy puts tensors there"
+        elif kind != "cpu" and (engine := getattr(self, "engine", "auto")) in devices.ENGINES_OF_THE_CPU:
+            kind, self._device_reason = "cpu", f'engine="{engine}" serves there alone'
+        self.device = th.device(kind)
+        distributed.choose_device(self.device)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
+        """
+        SB3's warning about an MlpPolicy on the GPU, for those who asked for the GPU.
+
+        :param mlp_class_name: of the policy that it is about
+        """
+        if not self._device_is_auto:
+            super()._maybe_recommend_cpu(mlp_class_name)
+
+    def _move_buffer(self) -> None:
+        """
+        Let the rollout buffer hand out tensors on the model's device.
+
+        One of a user's class may hold tensors itself, and is made anew there.
+        """
+        assert self.rollout_buffer_class is not None
+        if type(self.rollout_buffer) in (RolloutBuffer, DictRolloutBuffer):
+            self.rollout_buffer.device = self.device
+            return
+        self.rollout_buffer = self.rollout_buffer_class(
+            self.n_steps,
+            self.observation_space,  # type: ignore[arg-type]
+            self.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    def _move_to(self, device: th.device, reason: str) -> None:
+        """
+        Move a model that is not in the middle of a rollout. The parameters stay the same objects.
+
+        :param device: where to
+        :param reason: why, for the user
+        """
+        distributed.choose_device(device)
+        self.device, self._device_reason = device, reason
+        self.policy = self.policy.to(device)
+        self.policy.optimizer.load_state_dict(self.policy.optimizer.state_dict())  # which moves its state to the parameters
+        self._move_buffer()
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """
+        Load parameters, as SB3 does.
+
+        :param load_path_or_dict: a zip, or parameters by name
+        :param exact_match: whether all that the model has must be there
+        :param device: where a zip's tensors are put before they are copied; "auto" is the model's device
+        """
+        super().set_parameters(load_path_or_dict, exact_match, self.device if device == "auto" else device)
+
+    @classmethod
+    def load(
+        cls: type[PlacedT],
+        path: PathOrFile,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        safe: bool = False,
+        **kwargs: Any,
+    ) -> PlacedT:
+        """
+        Load a model, from a zip that was saved on any device.
+
+        :param path: the zip: a path, with or without ``.zip``, or an open file
+        :param env: the environment to attach; it may be None to predict only
+        :param device: where the model runs; "auto" is where this model is the fastest on this machine
+        :param custom_objects: values for attributes by name, instead of the stored ones
+        :param print_system_info: print the versions with which the model was saved
+        :param force_reset: reset the environment before training goes on
+        :param safe: unpickle nothing, so that a stranger's file runs no code of theirs
+        :param kwargs: attributes to change
+        :return: the model
+        :raises PickleRequiredError: if ``safe``, and something that is needed exists only as a pickle
+        :raises ValueError: if the file is no zip, or ``env`` has other spaces
+        """
+        if isinstance(device, str) and device == "auto":
+            device = "cpu"  # where the tensors are read, until _setup_model has decided
+            kwargs["_device_is_auto"] = True
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, safe=safe, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        """What holds for this machine stays out of the zip."""
+        return [*super()._excluded_save_params(), "_device_is_auto", "_device_reason", "_announces_device"]

@@ -1,0 +1,52 @@
+"""``sb3-policyopt train`` under ``torchrun``: one run folder, written by rank 0, and one seed for all."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+import numpy as np
+
+from sb3_policyopt.errors import UserError
+from sb3_policyopt.parallel.group import from_rank_0, rank, together, world_size
+
+SEARCH = ("-optimize", "--optimize-hyperparameters")
+SHOWN_ON_RANK_0 = ("-P", "--progress", "--track")
+
+
+@contextmanager
+def training_options(argv: list[str]) -> Iterator[list[str]]:
+    """
+    The options with which this rank trains; all but rank 0 neither evaluate, save, log nor print.
+
+    :param argv: the options given to every rank
+    :return: those for this rank
+    :raises UserError: for a search, whose trials would be the same on every rank
+    """
+    if world_size() == 1:
+        yield argv
+        return
+    if set(SEARCH) & set(argv):
+        raise UserError("train -optimize runs in one process; to share a search, start several with the same --storage")
+    with together():
+        argv = [*argv, "--seed", str(from_rank_0(_seed(argv)))]
+        if rank() == 0:
+            yield argv
+            return
+        quiet = [option for option in argv if option not in SHOWN_ON_RANK_0]
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield [*quiet, "-f", folder, "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0"]
+
+
+def _seed(argv: list[str]) -> int:
+    """
+    The seed of the run, drawn if none was given.
+
+    :param argv: the options given to every rank
+    :return: not negative
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seed", type=int, default=-1)
+    seed: int = parser.parse_known_args(argv)[0].seed
+    return seed if seed >= 0 else int(np.random.default_rng().integers(2**31))
