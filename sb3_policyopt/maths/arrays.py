@@ -1,13 +1,18 @@
 """One code for torch tensors and NumPy arrays: both libraries name the functions that the formulas need alike."""
 
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch as th
 
-Array: TypeAlias = "np.ndarray[Any, Any] | th.Tensor"
-ArrayT = TypeVar("ArrayT", "np.ndarray[Any, Any]", th.Tensor)
+NumpyArray: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+"""Of any shape and type."""
+Array: TypeAlias = "NumpyArray | th.Tensor"
+ArrayT = TypeVar("ArrayT", "NumpyArray", th.Tensor)
+"""One of the two libraries throughout a function."""
+Scalar: TypeAlias = "float | np.floating[Any] | th.Tensor"
+"""A number, or a tensor without axes."""
 
 
 FEW = 1024
@@ -15,7 +20,7 @@ FEW = 1024
 
 
 @lru_cache(maxsize=16)
-def row_of_ones(n: int, dtype: Any = np.float32) -> "np.ndarray[Any, Any]":
+def row_of_ones(n: int, dtype: "np.dtype[Any] | type" = np.float32) -> NumpyArray:
     """
     Ones, with which a product sums a vector, or the columns of a matrix, faster than NumPy's sum.
 
@@ -31,12 +36,20 @@ def namespace(array: Array) -> Any:
     The library to which an array belongs, as in the Python array API standard.
 
     :param array: a torch tensor or a NumPy array
-    :return: the module ``torch`` or the module ``numpy``
+    :return: the module ``torch`` or the module ``numpy``, whose functions mypy cannot tell apart
     """
     return np if isinstance(array, np.ndarray) else th
 
 
-def mean(array: ArrayT) -> Any:
+@overload
+def mean(array: NumpyArray) -> float: ...
+
+
+@overload
+def mean(array: th.Tensor) -> th.Tensor: ...
+
+
+def mean(array: Array) -> Scalar:
     """
     The mean of a vector; NumPy's own ``mean`` takes several times as long on a minibatch.
 
@@ -46,7 +59,7 @@ def mean(array: ArrayT) -> Any:
     return total(array) / len(array) if isinstance(array, np.ndarray) else array.mean()
 
 
-def fraction(condition: ArrayT) -> Any:
+def fraction(condition: Array) -> Scalar:
     """
     The share of a vector's entries that are true.
 
@@ -56,7 +69,7 @@ def fraction(condition: ArrayT) -> Any:
     return np.count_nonzero(condition) / len(condition) if isinstance(condition, np.ndarray) else condition.float().mean()
 
 
-def largest(array: ArrayT) -> Any:
+def largest(array: Array) -> Scalar:
     """
     The largest entry of a vector; finding its place takes NumPy a third of the time that ``max`` takes.
 
@@ -78,7 +91,15 @@ def clip(array: ArrayT, low: float, high: float) -> ArrayT:
     return np.minimum(np.maximum(array, low), high) if isinstance(array, np.ndarray) else array.clamp(low, high)
 
 
-def total(array: ArrayT) -> Any:
+@overload
+def total(array: NumpyArray) -> float: ...
+
+
+@overload
+def total(array: th.Tensor) -> th.Tensor: ...
+
+
+def total(array: Array) -> Scalar:
     """
     The sum of a vector: of the few entries of a minibatch by a product with ones, in a third of the time of NumPy's
     ``sum``; of more by NumPy's sum of pairs, whose rounding error hardly grows with their number.
@@ -113,12 +134,13 @@ def log_sum_exp(array: ArrayT) -> ArrayT:
     if not isinstance(array, np.ndarray):
         return array.logsumexp(1)
     if array.size <= FEW:
-        return np.logaddexp.reduce(array, 1)  # type: ignore[no-any-return]
+        one_call: NumpyArray = np.logaddexp.reduce(array, 1)
+        return one_call
     highest = np.maximum.reduce(array, 1)
     return np.log(row_sums(np.exp(array - highest[:, None]))) + highest
 
 
-def indices(stop: int, like: Array) -> Any:
+def indices(stop: int, like: ArrayT) -> ArrayT:
     """
     0 … stop − 1, of the kind of another array and on its device.
 
@@ -137,3 +159,24 @@ def copy(array: ArrayT) -> ArrayT:
     :return: the same shape
     """
     return array.copy() if isinstance(array, np.ndarray) else array.clone()
+
+
+def softplus(x: ArrayT) -> ArrayT:
+    """
+    ln(1 + e^x), without overflow.
+
+    :param x: any shape
+    :return: the same shape
+    """
+    xp = namespace(x)
+    return xp.logaddexp(x, xp.zeros_like(x))
+
+
+def sigmoid(x: ArrayT) -> ArrayT:
+    """
+    σ(x) = 1 / (1 + e^−x), without overflow.
+
+    :param x: any shape
+    :return: the same shape
+    """
+    return 0.5 + 0.5 * namespace(x).tanh(0.5 * x)

@@ -6,11 +6,12 @@ The derivatives are what the closed-form engine multiplies by the networks' Jaco
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from sb3_policyopt.maths.arrays import ArrayT, clip, fraction, largest, mean, namespace
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray, Scalar, clip, fraction, largest, mean, namespace
+from sb3_policyopt.maths.terms import Maximum, Terms
 
 ValueClipping = Literal["clipped", "pessimistic"]
 
@@ -32,7 +33,7 @@ def normalize(advantages: ArrayT) -> ArrayT:
     return centred / (((centred @ centred) / (n - 1)) ** 0.5 + 1e-8)
 
 
-def normalize_pieces(advantages: "np.ndarray[Any, Any]", size: int) -> "np.ndarray[Any, Any]":
+def normalize_pieces(advantages: NumpyArray, size: int) -> NumpyArray:
     """
     :func:`normalize` of every ``size`` advantages by themselves, and of those that are left at the end.
 
@@ -71,7 +72,7 @@ def probability_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
     return namespace(log_prob).exp(log_ratio(log_prob, old_log_prob))
 
 
-def surrogate(ratio: ArrayT, advantages: ArrayT) -> Any:
+def surrogate(ratio: ArrayT, advantages: ArrayT) -> Scalar:
     """
     T1: J(θ) = E_old[r(θ) A], to be maximised.
 
@@ -93,7 +94,7 @@ def surrogate_slope(ratio: ArrayT, advantages: ArrayT) -> ArrayT:
     return ratio * advantages / len(ratio)
 
 
-def clipped_surrogate(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> Any:
+def clipped_surrogate(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> Scalar:
     """
     P2: L_CLIP = E[min(r A, clip(r, 1−ε, 1+ε) A)], to be maximised.
 
@@ -106,7 +107,7 @@ def clipped_surrogate(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> A
     return mean(namespace(ratio).minimum(ratio * advantages, clipped * advantages))
 
 
-def clipped_surrogate_and_slope(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> tuple[Any, ArrayT]:
+def clipped_surrogate_and_slope(ratio: ArrayT, advantages: ArrayT, clip_range: float) -> tuple[Scalar, ArrayT]:
     """
     P2: L_CLIP, and ∂L_CLIP/∂ln π_i = r_i A_i / batch, which is exactly 0 where the clip is active.
 
@@ -127,7 +128,7 @@ def value_loss(
     old_values: ArrayT | None = None,
     clip_range_vf: float | None = None,
     clipping: ValueClipping = "clipped",
-) -> Any:
+) -> Scalar:
     """
     P4: L_VF = E[(V(s) − G)²], optionally with V held within ``clip_range_vf`` of its old value.
 
@@ -154,7 +155,7 @@ def value_loss_and_slope(
     old_values: ArrayT | None = None,
     clip_range_vf: float | None = None,
     clipping: ValueClipping = "clipped",
-) -> tuple[Any, ArrayT]:
+) -> tuple[Scalar, ArrayT]:
     """
     P4: L_VF, and ∂L_VF/∂V_i = 2 (V_i − G_i) / batch; under clipping 0 where the clipped error counts and the clip is active.
 
@@ -174,7 +175,7 @@ def value_loss_and_slope(
     return loss, slope * (inside | (difference**2 > (clipped - targets) ** 2))
 
 
-def combined_loss(policy_objective: Any, entropy: Any, value_error: Any, ent_coef: float, vf_coef: float) -> Any:
+def combined_loss(policy_objective: Scalar, entropy: Scalar, value_error: Scalar, ent_coef: float, vf_coef: float) -> Scalar:
     """
     P5: −L = −(L_CLIP + c₁ L_ENT − c₂ L_VF), to be minimised.
 
@@ -188,7 +189,7 @@ def combined_loss(policy_objective: Any, entropy: Any, value_error: Any, ent_coe
     return -(policy_objective + ent_coef * entropy - vf_coef * value_error)
 
 
-def effective_sample_size(ratio: ArrayT) -> Any:
+def effective_sample_size(ratio: ArrayT) -> Scalar:
     """
     Kish's effective sample size of importance weights as a fraction of the batch: (Σr)² / (n Σr²), in (0, 1].
 
@@ -198,7 +199,7 @@ def effective_sample_size(ratio: ArrayT) -> Any:
     return mean(ratio) ** 2 / (ratio.dot(ratio) / len(ratio))
 
 
-def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> dict[str, Any]:
+def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> Terms:
     """
     What the ratios of a minibatch tell about the distance to the policy that collected it.
 
@@ -208,23 +209,23 @@ def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> d
     :param log_ratios: ln r, shape (batch,)
     :param ratio: r, shape (batch,)
     :param clip_range: ε
-    :return: scalars: approximate KL, fraction of ratios outside the clip, largest ratio, effective sample size
+    :return: approximate KL, fraction of ratios outside the clip, largest ratio, effective sample size
     """
     deviation = ratio - 1
     return {
         "approx_kl": mean(deviation - log_ratios),
         "clip_fraction": fraction(abs(deviation) > clip_range),
-        "ratio_max": largest(ratio),
+        "ratio_max": Maximum(largest(ratio)),
         "effective_sample_size": effective_sample_size(ratio),
     }
 
 
-def _variances(*arrays: "np.ndarray[Any, Any]") -> list[float]:
+def _variances(*arrays: NumpyArray) -> list[float]:
     return [float(np.var(array)) for array in arrays]
 
 
 def explained_variance(
-    predictions: "np.ndarray[Any, Any]", targets: "np.ndarray[Any, Any]", variances: Callable[..., list[float]] = _variances
+    predictions: NumpyArray, targets: NumpyArray, variances: Callable[..., list[float]] = _variances
 ) -> float:
     """
     1 − Var[G − V] / Var[G]: 1 for a perfect critic, 0 for one that predicts a constant, NaN for constant targets.

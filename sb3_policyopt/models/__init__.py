@@ -1,6 +1,6 @@
-"""How the numbers of TRPO and PPO are computed, behind one small interface."""
+"""How a policy's outputs, J and Jᵀ are computed: torch (any policy), closed form (MlpPolicy), hybrid; and which one serves."""
 
-from sb3_policyopt.models.choice import choose_engine
-from sb3_policyopt.models.model import Batch, Engine, PPOCoefficients, Terms, has_closed_form, in_closed_form
+from sb3_policyopt.models.choice import choose_model
+from sb3_policyopt.models.model import AnyModel, Decision, Model
 
-__all__ = ["Batch", "Engine", "PPOCoefficients", "Terms", "choose_engine", "has_closed_form", "in_closed_form"]
+__all__ = ["AnyModel", "Decision", "Model", "choose_model"]

@@ -1,87 +1,86 @@
-"""Which engine serves a policy, and why."""
+"""Which model serves a policy, and why."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common import distributions
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_policyopt.distributions import ActionDistribution, family_of
 from sb3_policyopt.identity.originals import POLICY_METHODS, is_original, replaced_methods
 from sb3_policyopt.identity.structure import is_hooked
-from sb3_policyopt.models.closed_form import ClosedFormEngine
-from sb3_policyopt.models.hybrid import HybridEngine
-from sb3_policyopt.models.model import Engine
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.models.closed_form import ClosedFormModel
+from sb3_policyopt.models.hybrid import HybridModel
+from sb3_policyopt.models.model import AnyModel
 from sb3_policyopt.models.networks.activations import constants_of_activation, make_activation
-from sb3_policyopt.models.networks.sb3_layout import activation_modules, features_extractors
+from sb3_policyopt.models.networks.sb3_layout import activation_modules, features_extractors, free_parameters
 from sb3_policyopt.models.split import split_parameters
-from sb3_policyopt.models.torch_policy import AutogradEngine, Objectives
+from sb3_policyopt.models.torch_policy import TorchModel
+from sb3_policyopt.rollout.batch import Observations
 
-ENGINES: dict[str, type[Engine]] = {"closed_form": ClosedFormEngine, "hybrid": HybridEngine, "autograd": AutogradEngine}
-"""By name, the fastest first."""
+MODELS: dict[str, type[AnyModel]] = {"closed_form": ClosedFormModel, "hybrid": HybridModel, "autograd": TorchModel}
+"""By the name that ``engine=`` takes, the fastest first."""
 
-DISTRIBUTIONS: dict[type, type] = {
-    spaces.Box: distributions.DiagGaussianDistribution,
-    spaces.Discrete: distributions.CategoricalDistribution,
-    spaces.MultiDiscrete: distributions.MultiCategoricalDistribution,
-    spaces.MultiBinary: distributions.BernoulliDistribution,
-}
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def choose_engine(
+def choose_model(
     policy: ActorCriticPolicy,
-    objectives: Objectives,
     wanted: str,
     micro_batch_size: int | None,
     overridden: Sequence[str] = (),
-    current: Engine | None = None,
-    observations: Any = None,
-) -> Engine:
+    current: AnyModel | None = None,
+    observations: Observations[NumpyArray] | None = None,
+) -> AnyModel:
     """
-    The fastest engine that computes exactly what the policy and the algorithm's hooks say.
+    The fastest model that computes exactly what the policy and the algorithm's hooks say.
 
     :param policy: any SB3 actor-critic policy
-    :param objectives: the algorithm, whose hooks define what is optimised
     :param wanted: "auto", "autograd", "hybrid" or "closed_form"
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param overridden: what the user replaced and only autograd can honour, such as the names of hooks
-    :param current: the engine in use, which is kept if it is of the right kind and still fits the policy
+    :param current: the model in use, which is kept if it is of the right kind and still fits the policy
     :param observations: the environments' last, where actor and critic have to be told apart; None where they need not
-    :return: the engine, bound to the policy's parameters
-    :raises ValueError: if ``wanted`` names an engine and something stands in its way
+    :return: the model, bound to the policy's parameters
+    :raises ValueError: if ``wanted`` names a model and something stands in its way
     """
-    obstacles = _obstacles(policy, micro_batch_size, overridden)
+    family = family_of(policy)
+    obstacles = _obstacles(policy, family, micro_batch_size, overridden)
     if obstacles.get(wanted) is not None:
         raise ValueError(f'engine="{wanted}" cannot serve this policy: {obstacles[wanted]}; use engine="auto"')
-    name = wanted if wanted in ENGINES else next(name for name in ENGINES if obstacles.get(name) is None)
-    kind = ENGINES[name]
+    name = wanted if wanted in MODELS else next(name for name in MODELS if obstacles.get(name) is None)
+    kind = MODELS[name]
     channels_last = not overridden and _takes_channels_last(policy)
+    model: AnyModel
     if type(current) is kind and current.policy is policy and current.serves():
-        if isinstance(current, AutogradEngine):
+        model = current
+        if isinstance(current, TorchModel):
             current.micro_batch_size, current.channels_last = micro_batch_size, channels_last
-        engine: Engine = current
-    elif kind is ClosedFormEngine:
-        engine = ClosedFormEngine(policy)
-    elif kind is HybridEngine:
-        engine = HybridEngine(policy, objectives, channels_last)
+        elif isinstance(current, HybridModel):
+            current.torch.channels_last = channels_last
+    elif kind is ClosedFormModel and family is not None:
+        model = ClosedFormModel(policy, family)
+    elif kind is HybridModel and family is not None:
+        model = HybridModel(policy, family, channels_last)
     else:
         tensors = None if observations is None else obs_as_tensor(observations, policy.device)
-        parameters = split_parameters(policy, tensors)
-        engine = AutogradEngine(policy, objectives, parameters, micro_batch_size, channels_last)
-    engine.reason = _reason(name, wanted, obstacles)
-    return engine
+        model = TorchModel(policy, split_parameters(policy, tensors), micro_batch_size, channels_last)
+    model.reason = _reason(name, wanted, obstacles)
+    return model
 
 
-def _obstacles(policy: ActorCriticPolicy, micro_batch_size: int | None, overridden: Sequence[str]) -> dict[str, str | None]:
+def _obstacles(
+    policy: ActorCriticPolicy, family: ActionDistribution | None, micro_batch_size: int | None, overridden: Sequence[str]
+) -> dict[str, str | None]:
     """
-    What keeps each of the faster engines from serving.
+    What keeps each of the faster models from serving.
 
     :param policy: any SB3 actor-critic policy
+    :param family: of its action distribution, None if it has no closed form
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param overridden: what the user replaced and only autograd can honour
     :return: for "closed_form" and "hybrid" the first obstacle found, None if there is none
@@ -92,7 +91,7 @@ def _obstacles(policy: ActorCriticPolicy, micro_batch_size: int | None, overridd
     elif micro_batch_size is not None:
         of_both = "micro_batch_size is set"
     else:
-        of_both = networks_obstacle(policy)
+        of_both = networks_obstacle(policy, family)
     return {
         "closed_form": of_both or _unusual_features(policy),
         "hybrid": of_both or _unusual_optimizer(policy),
@@ -101,9 +100,9 @@ def _obstacles(policy: ActorCriticPolicy, micro_batch_size: int | None, overridd
 
 def _reason(name: str, wanted: str, obstacles: Mapping[str, str | None]) -> str:
     """
-    Why an engine was chosen, in words.
+    Why a model was chosen, in words.
 
-    :param name: of the engine
+    :param name: of the model
     :param wanted: what the user asked for
     :param obstacles: of the faster ones
     :return: one line
@@ -131,29 +130,24 @@ def _takes_channels_last(policy: ActorCriticPolicy) -> bool:
     )
 
 
-def closed_form_obstacle(policy: ActorCriticPolicy) -> str | None:
-    """
-    What keeps the closed form from computing exactly what the policy computes.
-
-    :param policy: any SB3 actor-critic policy
-    :return: the first obstacle found, None if there is none
-    """
-    return networks_obstacle(policy) or _unusual_features(policy)
-
-
-def networks_obstacle(policy: ActorCriticPolicy) -> str | None:
+def networks_obstacle(policy: ActorCriticPolicy, family: ActionDistribution | None) -> str | None:
     """
     What keeps the closed form from computing exactly what the policy's networks compute from their features.
 
     :param policy: any SB3 actor-critic policy
+    :param family: of its action distribution, None if it has no closed form
     :return: the first obstacle found, None if there is none
     """
+    overridden = _overridden(policy)
+    if overridden is not None:
+        return overridden
+    if family is None:
+        return f"the action distribution is {type(policy.action_dist).__name__}"
     return (
-        _overridden(policy)
-        or _unusual_actions(policy)
+        _unusual_actions(policy)
         or _unusual_modules(policy)
         or _unusual_activations(policy)
-        or _unusual_tensors(policy)
+        or _unusual_tensors(policy, family)
     )
 
 
@@ -200,17 +194,14 @@ def _unusual_features(policy: ActorCriticPolicy) -> str | None:
 
 def _unusual_actions(policy: ActorCriticPolicy) -> str | None:
     """
-    Action spaces and distributions without a closed form here.
+    Action spaces without a closed form here, and distributions with a method of their own.
 
     :param policy: a policy with the methods of ActorCriticPolicy
     :return: the obstacle, None if there is none
     """
     if isinstance(policy.action_space, spaces.MultiBinary) and len(policy.action_space.shape) != 1:
         return "the action space has more than one axis"
-    kind = DISTRIBUTIONS.get(type(policy.action_space))
-    if type(policy.action_dist) is not kind:
-        return f"the action distribution is {type(policy.action_dist).__name__}"
-    if any(name in vars(policy.action_dist) for name in dir(kind)):
+    if any(name in vars(policy.action_dist) for name in dir(type(policy.action_dist))):
         return "a method of the action distribution was replaced"
     return None
 
@@ -277,19 +268,18 @@ def _unusual_activations(policy: ActorCriticPolicy) -> str | None:
     return None
 
 
-def _unusual_tensors(policy: ActorCriticPolicy) -> str | None:
+def _unusual_tensors(policy: ActorCriticPolicy, family: ActionDistribution) -> str | None:
     """
     Parameters elsewhere than in float32 on the CPU, hooks, and of the networks also frozen, shared, missing or further ones.
 
     :param policy: a policy made of plain modules
+    :param family: of its action distribution
     :return: the obstacle, None if there is none
     """
-    layers = [module for module in _network_modules(policy) if type(module) is nn.Linear]
+    layers = [module for module in _network_modules(policy) if isinstance(module, nn.Linear)]
     if any(len(layer._parameters) != 2 for layer in layers):
         return "a layer has other parameters than weight and bias"
-    mine: list[Any] = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    if isinstance(policy.action_space, spaces.Box):
-        mine.append(policy.log_std)
+    mine = [parameter for layer in layers for parameter in (layer.weight, layer.bias)] + free_parameters(policy, family)
     if len({id(parameter) for parameter in mine}) != len(mine):
         return "actor and critic share parameters, or two layers do"
     of_extractors = [[*extractor.parameters()] for extractor in features_extractors(policy)]
@@ -307,7 +297,7 @@ def _unusual_tensors(policy: ActorCriticPolicy) -> str | None:
 
 def _unusual_parameter(parameter: nn.Parameter, frozen: bool) -> str | None:
     """
-    What an engine cannot compute with.
+    What a model cannot compute with.
 
     :param parameter: of a policy
     :param frozen: whether it may be frozen

@@ -6,56 +6,72 @@ With x the features, the chain rule at x joins the two: the closed form (see :mo
 everything above and x̄ = ∂(−L)/∂x, from which torch goes on backward.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import numpy as np
 import torch as th
-from numpy.typing import NDArray
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_policyopt.models.model import Batch, PPOCoefficients, Terms
-from sb3_policyopt.models.networks.engine import NetworksEngine
+from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.models.model import Decision, Model
+from sb3_policyopt.models.networks.acting import Acting
+from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks
 from sb3_policyopt.models.networks.sb3_layout import sb3_parameters
-from sb3_policyopt.models.torch_policy import AutogradEngine, Objectives
+from sb3_policyopt.models.networks.serving import NetworksWatch
+from sb3_policyopt.models.torch_policy import TorchModel, TorchPass
+from sb3_policyopt.objectives.objective import Objective
+from sb3_policyopt.objectives.trust_region import SurrogateHook
+from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
+from sb3_policyopt.rollout.batch import Batch, Observations, in_numpy
+from sb3_policyopt.rollout.minibatches import RolloutData
 
-Array = NDArray[Any]
 
-
-class HybridEngine(NetworksEngine, AutogradEngine):
+class HybridModel(Model[th.Tensor]):
     """
-    The engine for policies whose features extractor alone needs torch. What TRPO asks of the actor is left to autograd.
+    The model for policies whose features extractor alone needs torch. The actor's Jacobian, which TRPO needs, is torch's.
 
     :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
-    :param objectives: the algorithm, none of whose hooks is overridden
-    :param channels_last: as of :class:`AutogradEngine`
+    :param family: of its action distribution
+    :param channels_last: as of :class:`TorchModel`
     """
 
     name = "hybrid"
 
-    def __init__(self, policy: ActorCriticPolicy, objectives: Objectives, channels_last: bool = False) -> None:
-        super().__init__(policy, objectives, sb3_parameters(policy), channels_last=channels_last)
-        self._read_off(policy)
+    def __init__(self, policy: ActorCriticPolicy, family: ActionDistribution, channels_last: bool = False) -> None:
+        parameters = sb3_parameters(policy, family)
+        super().__init__(policy, *parameters)
+        self.torch = TorchModel(policy, parameters, channels_last=channels_last, flat=self.flat)
+        self.networks = ActorCriticNetworks(policy, self.flat, family)
+        self.watch = NetworksWatch(policy, self.flat)
+        self.acting = Acting(self.networks, policy.action_space.shape or ())
         # What lies before each network in the flat vector belongs to the extractors.
         actor_start, critic_start = self.networks.starts
-        self._critic_extractor = range(self._actor_count, self.flat.offsets.index(critic_start))
+        self._critic_extractor = range(self.actor_count, self.flat.offsets.index(critic_start))
         self._extractor_parameters = [*range(self.flat.offsets.index(actor_start)), *self._critic_extractor]
 
     def serves(self) -> bool:
         """The networks fit, and the policy has the same modules and trainable parameters."""
-        return super().serves() and self._networks_serve()
+        return self.torch.serves() and self.watch.serves()
 
-    def _features(self, observations: Any, *extractors: BaseFeaturesExtractor) -> th.Tensor:
+    def fits(self, thorough: bool = True) -> bool:
+        """The networks' modules and parameters are the same objects, without hooks or methods of their own."""
+        return self.watch.fits(thorough)
+
+    def _features(self, observations: Observations[th.Tensor], *extractors: BaseFeaturesExtractor) -> th.Tensor:
         """
         SB3's preprocessing and the extractors.
 
-        :param observations: tensors, first axis batch
+        :param observations: first axis batch
         :param extractors: one, or the actor's and the critic's
         :return: shape (extractors, batch, n_features)
         """
-        return th.stack([BasePolicy.extract_features(self.policy, observations, extractor) for extractor in extractors])
+        extract = BasePolicy.extract_features
+        return th.stack([extract(self.policy, observations, extractor) for extractor in extractors])  # type: ignore[arg-type]
 
     @property
     def _extractors(self) -> tuple[BaseFeaturesExtractor, ...]:
@@ -65,61 +81,75 @@ class HybridEngine(NetworksEngine, AutogradEngine):
 
     # ------------------------------------------------------------------ rollout
 
-    def act(self, observations: Any) -> tuple[Array, Array, Array]:
+    def start_rollout(self, n_steps: int, n_envs: int) -> None:
+        """Draw the noise of all steps at once, from torch's global generator."""
+        self.acting.start_rollout(n_steps, n_envs)
+
+    def act(self, observations: Observations[NumpyArray]) -> Decision:
         """One forward pass of the extractors and both networks, and the next piece of noise."""
         with th.no_grad():
             features = self._features(obs_as_tensor(observations, self.policy.device), *self._extractors)
-        return self.networks.act(features.numpy())
+        return self.acting.act(features.numpy())
 
-    def value(self, observations: Any) -> Array:
+    def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
         """One forward pass of the critic and its extractor."""
         with th.no_grad():
             x = self._features(obs_as_tensor(observations, self.policy.device), self.policy.vf_features_extractor)
-        return self.networks.value(x.numpy())
+        return self.acting.values(x.numpy())
+
+    def action_parameters(self, observations: Observations[NumpyArray]) -> NumpyArray:
+        """As of :class:`TorchModel`."""
+        return self.torch.action_parameters(observations)
 
     # ------------------------------------------------------------------ update
 
-    def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
-        """P5 and its gradient: Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
-        self._bring_parameters()
-        features = self._features(minibatch.observations, *self._extractors)
-        learns = features.requires_grad
-        terms, x_bar = self.networks.ppo_gradient(features.detach().numpy(), in_numpy(minibatch), coefficients, learns)
-        self._extractor_backward(features, x_bar, self._extractor_parameters)
-        return terms
+    def data(self, buffer: RolloutBuffer) -> RolloutData[th.Tensor]:
+        """As of :class:`TorchModel`."""
+        return self.torch.data(buffer)
 
-    def value_gradient(self, minibatch: Batch) -> Terms:
-        """T10: Jᵀ ∂L_VF/∂V through the critic, and its extractor if it has one of its own."""
-        self._bring_parameters()
-        with th.set_grad_enabled(bool(self._critic_extractor)):
-            x = self._features(minibatch.observations, self.policy.vf_features_extractor)
-        learns = x.requires_grad
-        terms, x_bar = self.networks.value_gradient(x.detach().numpy(), minibatch.returns.numpy(), learns)
-        self._extractor_backward(x, x_bar, self._critic_extractor)
-        return terms
-
-    def _extractor_backward(self, features: th.Tensor, x_bar: Array | None, numbers: Sequence[int]) -> None:
-        """
-        Torch's backward pass through the extractors, into ``flat.gradient``.
-
-        :param features: with their graph
-        :param x_bar: slope of the loss with respect to them; None if nothing before them learns
-        :param numbers: of the extractors' parameters
-        """
+    def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
+        """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
+        self.flat.bring()
+        assert objective.slopes is not None
+        if objective.critic_only:
+            extractors: tuple[BaseFeaturesExtractor, ...] = (self.policy.vf_features_extractor,)
+            numbers: Sequence[int] = self._critic_extractor
+        else:
+            extractors, numbers = self._extractors, self._extractor_parameters
+        with th.set_grad_enabled(bool(numbers)):
+            features = self._features(batch.observations, *extractors)
+        x = features.detach().numpy()
+        forward = self.networks.critic_forward(x) if objective.critic_only else self.networks.forward(x)
+        slopes, terms = objective.slopes(forward.outputs, in_numpy(batch))
+        x_bar = forward.pullback(slopes, to_features=features.requires_grad)
         gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
         if x_bar is not None and numbers:
             parameters = [self.flat.parameters[i] for i in numbers]
             gradients = th.autograd.grad(features, parameters, th.from_numpy(x_bar), allow_unused=True)
-        self._gather(gradients, numbers)
+        self.flat.gather(gradients, numbers)
+        return terms
 
+    @contextmanager
+    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[Optimiser]:
+        """As the base class, with threads that suit the networks' minibatches."""
+        with self.networks.threads(batch_size), super().updating(batch_size, critic_only) as optimiser:
+            yield optimiser
 
-def in_numpy(batch: Batch) -> Batch:
-    """
-    The memory of tensors on the CPU as arrays.
+    def _make_optimiser(self, first: int) -> Optimiser:
+        return NumpyOptimiser(self.policy, self.flat, first, self.watch.check_after_foreign_step)
 
-    :param batch: tensors
-    :return: arrays, actions of shape (batch, n_actions); the observations stay as they are
-    """
-    observations, *rest = batch
-    actions, *scalars = (tensor.numpy() for tensor in rest)
-    return Batch(observations, np.reshape(actions, (batch.size, -1)), *scalars)
+    # ------------------------------------------------------------------ the actor's Jacobian
+
+    def actor_pass(self, batch: Batch[th.Tensor]) -> TorchPass:
+        """As of :class:`TorchModel`."""
+        return self.torch.actor_pass(batch)
+
+    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[th.Tensor]) -> tuple[float, th.Tensor, TorchPass]:
+        """As of :class:`TorchModel`."""
+        return self.torch.surrogate_pass(hook, batch)
+
+    def surrogate_and_kl(
+        self, hook: SurrogateHook, batch: Batch[th.Tensor], old: tuple[th.Tensor, ...]
+    ) -> tuple[float, float]:
+        """As of :class:`TorchModel`."""
+        return self.torch.surrogate_and_kl(hook, batch, old)

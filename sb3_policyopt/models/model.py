@@ -1,157 +1,93 @@
-"""The seam between the algorithms and how their numbers are computed."""
+"""A model: how a policy's outputs, its Jacobian J and Jᵀ are computed. It knows no algorithm."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_policyopt.maths.losses import ValueClipping, normalize
-from sb3_policyopt.optimisation.adam import FlatAdam
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
+from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.objectives.objective import Objective
+from sb3_policyopt.objectives.outputs import Pass
+from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
-
-Terms: TypeAlias = dict[str, Any]
-"""Scalars of one minibatch, by the name under which their mean over the update is logged."""
-
-
-_WITH_CLOSED_FORM: set[Any] = set()
-
-HookT = TypeVar("HookT", bound=Callable[..., Any])
+from sb3_policyopt.optimisation.optimiser import Optimiser
+from sb3_policyopt.rollout.batch import Batch, Observations
+from sb3_policyopt.rollout.minibatches import RolloutData
 
 
-def in_closed_form(hook: HookT) -> HookT:
+class Decision(NamedTuple):
     """
-    Mark a hook of an algorithm as one whose gradient engines know as a formula.
+    One step of all environments.
 
-    :param hook: the method as it is defined in its class
-    :return: the same method
-    """
-    _WITH_CLOSED_FORM.add(hook)
-    return hook
-
-
-def has_closed_form(hook: Any) -> bool:
-    """
-    Whether a hook is a marked one, by identity: an override in a subclass or on the object is not.
-
-    :param hook: a bound method
-    :return: True if so
-    """
-    return getattr(hook, "__func__", None) in _WITH_CLOSED_FORM
-
-
-class Batch(NamedTuple):
-    """
-    Transitions in an engine's own arrays: NumPy for the closed form, torch tensors on the policy's device for autograd.
-
-    The names are those of SB3's ``RolloutBufferSamples``. Every array has the shape (batch, ...).
+    :param actions: shape (n_envs, *action_shape)
+    :param values: V(s), shape (n_envs,)
+    :param log_prob: ln π(a|s), shape (n_envs,)
     """
 
-    observations: Any
-    actions: Any
-    old_values: Any
-    old_log_prob: Any
-    advantages: Any
-    returns: Any
-
-    def rows(self, index: Any) -> "Batch":
-        """
-        Some of the transitions.
-
-        :param index: a slice, or row numbers
-        :return: the batch of those rows
-        """
-        observations, *rest = self
-        if isinstance(observations, dict):
-            observations = {key: value[index] for key, value in observations.items()}
-        else:
-            observations = observations[index]
-        return Batch(observations, *(array[index] for array in rest))
-
-    def normalized(self) -> "Batch":
-        """The same with advantages of mean 0 and standard deviation 1."""
-        return self._replace(advantages=normalize(self.advantages))
-
-    @property
-    def size(self) -> int:
-        """Number of transitions."""
-        return len(self.old_log_prob)
+    actions: NumpyArray
+    values: NumpyArray
+    log_prob: NumpyArray
 
 
-@dataclass(frozen=True)
-class PPOCoefficients:
+class Model(ABC, Generic[ArrayT]):
     """
-    The numbers of P5 for one update.
+    Computes one policy.
 
-    :param clip_range: ε of P2
-    :param clip_range_vf: bound on the change of the value, None for none
-    :param value_clipping: what the bound does, see :func:`sb3_policyopt.maths.losses.value_loss`
-    :param ent_coef: c₁
-    :param vf_coef: c₂
-    """
+    The policy's trainable parameters lie in one flat vector, the actor's first: ``actor_parameters`` is what the action
+    distribution depends on (with everything that it shares with the critic), the rest moves the critic only.
 
-    clip_range: float
-    clip_range_vf: float | None
-    value_clipping: ValueClipping
-    ent_coef: float
-    vf_coef: float
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """
-    The problem of T6 at θ_old: maximise gᵀΔ subject to ½ΔᵀFΔ ≤ δ.
-
-    :param surrogate: J(θ_old)
-    :param gradient: g, shape (n_actor,)
-    :param fisher: v ↦ F v, undamped, both of shape (n_actor,); valid until the parameters change
-    :param old: the distributions π_old, in a form that :meth:`Engine.surrogate_and_kl` understands
-    """
-
-    surrogate: float
-    gradient: Any
-    fisher: Callable[[Any], Any]
-    old: Any
-
-
-class Engine(ABC):
-    """
-    Answers the algorithms' questions of mathematics about one policy.
-
-    The engine holds the policy's trainable parameters in one flat vector, actor first: ``parameters[:n_actor]`` is what
-    the actor's distribution depends on (with everything it shares with the critic), the rest moves the critic only.
-
-    :param policy: the policy whose numbers are computed
+    :param policy: whose numbers are computed
     :param actor: the parameters that the action distribution depends on
     :param critic: the parameters that only the value depends on
+    :param flat: the flat vector of both, if there is one already
     """
 
     name: ClassVar[str]
     reason: str = ""
-    """Why this engine serves the policy, in words."""
+    """Why this model serves the policy, in words."""
 
-    def __init__(self, policy: ActorCriticPolicy, actor: list[nn.Parameter], critic: list[nn.Parameter]) -> None:
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        actor: list[nn.Parameter],
+        critic: list[nn.Parameter],
+        flat: FlatParameters | None = None,
+    ) -> None:
         self.policy = policy
-        self.flat = FlatParameters(actor + critic)
+        self.flat = FlatParameters(actor + critic) if flat is None else flat
+        self.actor_count = len(actor)
         self.n_actor = self.flat.offsets[len(actor)]
-        self._actor_count = len(actor)
-        self._adam: dict[bool, FlatAdam] = {}
-        self._fused: FlatAdam | None = None
-        self._first = 0
-        self._stepped_gradient = self.flat.gradient
-        self._without_gradient: set[int] = set()
-        self._moments_checked = False  # since code that is not ours ran
+        self._optimisers: dict[int, Optimiser] = {}
 
     @property
     def actor_parameters(self) -> th.Tensor:
         """θ, the actor's stretch of the flat vector, shape (n_actor,); writing to it changes the policy."""
         return self.flat.vector[: self.n_actor]
+
+    # ------------------------------------------------------------------ whether it serves
+
+    @abstractmethod
+    def serves(self) -> bool:
+        """
+        Whether the model is still right for its policy; asked before a rollout and before an update.
+
+        :return: False once a module or a parameter was replaced, added, frozen or moved to another device
+        """
+
+    def fits(self, thorough: bool = True) -> bool:
+        """
+        Whether the next action can be computed from what the model has read off the policy; asked before every step.
+
+        :param thorough: whether to look at modules, hooks and methods too, and not only at the parameters' memory
+        :return: False if the model has to be chosen anew
+        """
+        return True
 
     # ------------------------------------------------------------------ rollout
 
@@ -165,16 +101,16 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def act(self, observations: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def act(self, observations: Observations[NumpyArray]) -> Decision:
         """
         Sample actions for one step of all environments.
 
         :param observations: as the VecEnv gives them, first axis n_envs
-        :return: actions, shape (n_envs, *action_shape); V(s), shape (n_envs,); ln π(a|s), shape (n_envs,)
+        :return: actions, values and log-probabilities
         """
 
     @abstractmethod
-    def value(self, observations: Any) -> np.ndarray[Any, Any]:
+    def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
         """
         V(s).
 
@@ -182,221 +118,123 @@ class Engine(ABC):
         :return: float32, shape (n,)
         """
 
+    def action_parameters(self, observations: Observations[NumpyArray]) -> NumpyArray | None:
+        """
+        What the action distributions are made of, for a look at them when no action can be drawn.
+
+        :param observations: as the VecEnv gives them, first axis n_envs
+        :return: means and standard deviations, or logits, shape (n_envs, n); None if this model draws an action from anything
+        """
+        return None
+
     # ------------------------------------------------------------------ update
 
     @abstractmethod
-    def load(self, buffer: RolloutBuffer) -> Batch:
+    def data(self, buffer: RolloutBuffer) -> RolloutData[ArrayT]:
         """
-        The whole rollout, moved into the engine's arrays once.
+        The whole rollout, moved into the model's arrays once.
 
         :param buffer: a full rollout buffer
-        :return: all transitions, those of the first environment first, as SB3's ``swap_and_flatten`` orders them
-        """
-
-    def minibatches(self, rollout: Batch, batch_size: int, normalized: bool = False) -> Iterator[Batch]:
-        """
-        P6: shuffle, then cut; one ``np.random.permutation`` a pass, as SB3's buffer draws it.
-
-        :param rollout: all transitions
-        :param batch_size: transitions a minibatch; the last one may be smaller
-        :param normalized: whether to normalise the advantages of each by themselves
-        :return: the minibatches
-        """
-        order = self._index(np.random.permutation(rollout.size))
-        for start in range(0, rollout.size, batch_size):
-            batch = rollout.rows(order[start : start + batch_size])
-            yield batch.normalized() if normalized else batch
-
-    def _index(self, order: np.ndarray[Any, Any]) -> Any:
-        """
-        Row numbers as the engine's arrays want them.
-
-        :param order: row numbers
-        :return: the same for the engine's arrays
-        """
-        return order
-
-    @abstractmethod
-    def ppo_gradient(self, minibatch: Batch, coefficients: PPOCoefficients) -> Terms:
-        """
-        P5: the gradient of −L, left in ``flat.gradient`` (and so in every parameter's ``grad``).
-
-        :param minibatch: transitions whose advantages are already normalised, if they are to be
-        :param coefficients: ε, c₁, c₂ and the value clipping
-        :return: the terms of the loss and its diagnostics
+        :return: its transitions, those of the first environment first, as SB3's ``swap_and_flatten`` orders them
+        :raises ValueError: if the buffer is not full
         """
 
     @abstractmethod
-    def value_gradient(self, minibatch: Batch) -> Terms:
+    def gradient(self, objective: Objective, batch: Batch[ArrayT]) -> Terms:
         """
-        T10: the gradient of the value loss with respect to the critic's own parameters, left in ``flat.gradient``.
+        The gradient Jᵀ ∂(−L)/∂output of an objective's loss, left in ``flat.gradient``.
 
-        :param minibatch: transitions
-        :return: the value loss
+        :param objective: what is minimised; one without slopes is for models that use autograd
+        :param batch: transitions
+        :return: what to log, the loss under ``objective.name``
         """
-
-    @abstractmethod
-    def expansion(self, rollout: Batch, thinning: int = 1) -> Expansion:
-        """
-        T3, T4: J to first order and the KL to second order, at the current parameters.
-
-        :param rollout: transitions
-        :param thinning: use every n-th transition for the Fisher matrix, and only for it
-        :return: J, g, F and π_old
-        """
-
-    @abstractmethod
-    def surrogate_and_kl(self, rollout: Batch, old: Any) -> tuple[float, float]:
-        """
-        T1, T2: J and the joint KL(π_old‖π_θ) at the current parameters.
-
-        :param rollout: transitions
-        :param old: ``expansion(rollout).old`` from θ_old
-        :return: J, and the KL in nats
-        """
-
-    @abstractmethod
-    def serves(self) -> bool:
-        """
-        Whether the engine is still right for its policy; asked before a rollout and before an update.
-
-        :return: False once a module or a parameter was replaced, added, frozen or moved to another device
-        """
-
-    def fits(self, thorough: bool = True) -> bool:
-        """
-        Whether the next action can be computed from what the engine has read off the policy; asked before every step.
-
-        :param thorough: whether to look at modules, hooks and methods too, and not only at the parameters' memory
-        :return: False if the engine has to be chosen anew
-        """
-        return True
 
     @contextmanager
-    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[None]:
+    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[Optimiser]:
         """
-        Around a series of :meth:`step`: read the optimizer's state before, and show state and gradients after.
+        Around a series of steps.
 
-        :param batch_size: transitions per minibatch
+        :param batch_size: transitions a minibatch
         :param critic_only: True if only the critic's own parameters will be stepped
+        :return: a context with the optimiser of these parameters
         """
-        self._first = self._actor_count if critic_only else 0
-        self._stepped_gradient = self.flat.gradient[self.flat.offsets[self._first] :]
-        self._without_gradient.clear()
-        self._moments_checked = False
-        self._fused = self._fused_adam(critic_only)
-        if self._fused is not None:
-            self._fused.start()
+        first = self.actor_count if critic_only else 0
+        if first not in self._optimisers:
+            self._optimisers[first] = self._make_optimiser(first)
         try:
-            yield
+            with self._optimisers[first].updating() as optimiser:
+                yield optimiser
         finally:
-            if self._fused is not None:
-                self._fused.finish()
-                self._hand_out_gradients()
-            # It would keep the last graph alive, and the policy could not be deep-copied.
-            self.policy.action_dist.distribution = None  # type: ignore[assignment]
+            forget_distribution(self.policy)
 
-    def _fused_adam(self, critic_only: bool) -> FlatAdam | None:
+    def _make_optimiser(self, first: int) -> Optimiser:
         """
-        Adam in one call for the whole stretch, where that is what the policy's optimizer would do.
+        What steps a range of the parameters.
 
-        :param critic_only: True if only the critic's own parameters are stepped
-        :return: None if the optimizer has to make the steps itself
+        :param first: number of the range's first parameter
+        :return: the optimiser
         """
-        optimizer, mine = self.policy.optimizer, {id(parameter) for parameter in self.flat.parameters}
-        if self._first == len(self.flat.parameters) or not FlatAdam.suits(optimizer):
-            return None
-        theirs = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-        if theirs != mine:
-            return None
-        adam = self._adam.get(critic_only)
-        if adam is None or adam.optimizer is not optimizer:
-            adam = self._adam[critic_only] = FlatAdam(optimizer, self.flat, self._first)
-        return adam
+        return Optimiser(self.policy, self.flat, first)
 
-    def _hand_out_gradients(self) -> None:
-        """
-        Give each parameter its gradient as a tensor of its own, so that whoever keeps one does not see it change.
+    # ------------------------------------------------------------------ the actor's Jacobian
 
-        A parameter that the loss does not depend on, and the actor's where only the critic is stepped, get none.
+    def threads(self, rows: int) -> AbstractContextManager[None]:
         """
-        gradients = self.flat.places(self.flat.gradient.clone())
-        for i, (parameter, gradient) in enumerate(zip(self.flat.parameters, gradients, strict=True)):
-            parameter.grad = None if i < self._first or i in self._without_gradient else gradient
+        Threads that suit the matrix products.
 
-    def step(self, max_norm: float, loss: Any) -> Terms:
+        :param rows: number of samples
+        :return: a context
         """
-        Clip the gradient and make one step of the policy's optimizer, unless loss or gradient is not finite: parameters
-        and moments then stay as they are. Nothing here waits for the device.
+        return nullcontext()
 
-        :param max_norm: bound on the gradient's Euclidean norm, as in ``torch.nn.utils.clip_grad_norm_``; may be infinite
-        :param loss: the loss whose gradient it is, a scalar
-        :return: the norm before clipping, and whether the step was skipped (0 or 1)
+    def pieces(self, batch: Batch[ArrayT]) -> Iterator[tuple[Batch[ArrayT], float]]:
         """
-        gradient = self._stepped_gradient
-        norm = th.linalg.vector_norm(gradient)
-        skipped = (~(th.isfinite(norm) & th.isfinite(loss))).to(norm.dtype)
-        gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-        if self._fuses():
-            assert self._fused is not None
-            self._bring_parameters()
-            self._fused.step(skipped)
-            self.flat.push()
-        else:
-            self._step_of_optimizer(skipped)
-        return {"grad_norm": norm, "skipped_updates": skipped}
+        A batch in pieces that may go through the networks at once.
 
-    def _bring_parameters(self, thorough: bool = True) -> None:
+        :param batch: transitions
+        :return: the pieces, each with its share of the batch, by which a mean over it counts
         """
-        Bring the flat vector up to date in the middle of an update.
+        yield batch, 1.0
 
-        :param thorough: see :meth:`FlatParameters.pull`
-        :raises ValueError: if a parameter has another shape, dtype or device than at the update's start
+    @abstractmethod
+    def actor_pass(self, batch: Batch[ArrayT]) -> Pass[ArrayT]:
         """
-        if not self.flat.pull(thorough):
-            raise ValueError(
-                "A parameter of the policy was given another shape, dtype or device in the middle of an update; "
-                "make such changes between updates, for example in a callback's _on_rollout_start"
-            )
+        A forward pass of the actor, with its Jacobian.
 
-    def _fuses(self) -> bool:
+        :param batch: transitions
+        :return: the pass
         """
-        Whether the next step is one fused call; if not, the optimizer goes on from where the fused steps came to.
 
-        :return: False if the optimizer itself has to make the step
+    @abstractmethod
+    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[ArrayT]) -> tuple[float, th.Tensor, Pass[ArrayT]]:
         """
-        if self._fused is None:
-            return False
-        if self._without_gradient:
-            self._fused.finish()
-            self._fused = None
-        elif not self._moments_checked and not self._fused.is_bound():
-            # The first step, or somebody loaded, moved or stepped the optimizer's state.
-            self._fused.finish()
-            if self._fused.prepare():
-                self._fused.start()
-            else:
-                self._fused = None
-        self._moments_checked = True
-        return self._fused is not None
+        T1, T3: J and its gradient at the current parameters.
 
-    def _step_of_optimizer(self, skipped: th.Tensor) -> None:
+        :param hook: what J is
+        :param batch: transitions
+        :return: J; g of shape (n_actor,); the forward pass that they come from
         """
-        One step of the policy's own optimizer, undone if it is to be skipped.
 
-        :param skipped: 1.0 or 0.0, on the parameters' device; it is not waited for unless the optimizer has no state yet
+    @abstractmethod
+    def surrogate_and_kl(self, hook: SurrogateHook, batch: Batch[ArrayT], old: tuple[ArrayT, ...]) -> tuple[float, float]:
         """
-        optimizer = self.policy.optimizer
-        self._hand_out_gradients()
-        states = [tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, th.Tensor)]
-        on_device = [tensor for tensor in states if tensor.device == skipped.device]
-        if skipped.device.type == "cpu" or not on_device:
-            if not skipped:
-                optimizer.step()
-            return
-        on_device += [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        before = [tensor.detach().clone() for tensor in on_device]
-        optimizer.step()
-        with th.no_grad():
-            for tensor, old in zip(on_device, before, strict=True):
-                tensor.copy_(th.where(skipped > 0, old, tensor))
+        T1, T2: J and the joint KL(π_old‖π_θ) at the current parameters, without a Jacobian.
+
+        :param hook: what J is
+        :param batch: transitions
+        :param old: the parameters of π_old's action distributions
+        :return: J, and the mean KL in nats
+        """
+
+
+AnyModel: TypeAlias = "Model[Any]"
+"""A model with arrays of either library, as an algorithm holds it."""
+
+
+def forget_distribution(policy: ActorCriticPolicy) -> None:
+    """
+    Drop the last distribution of a policy: it would keep the last graph alive, and the policy could not be deep-copied.
+
+    :param policy: any SB3 actor-critic policy
+    """
+    policy.action_dist.distribution = None  # type: ignore[assignment]  # SB3 declares no None

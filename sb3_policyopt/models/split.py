@@ -8,10 +8,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_policyopt.distributions.torch_parts import unvalidated
+from sb3_policyopt.models.model import forget_distribution
+from sb3_policyopt.rollout.batch import Observations
 
 
 def split_parameters(
-    policy: ActorCriticPolicy, observations: th.Tensor | dict[str, th.Tensor] | None = None
+    policy: ActorCriticPolicy, observations: Observations[th.Tensor] | None = None
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """
     Tell actor and critic apart by the autograd graph of a real observation, never by name.
@@ -43,7 +45,7 @@ def split_parameters(
             in_actor = _reached(log_prob.sum(), trainable)
     finally:
         policy.set_training_mode(was_training)
-        policy.action_dist.distribution = None  # type: ignore[assignment]  # it would keep the graph alive
+        forget_distribution(policy)
     actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
     critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
     return actor, critic

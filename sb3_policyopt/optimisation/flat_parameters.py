@@ -42,8 +42,13 @@ class FlatParameters:
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
         self.vector = th.empty(self.offsets[-1], dtype=dtype, device=device)
         self.gradient = th.zeros_like(self.vector)
+        self.absent: set[int] = set()
+        """Numbers of the parameters on which the last loss did not depend; they have no gradient, rather than one of 0."""
+        self.unwatched = True
+        """Whether code of others has run since the parameters' and the optimizer's memory was looked at."""
         self.kind = dtype, device
         self.shapes = [parameter.shape for parameter in self.parameters]
+        self._gradient_places = self.places(self.gradient)
         self._addresses = [-1] * len(self.parameters)
         self._borrowed_numbers: list[int] = []
         self._borrowed: list[tuple[nn.Parameter, th.Tensor]] = []
@@ -89,6 +94,36 @@ class FlatParameters:
         for parameter, place in self._borrowed:
             place.copy_(parameter.detach())
         return True
+
+    def bring(self, thorough: bool = True) -> None:
+        """
+        Bring the vector up to date in the middle of an update.
+
+        :param thorough: see :meth:`pull`
+        :raises ValueError: if a parameter has another shape, dtype or device than at the update's start
+        """
+        if not self.pull(thorough):
+            raise ValueError(
+                "A parameter of the policy was given another shape, dtype or device in the middle of an update; "
+                "make such changes between updates, for example in a callback's _on_rollout_start"
+            )
+
+    def gather(self, gradients: Sequence[th.Tensor | None], numbers: Sequence[int]) -> None:
+        """
+        Lay gradients that torch computed side by side in ``gradient``.
+
+        :param gradients: of some parameters; None where the loss does not depend on one
+        :param numbers: of these parameters
+        """
+        self.absent.clear()
+        self.unwatched = True  # a hook or a features extractor ran
+        with th.no_grad():
+            for i, gradient in zip(numbers, gradients, strict=True):
+                if gradient is None:
+                    self.absent.add(i)
+                    self._gradient_places[i].zero_()
+                else:
+                    self._gradient_places[i].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
 
     def is_of_same_kind(self) -> bool:
         """

@@ -1,11 +1,12 @@
 """From SB3's rollout buffer to batches of transitions."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
-from sb3_policyopt.models.model import Batch
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.rollout.batch import Batch, Observations
 
 _STOCK = {
     name: (getattr(RolloutBuffer, name), getattr(DictRolloutBuffer, name))
@@ -53,7 +54,7 @@ def not_full(buffer: RolloutBuffer) -> ValueError:
     )
 
 
-def flattened(buffer: RolloutBuffer) -> Batch:
+def flattened(buffer: RolloutBuffer) -> Batch[NumpyArray]:
     """
     All transitions of a full buffer, environment by environment: row env · n_steps + t.
 
@@ -65,7 +66,7 @@ def flattened(buffer: RolloutBuffer) -> Batch:
     """
     if not buffer.full:
         raise not_full(buffer)
-    observations: Any = buffer.observations
+    observations: Observations[NumpyArray] = buffer.observations
     if not buffer.generator_ready:
         if isinstance(observations, dict):
             for key, array in observations.items():
@@ -76,12 +77,13 @@ def flattened(buffer: RolloutBuffer) -> Batch:
             setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
         buffer.generator_ready = True
     scalars = (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
+    old_values, old_log_prob, advantages, returns = (array.reshape(-1) for array in scalars)
     if isinstance(observations, dict):
         observations = dict(observations)
-    return Batch(observations, buffer.actions, *(array.reshape(-1) for array in scalars))
+    return Batch(observations, buffer.actions, old_values, old_log_prob, advantages, returns)
 
 
-def own_samples(buffer: RolloutBuffer, batch_size: int | None) -> Iterator[Any]:
+def own_samples(buffer: RolloutBuffer, batch_size: int | None) -> Iterator[RolloutBufferSamples | DictRolloutBufferSamples]:
     """
     What the buffer's ``get`` yields.
 

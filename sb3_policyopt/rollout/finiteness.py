@@ -1,11 +1,10 @@
-"""Nothing non-finite gets in: the checks of what environments and policies hand over, and the words when one fails."""
+"""Checks that what environments and networks return is finite, and the error that names what is not."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 
@@ -217,33 +216,3 @@ class RolloutGuard:
         error = explain(self.stored, check_observations=self.check_observations, environments=environments, **quantities)
         if error is not None:
             raise error
-
-
-PATIENCE = 8
-"""Updates in a row (minibatches of PPO and of the critic) that may be skipped before training stops."""
-
-
-class SkipCounter:
-    """Counts updates that were refused because they were not finite; ends training after several in a row."""
-
-    def __init__(self) -> None:
-        self.in_a_row = 0
-
-    def note(self, skipped: list[Any]) -> None:
-        """
-        Take note of a series of updates.
-
-        :param skipped: 1 for each that was skipped, 0 for each that was made; floats or scalar tensors
-        :raises NonFiniteError: after ``PATIENCE`` skipped ones in a row
-        """
-        flags = th.stack(skipped).tolist() if skipped and isinstance(skipped[0], th.Tensor) else skipped  # one wait, not many
-        for flag in flags:
-            self.in_a_row = self.in_a_row + 1 if flag else 0
-            if self.in_a_row >= PATIENCE:
-                self.in_a_row = 0
-                raise NonFiniteError(
-                    f"{PATIENCE} updates in a row had a non-finite loss or gradient and were skipped; the policy is as the "
-                    "last good update left it, and can be saved. Likely cause: rewards or returns on a scale that "
-                    "overflows (use VecNormalize), or a custom loss or network that divides by zero or takes the "
-                    "logarithm of a number that is not positive."
-                )

@@ -1,18 +1,18 @@
 """Activation functions φ with their slopes φ', in place in NumPy."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-Array = NDArray[Any]
-Activation: TypeAlias = Callable[[Array, Array | None], None]
+from sb3_policyopt.maths.arrays import NumpyArray
+
+Activation: TypeAlias = Callable[[NumpyArray, NumpyArray | None], None]
 """(z, slope): overwrites z with φ(z) and, unless it is None, slope with φ'(z)."""
 
 
-def tanh(z: Array, slope: Array | None) -> None:
+def tanh(z: NumpyArray, slope: NumpyArray | None) -> None:
     """φ' = 1 − φ²."""
     np.tanh(z, out=z)
     if slope is not None:
@@ -20,14 +20,14 @@ def tanh(z: Array, slope: Array | None) -> None:
         np.subtract(1, slope, out=slope)
 
 
-def relu(z: Array, slope: Array | None) -> None:
+def relu(z: NumpyArray, slope: NumpyArray | None) -> None:
     """φ' = [z > 0]."""
     if slope is not None:
         np.greater(z, 0, out=slope, casting="unsafe")
     np.maximum(z, 0, out=z)
 
 
-def sigmoid(z: Array, slope: Array | None) -> None:
+def sigmoid(z: NumpyArray, slope: NumpyArray | None) -> None:
     """φ' = φ (1 − φ)."""
     z *= 0.5
     np.tanh(z, out=z)  # σ(z) = ½ + ½ tanh(z/2) cannot overflow
@@ -38,7 +38,7 @@ def sigmoid(z: Array, slope: Array | None) -> None:
         slope *= z
 
 
-def silu(z: Array, slope: Array | None) -> None:
+def silu(z: NumpyArray, slope: NumpyArray | None) -> None:
     """φ = z σ(z), φ' = σ(z) + φ (1 − σ(z))."""
     gate = z.copy()
     sigmoid(gate, None)
@@ -49,7 +49,7 @@ def silu(z: Array, slope: Array | None) -> None:
         slope += gate
 
 
-def identity(z: Array, slope: Array | None) -> None:
+def identity(z: NumpyArray, slope: NumpyArray | None) -> None:
     """φ' = 1."""
     if slope is not None:
         slope.fill(1)
@@ -63,7 +63,7 @@ def leaky_relu(negative_slope: float) -> Activation:
     :return: the activation
     """
 
-    def activation(z: Array, slope: Array | None) -> None:
+    def activation(z: NumpyArray, slope: NumpyArray | None) -> None:
         factor = np.where(z > 0, np.float32(1), np.float32(negative_slope))
         if slope is not None:
             slope[...] = factor
@@ -80,7 +80,7 @@ def elu(alpha: float) -> Activation:
     :return: the activation
     """
 
-    def activation(z: Array, slope: Array | None) -> None:
+    def activation(z: NumpyArray, slope: NumpyArray | None) -> None:
         negative = np.float32(alpha) * np.expm1(np.minimum(z, 0))
         positive = z > 0
         if slope is not None:
@@ -90,7 +90,7 @@ def elu(alpha: float) -> Activation:
     return activation
 
 
-def softplus(z: Array, slope: Array | None) -> None:
+def softplus(z: NumpyArray, slope: NumpyArray | None) -> None:
     """φ = ln(1 + e^z), φ' = σ(z)."""
     if slope is not None:
         slope[...] = z
@@ -117,7 +117,7 @@ def make_activation(module: nn.Module | None) -> Activation | None:
     return None
 
 
-def constants_of_activation(module: nn.Module) -> tuple[Any, ...]:
+def constants_of_activation(module: nn.Module) -> tuple[object, ...]:
     """
     What distinguishes two activations.
 

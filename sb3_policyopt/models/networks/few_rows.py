@@ -1,15 +1,12 @@
 """Actor and critic as one network, for the handful of rows of a step of the environments."""
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.networks.activations import Activation
 from sb3_policyopt.models.networks.layers import Layer
-
-Array = NDArray[Any]
 
 WORTH_JOINING = 2**17
 """Multiplications of a joined layer below which one product of twice the size is faster than two."""
@@ -25,10 +22,10 @@ class JoinedNetworks:
     :param theta: the stretch of the parameters of which all layers are views
     :param actor: layers of the actor, head last; weights of shape (n_out, n_in)
     :param critic: layers of the critic, as many
-    :param activation: φ, None if there is no hidden layer
+    :param activation: φ
     """
 
-    def __init__(self, theta: Array, actor: list[Layer], critic: list[Layer], activation: Activation | None) -> None:
+    def __init__(self, theta: NumpyArray, actor: list[Layer], critic: list[Layer], activation: Activation) -> None:
         self.theta = theta
         self.activation = activation
         self.parts = list(zip(actor, critic, strict=True))
@@ -56,7 +53,7 @@ class JoinedNetworks:
             weight[n_in if i else None :, n_out:] = critic.weight.T
             bias[:n_out], bias[n_out:] = actor.bias, critic.bias
 
-    def outputs(self, x: Array) -> tuple[Array, Array]:
+    def outputs(self, x: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
         """
         Forward pass of both.
 
@@ -67,7 +64,7 @@ class JoinedNetworks:
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = np.dot(x, weight)
             x += bias
-            self.activation(x, None)  # type: ignore[misc]  # where there is a hidden layer there is an activation
+            self.activation(x, None)
         x = np.dot(x, self.weights[-1])
         x += self.biases[-1]
         return x[:, : self.n_actor_outputs], x[:, self.n_actor_outputs]

@@ -8,24 +8,30 @@ Write δx for a small change of x and x̄ for the derivative of a scalar with re
     backward    z̄ = φ'(z) h̄               W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W   (Jᵀ u: the gradient of what has the slope u)
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sb3_policyopt.maths.arrays import row_of_ones
+from sb3_policyopt.maths.arrays import NumpyArray, row_of_ones
 from sb3_policyopt.models.networks.activations import Activation
-
-Array = NDArray[Any]
 
 
 class Layer(NamedTuple):
     """Views of one layer's entries in a flat vector; the leading axis counts the networks of a stack."""
 
-    weight: Array
+    weight: NumpyArray
     """shape (networks, n_out, n_in)"""
-    bias: Array
+    bias: NumpyArray
     """shape (networks, 1, n_out)"""
+
+
+class TrunkPass(NamedTuple):
+    """What a trunk's forward pass leaves, shape (networks, batch, units) each."""
+
+    hidden: list[NumpyArray]
+    """The input, and h of each layer."""
+    slopes: list[NumpyArray]
+    """φ'(z) of each layer; empty if it was not asked for."""
 
 
 class Trunk:
@@ -37,18 +43,18 @@ class Trunk:
     :param starts: where each network's entries begin in the flat vector; for each layer its weight, then its bias
     """
 
-    def __init__(self, widths: list[int], activation: Activation | None, starts: list[int]) -> None:
+    def __init__(self, widths: list[int], activation: Activation, starts: list[int]) -> None:
         self.widths = widths
         self.activation = activation
         self.starts = starts
-        self._work: dict[tuple[str, int, int], Array] = {}
+        self._work: dict[tuple[str, int, int], NumpyArray] = {}
 
     @property
     def size(self) -> int:
         """Number of entries of one network."""
         return sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
 
-    def layers(self, vector: Array) -> list[Layer]:
+    def layers(self, vector: NumpyArray) -> list[Layer]:
         """
         Views of the networks' layers in a vector of parameters, gradients or tangents.
 
@@ -67,11 +73,11 @@ class Trunk:
             start += n_out * (n_in + 1)
         return result
 
-    def _stacked(self, vector: Array, shape: tuple[int, int], stride: int) -> Array:
+    def _stacked(self, vector: NumpyArray, shape: tuple[int, int], stride: int) -> NumpyArray:
         itemsize = vector.itemsize
         return np.lib.stride_tricks.as_strided(vector, (len(self.starts), *shape), (stride, shape[1] * itemsize, itemsize))
 
-    def work(self, name: str, layer: int, batch: int) -> Array:
+    def work(self, name: str, layer: int, batch: int) -> NumpyArray:
         """
         A work array that is the same one whenever it is asked for, so that no minibatch allocates memory.
 
@@ -87,29 +93,31 @@ class Trunk:
             self._work[key] = np.empty((len(self.starts), batch, self.widths[layer]), np.float32)
         return self._work[key]
 
-    def forward(self, layers: list[Layer], x: Array, with_slopes: bool = False) -> tuple[list[Array], list[Array]]:
+    def forward(self, layers: list[Layer], x: NumpyArray, with_slopes: bool = False) -> TrunkPass:
         """
         z = x Wᵀ + b, h = φ(z) through all layers.
 
         :param layers: of the parameters
         :param x: shape (networks, batch, n_in), or (1, batch, n_in) for the same input
         :param with_slopes: whether φ'(z) is wanted
-        :return: the input and each layer's h, and each layer's φ'(z), shape (networks, batch, n_out); valid until the
-            next call with the same batch size
+        :return: h and φ'(z) of each layer; valid until the next call with the same batch size
         """
         batch = x.shape[1]
-        hidden, slopes = [x], []
+        hidden: list[NumpyArray] = [x]
+        slopes: list[NumpyArray] = []
         for i, (weight, bias) in enumerate(layers, start=1):
             z = np.matmul(hidden[-1], weight.swapaxes(1, 2), out=self.work("hidden", i, batch))
             z += bias
             slope = self.work("slope", i, batch) if with_slopes else None
-            assert self.activation is not None
             self.activation(z, slope)
             hidden.append(z)
-            slopes.append(slope)
-        return hidden, slopes  # type: ignore[return-value]
+            if slope is not None:
+                slopes.append(slope)
+        return TrunkPass(hidden, slopes)
 
-    def tangent(self, layers: list[Layer], hidden: list[Array], slopes: list[Array], direction: list[Layer]) -> Array | None:
+    def tangent(
+        self, layers: list[Layer], hidden: list[NumpyArray], slopes: list[NumpyArray], direction: list[Layer]
+    ) -> NumpyArray | None:
         """
         δz = x δWᵀ + δb + δx Wᵀ, δh = φ'(z) δz through all layers; the input does not move.
 
@@ -119,7 +127,7 @@ class Trunk:
         :param direction: of the tangent v
         :return: δh of the last layer, shape (networks, batch, n_out); None if there is no layer
         """
-        moved: Array | None = None
+        moved: NumpyArray | None = None
         batch = hidden[0].shape[1]
         for i, (layer, along) in enumerate(zip(layers, direction, strict=True)):
             change = np.matmul(hidden[i], along.weight.swapaxes(1, 2), out=self.work("tangent", i + 1, batch))
@@ -133,12 +141,12 @@ class Trunk:
     def backward(
         self,
         layers: list[Layer],
-        hidden: list[Array],
-        slopes: list[Array],
-        h_bar: Array,
+        hidden: list[NumpyArray],
+        slopes: list[NumpyArray],
+        h_bar: NumpyArray,
         into: list[Layer],
         to_input: bool = False,
-    ) -> Array:
+    ) -> NumpyArray:
         """
         z̄ = φ'(z) h̄, W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W through all layers, the last one first.
 
@@ -159,7 +167,7 @@ class Trunk:
                 h_bar = np.matmul(h_bar, layers[i].weight, out=self.work("backward", i, h_bar.shape[1]))
         return h_bar
 
-    def gradient_buffer(self, batch: int) -> Array:
+    def gradient_buffer(self, batch: int) -> NumpyArray:
         """
         The array in which to hand the last layer's h̄ to :meth:`backward`.
 
@@ -182,7 +190,7 @@ class Network:
         self.n_out = n_out
         self.head_start = trunk.starts[0] + trunk.size
 
-    def head(self, vector: Array) -> Layer:
+    def head(self, vector: NumpyArray) -> Layer:
         """
         Views of the head in a vector of parameters, gradients or tangents.
 

@@ -1,18 +1,17 @@
 """What the closed form reads off an MlpPolicy: its layers, its activation, its features."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
+from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.networks.activations import constants_of_activation
-
-Array = NDArray[Any]
+from sb3_policyopt.rollout.batch import Observations
 
 
 def linear_layers(policy: ActorCriticPolicy) -> tuple[list[nn.Linear], list[nn.Linear]]:
@@ -24,26 +23,38 @@ def linear_layers(policy: ActorCriticPolicy) -> tuple[list[nn.Linear], list[nn.L
     """
     actor = [module for module in policy.mlp_extractor.policy_net if isinstance(module, nn.Linear)]
     critic = [module for module in policy.mlp_extractor.value_net if isinstance(module, nn.Linear)]
-    return [*actor, policy.action_net], [*critic, policy.value_net]  # type: ignore[list-item]
+    heads = [head for head in (policy.action_net, policy.value_net) if isinstance(head, nn.Linear)]
+    return [*actor, heads[0]], [*critic, heads[1]]
 
 
-def sb3_parameters(policy: ActorCriticPolicy) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def sb3_parameters(policy: ActorCriticPolicy, family: ActionDistribution) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """
     The trainable parameters of a policy with SB3's modules, as the closed form wants them.
 
     :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
-    :return: the actor's: extractor, layers, log_std; the critic's: its own extractor if it has one, layers
+    :param family: of its action distribution
+    :return: the actor's: extractor, layers, the distribution's own; the critic's: its own extractor if it has one, layers
     """
     actor_layers, critic_layers = linear_layers(policy)
     actor = [p for p in policy.pi_features_extractor.parameters() if p.requires_grad]
     actor += [p for layer in actor_layers for p in layer.parameters()]
-    if isinstance(policy.action_space, spaces.Box):
-        actor.append(policy.log_std)  # type: ignore[arg-type]
+    actor += free_parameters(policy, family)
     critic: list[nn.Parameter] = []
     if not policy.share_features_extractor:
         critic += [p for p in policy.vf_features_extractor.parameters() if p.requires_grad]
     critic += [p for layer in critic_layers for p in layer.parameters()]
     return actor, critic
+
+
+def free_parameters(policy: ActorCriticPolicy, family: ActionDistribution) -> list[nn.Parameter]:
+    """
+    The action distribution's own parameters.
+
+    :param policy: an MlpPolicy
+    :param family: of its action distribution
+    :return: such as log_std
+    """
+    return [getattr(policy, name) for name in family.free]
 
 
 def features_extractors(policy: ActorCriticPolicy) -> list[nn.Module]:
@@ -67,7 +78,7 @@ def activation_modules(policy: ActorCriticPolicy) -> list[nn.Module]:
     return [module for module in networks if not isinstance(module, nn.Linear)]
 
 
-def constants_of(policy: ActorCriticPolicy) -> tuple[Any, ...]:
+def constants_of(policy: ActorCriticPolicy) -> tuple[object, ...]:
     """
     What an engine reads off a policy beside its modules and parameters.
 
@@ -79,7 +90,7 @@ def constants_of(policy: ActorCriticPolicy) -> tuple[Any, ...]:
     return (*activations, *objects, policy.normalize_images, policy.share_features_extractor)
 
 
-def make_features(policy: ActorCriticPolicy) -> Callable[[Any], Array]:
+def make_features(policy: ActorCriticPolicy) -> Callable[[Observations[NumpyArray]], NumpyArray]:
     """
     What SB3's preprocessing and FlattenExtractor do to observations.
 
@@ -101,14 +112,15 @@ def make_features(policy: ActorCriticPolicy) -> Callable[[Any], Array]:
         )
     scale = np.float32(255) if policy.normalize_images and is_image_space(space) else None
 
-    def flatten(observations: Any) -> Array:
-        features: Array = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+    def flatten(observations: Observations[NumpyArray]) -> NumpyArray:
+        assert not isinstance(observations, dict)
+        features: NumpyArray = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
         return features if scale is None else features / scale
 
     return flatten
 
 
-def one_hot(values: Array, n: int, space: spaces.Space[Any]) -> Array:
+def one_hot(values: NumpyArray, n: int, space: spaces.Discrete | spaces.MultiDiscrete) -> NumpyArray:
     """
     Rows of zeros with a one at each value, as ``torch.nn.functional.one_hot`` of the value cast to an integer.
 

@@ -1,0 +1,64 @@
+"""Whether the networks in closed form still compute what a policy's modules compute."""
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_policyopt.identity.originals import POLICY_METHODS
+from sb3_policyopt.identity.structure import Structure
+from sb3_policyopt.models.networks.sb3_layout import constants_of
+from sb3_policyopt.optimisation.flat_parameters import FlatParameters
+
+
+class NetworksWatch:
+    """
+    What was read off a policy, to compare with.
+
+    :param policy: whose networks are computed
+    :param flat: its parameters
+    :param extractors: features extractors that are computed without torch
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, *extractors: nn.Module) -> None:
+        self.policy = policy
+        self.flat = flat
+        mlp = policy.mlp_extractor
+        chains = [module for part in (mlp.policy_net, mlp.value_net) for module in part.modules()]
+        plain = [*chains, policy.action_net, policy.value_net, *(m for part in extractors for m in part.modules())]
+        self.structure = Structure(
+            [
+                (policy, POLICY_METHODS),
+                (mlp, ("forward", "forward_actor", "forward_critic")),
+                *((module, ("forward",)) for module in plain),
+            ]
+        )
+        self.constants = constants_of(policy)
+
+    def fits(self, thorough: bool = True) -> bool:
+        """
+        Whether modules and parameters are the same objects, without hooks or methods of their own.
+
+        :param thorough: whether to look at the modules too, and not only at the parameters' memory
+        :return: False if they are not
+        """
+        return self.flat.pull(thorough) and (not thorough or self.structure.is_intact())
+
+    def serves(self) -> bool:
+        """
+        Whether the networks compute what the policy's do.
+
+        :return: False once modules or parameters, the activations' constants, the spaces or the distribution are others
+        """
+        return self.fits() and self.flat.is_of_same_kind() and constants_of(self.policy) == self.constants
+
+    def check_after_foreign_step(self) -> None:
+        """
+        Follow what an optimizer of the user's did to the parameters.
+
+        :raises ValueError: if it replaced modules or parameters of the policy
+        """
+        self.flat.bring()
+        if not self.structure.is_intact():
+            raise ValueError(
+                "policy.optimizer.step() replaced modules, parameters, hooks or methods of the policy in the middle of an "
+                'update; make such changes between updates, or pass engine="autograd"'
+            )

@@ -1,0 +1,91 @@
+"""
+An objective: a loss in torch for any policy, and where it is known its slopes with respect to the networks' outputs.
+
+An algorithm says what it optimises in a method, a *hook*, such as :meth:`sb3_policyopt.PPO.loss`. The decorator
+:func:`closed_form` names the function that computes the slopes of that very method. An override, in a subclass of any package
+or on an object, is another function: it has no slopes, and autograd computes its gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import torch as th
+
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.objectives.outputs import Outputs, Slopes
+from sb3_policyopt.rollout.batch import Batch
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+SlopesFunction: TypeAlias = "Callable[..., tuple[Slopes, Terms]]"
+"""(outputs, batch, …) ↦ slopes and terms; the further arguments are those of the hook."""
+
+_CLOSED_FORMS: dict[object, SlopesFunction] = {}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """
+    What one series of steps minimises.
+
+    :param loss: a batch of tensors ↦ the scalar to minimise, with its graph, and what to log
+    :param slopes: outputs and a batch of arrays ↦ the slopes of the same scalar, and what to log; None if they are not known
+    :param critic_only: whether the actor takes no part
+    :param name: under which the loss itself is logged
+    """
+
+    loss: Callable[[Batch[th.Tensor]], tuple[th.Tensor, Terms]]
+    slopes: Callable[[Outputs[NumpyArray], Batch[NumpyArray]], tuple[Slopes, Terms]] | None = None
+    critic_only: bool = False
+    name: str = "loss"
+
+    @classmethod
+    def of(
+        cls,
+        hook: Callable[..., tuple[th.Tensor, Terms]],
+        *arguments: object,
+        critic_only: bool = False,
+        name: str = "loss",
+    ) -> "Objective":
+        """
+        The objective that a hook defines.
+
+        :param hook: a bound method of an algorithm, or a function put in its place: (batch, …) ↦ (loss, terms)
+        :param arguments: the hook's further arguments
+        :param critic_only: whether the actor takes no part
+        :param name: under which the loss itself is logged
+        :return: the objective, with slopes if the hook has a closed form
+        """
+        slopes = slopes_of(hook)
+        return cls(
+            lambda batch: hook(batch, *arguments),
+            None if slopes is None else lambda outputs, batch: slopes(outputs, batch, *arguments),
+            critic_only,
+            name,
+        )
+
+
+def closed_form(slopes: SlopesFunction) -> Callable[[Hook], Hook]:
+    """
+    Name the function that computes the slopes of a hook.
+
+    :param slopes: (outputs, batch, …) ↦ slopes and terms
+    :return: a decorator of the method, which stays as it is
+    """
+
+    def mark(hook: Hook) -> Hook:
+        _CLOSED_FORMS[hook] = slopes
+        return hook
+
+    return mark
+
+
+def slopes_of(hook: object) -> SlopesFunction | None:
+    """
+    The slopes of a hook, by identity of its function.
+
+    :param hook: a bound method, or what somebody put in its place
+    :return: None for an override
+    """
+    return _CLOSED_FORMS.get(getattr(hook, "__func__", None))

@@ -1,0 +1,175 @@
+"""
+T1-T5: the surrogate with its trust region at θ_old, for any model.
+
+    g   = Jᵀ ∂J/∂output                       T3
+    F v = Jᵀ M J v                            T5, M the metric of the action distribution
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Generic, Protocol
+
+import numpy as np
+import torch as th
+
+from sb3_policyopt.maths import losses
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
+from sb3_policyopt.objectives.outputs import Outputs, Pass
+from sb3_policyopt.rollout.batch import Batch
+
+
+class SurrogateHook(Protocol):
+    """(batch, ln π) ↦ J, as :meth:`sb3_policyopt.TRPO.surrogate`."""
+
+    def __call__(self, batch: Batch[th.Tensor], log_prob: th.Tensor) -> th.Tensor:
+        """J, a scalar to maximise."""
+
+
+def surrogate_slopes(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> tuple[float, tuple[NumpyArray, ...]]:
+    """
+    T1, T3: J, and ∂J/∂parameters of the action distributions.
+
+    :param outputs: of the actor
+    :param batch: transitions
+    :return: J; slopes of shape (batch, n) each
+    """
+    log_prob, score = outputs.family.log_prob_and_score(outputs.parameters, batch.actions)
+    ratio = losses.probability_ratio(log_prob, batch.old_log_prob)
+    slope = losses.surrogate_slope(ratio, batch.advantages)
+    return float(losses.surrogate(ratio, batch.advantages)), tuple([slope[:, None] * part for part in score])
+
+
+def surrogate_value(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> float:
+    """
+    T1: J.
+
+    :param outputs: of the actor
+    :param batch: transitions
+    :return: J
+    """
+    ratio = losses.probability_ratio(outputs.family.log_prob(outputs.parameters, batch.actions), batch.old_log_prob)
+    return float(losses.surrogate(ratio, batch.advantages))
+
+
+class Actor(Protocol[ArrayT]):
+    """What a trust region needs of a model."""
+
+    @property
+    def actor_parameters(self) -> th.Tensor:
+        """θ of the actor, shape (n_actor,); writing to it changes the policy."""
+
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        """Threads that suit so many rows."""
+
+    def pieces(self, batch: Batch[ArrayT]) -> Iterator[tuple[Batch[ArrayT], float]]:
+        """The batch in pieces that may go through the network at once, each with its share of the batch."""
+
+    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[ArrayT]) -> tuple[float, th.Tensor, Pass[ArrayT]]:
+        """J, g of shape (n_actor,), and the forward pass that they come from."""
+
+    def actor_pass(self, batch: Batch[ArrayT]) -> Pass[ArrayT]:
+        """A forward pass of the actor, with its Jacobian."""
+
+    def surrogate_and_kl(self, hook: SurrogateHook, batch: Batch[ArrayT], old: tuple[ArrayT, ...]) -> tuple[float, float]:
+        """J and the mean KL(old‖π_θ) at the current parameters, without a Jacobian."""
+
+
+class TrustRegion(ABC):
+    """
+    The problem of T6 at θ_old: maximise gᵀΔ subject to ½ΔᵀFΔ ≤ δ.
+
+    :param surrogate: J(θ_old)
+    :param gradient: g, shape (n_actor,)
+    """
+
+    surrogate: float
+    gradient: th.Tensor
+
+    @abstractmethod
+    def fisher(self, vector: th.Tensor) -> th.Tensor:
+        """
+        T5: v ↦ F v, undamped; valid until the parameters change.
+
+        :param vector: v, shape (n_actor,)
+        :return: shape (n_actor,)
+        """
+
+    @abstractmethod
+    def evaluate(self) -> tuple[float, float]:
+        """
+        T1, T2: J and the joint KL(π_old‖π_θ) at the current parameters.
+
+        :return: J, and the KL in nats
+        """
+
+
+class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
+    """
+    The trust region of one process's transitions.
+
+    :param actor: computes the passes
+    :param batch: transitions
+    :param hook: what J is
+    :param thinning: use every n-th transition for the Fisher matrix, and only for it
+    """
+
+    def __init__(self, actor: Actor[ArrayT], batch: Batch[ArrayT], hook: SurrogateHook, thinning: int = 1) -> None:
+        self.actor: Actor[ArrayT] = actor
+        self.batch: Batch[ArrayT] = batch
+        self.hook = hook
+        self.thinned: Batch[ArrayT] = batch.rows(slice(None, None, thinning)) if thinning > 1 else batch
+        self.old: list[tuple[ArrayT, ...]] = []
+        self.surrogate, self.gradient = 0.0, th.zeros_like(actor.actor_parameters)
+        last: Pass[ArrayT] | None = None
+        with actor.threads(batch.size):
+            for piece, share in actor.pieces(batch):
+                surrogate, gradient, last = actor.surrogate_pass(hook, piece)
+                self.surrogate += share * surrogate
+                self.gradient += share * gradient
+                self.old.append(tuple(kept(parameter) for parameter in last.parameters))
+            in_one = last is not None and len(self.old) == 1
+            if in_one and thinning > 1:
+                last = actor.actor_pass(self.thinned)
+            self._product = _fisher_product(last, self.thinned.size) if in_one and last is not None else None
+
+    def fisher(self, vector: th.Tensor) -> th.Tensor:
+        """F v = Jᵀ M J v / batch; of several pieces the mean, each with a forward pass of its own."""
+        with self.actor.threads(self.thinned.size):
+            if self._product is not None:
+                return self._product(vector)
+            product = th.zeros_like(vector)
+            for piece, share in self.actor.pieces(self.thinned):
+                product += share * _fisher_product(self.actor.actor_pass(piece), piece.size)(vector)
+            return product
+
+    def evaluate(self) -> tuple[float, float]:
+        """One forward pass of the actor."""
+        surrogate = kl = 0.0
+        with self.actor.threads(self.batch.size):
+            for (piece, share), old in zip(self.actor.pieces(self.batch), self.old, strict=True):
+                of_piece = self.actor.surrogate_and_kl(self.hook, piece, old)
+                surrogate, kl = surrogate + share * of_piece[0], kl + share * of_piece[1]
+        return surrogate, kl
+
+
+def _fisher_product(forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+    """
+    T5: v ↦ Jᵀ M J v / batch.
+
+    :param forward: of the actor, with its Jacobian
+    :param batch: number of transitions
+    :return: the function
+    """
+    metric = forward.metric()
+    return lambda vector: forward.pullback(tuple([part / batch for part in metric(forward.pushforward(vector))]))
+
+
+def kept(parameter: ArrayT) -> ArrayT:
+    """
+    A distribution's parameter as it is now, whatever becomes of the memory or the graph that it is part of.
+
+    :param parameter: of the distributions
+    :return: its numbers
+    """
+    return parameter.copy("K") if isinstance(parameter, np.ndarray) else parameter.detach()

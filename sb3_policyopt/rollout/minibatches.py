@@ -1,0 +1,122 @@
+"""P6: a rollout, shuffled and cut into minibatches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Generic
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
+from sb3_policyopt.maths.losses import normalize_pieces
+from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.buffers import own_samples
+
+
+class RolloutData(ABC, Generic[ArrayT]):
+    """The transitions of one rollout, as often as an update needs them."""
+
+    @abstractmethod
+    def whole(self) -> Iterator[Batch[ArrayT]]:
+        """
+        All transitions.
+
+        :return: one batch; several where a buffer's own ``get`` gives several
+        """
+
+    @abstractmethod
+    def minibatches(self, batch_size: int, normalized: bool) -> Iterator[Batch[ArrayT]]:
+        """
+        One pass over all transitions in random order.
+
+        :param batch_size: transitions a minibatch; the last one may be smaller
+        :param normalized: whether to normalise the advantages of each minibatch by themselves
+        :return: the minibatches
+        """
+
+
+class ShuffledRows(RolloutData[NumpyArray]):
+    """
+    NumPy arrays: a pass orders all rows anew at once, so that minibatches are contiguous pieces.
+
+    :param rollout: all transitions; columns of actions lie together in memory, as those of the means do
+    :param before_pass: called at the start of each pass
+    """
+
+    def __init__(self, rollout: Batch[NumpyArray], before_pass: Callable[[], None]) -> None:
+        self.rollout = rollout
+        self.before_pass = before_pass
+
+    def whole(self) -> Iterator[Batch[NumpyArray]]:
+        """All transitions in one batch."""
+        yield self.rollout
+
+    def minibatches(self, batch_size: int, normalized: bool) -> Iterator[Batch[NumpyArray]]:
+        """One ``np.random.permutation`` a pass, as SB3's buffer draws it."""
+        self.before_pass()
+        rollout = self.rollout
+        assert not isinstance(rollout.observations, dict)
+        order = np.random.permutation(rollout.size)
+        advantages = rollout.advantages.take(order)
+        shuffled = Batch(
+            rollout.observations.take(order, 0),
+            rollout.actions.T.take(order, 1).T,
+            rollout.old_values.take(order),
+            rollout.old_log_prob.take(order),
+            normalize_pieces(advantages, batch_size) if normalized else advantages,
+            rollout.returns.take(order),
+            {name: column.take(order, 0) for name, column in rollout.context.items()},
+        )
+        for start in range(0, rollout.size, batch_size):
+            yield shuffled.rows(slice(start, start + batch_size))
+
+
+class GatheredRows(RolloutData[th.Tensor]):
+    """
+    Tensors: each minibatch gathers its rows by number, on the device where they are.
+
+    :param rollout: all transitions
+    """
+
+    def __init__(self, rollout: Batch[th.Tensor]) -> None:
+        self.rollout = rollout
+
+    def whole(self) -> Iterator[Batch[th.Tensor]]:
+        """All transitions in one batch."""
+        yield self.rollout
+
+    def minibatches(self, batch_size: int, normalized: bool) -> Iterator[Batch[th.Tensor]]:
+        """One ``np.random.permutation`` and one transfer of it a pass."""
+        size = self.rollout.size
+        order = th.as_tensor(np.random.permutation(size), device=self.rollout.returns.device)
+        for start in range(0, size, batch_size):
+            batch = self.rollout.rows(order[start : start + batch_size])
+            yield batch.normalized() if normalized else batch
+
+
+class OwnSamples(RolloutData[th.Tensor]):
+    """
+    Whatever the buffer's own ``get`` yields.
+
+    :param buffer: the rollout buffer of an algorithm, with a method of its own
+    :param to_batch: makes a batch of tensors of SB3's samples
+    """
+
+    def __init__(
+        self,
+        buffer: RolloutBuffer,
+        to_batch: Callable[[RolloutBufferSamples | DictRolloutBufferSamples], Batch[th.Tensor]],
+    ) -> None:
+        self.buffer = buffer
+        self.to_batch = to_batch
+
+    def whole(self) -> Iterator[Batch[th.Tensor]]:
+        """What ``get`` yields when asked for all in one."""
+        return map(self.to_batch, own_samples(self.buffer, None))
+
+    def minibatches(self, batch_size: int, normalized: bool) -> Iterator[Batch[th.Tensor]]:
+        """What ``get`` yields."""
+        for batch in map(self.to_batch, own_samples(self.buffer, batch_size)):
+            yield batch.normalized() if normalized else batch
