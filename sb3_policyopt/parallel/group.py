@@ -1,8 +1,8 @@
 """
 The process group: how the ranks connect, how long the connection lasts, and what an error on one of them means for the others.
 
-Tensors on the CPU are sent by gloo, tensors on a GPU by nccl; small ones on the CPU are exchanged in shared memory if all ranks
-are on one host (:mod:`sb3_policyopt.parallel.mailboxes`). The operations themselves are in
+Tensors on the CPU are sent by gloo, tensors on a GPU by nccl; small ones on the CPU are exchanged in shared memory if all
+ranks are on one host (:mod:`sb3_policyopt.parallel.mailboxes`). The operations themselves are in
 :mod:`sb3_policyopt.parallel.collectives`. Without a launcher, or with one process, there is no group, and nothing of
 ``torch.distributed`` is initialised.
 """

@@ -22,6 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_policyopt import PPO
+from sb3_policyopt.callbacks import RunRecorder
 from sb3_policyopt.maths import losses
 from sb3_policyopt.models import Batch
 from sb3_policyopt.parallel import launcher, minibatches
@@ -33,6 +34,7 @@ LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_
 LEARN = """
 import torch.distributed as dist
 from sb3_policyopt import PPO
+from sb3_policyopt.callbacks import RunRecorder
 for name in ("init_process_group", "TCPStore"):
     setattr(dist, name, None)
 PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1).learn(32)
@@ -95,6 +97,7 @@ def some_callbacks():
     return [
         Custom(),
         OnRank0(),
+        RunRecorder("."),
         EvalCallback(make_vec_env("CartPole-v1")),
         CallbackList([CheckpointCallback(1, "x"), StopTrainingOnMaxEpisodes(1)]),
         EveryNTimesteps(1, CheckpointCallback(1, "x")),
@@ -106,7 +109,7 @@ def some_callbacks():
 def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(as_rank):
     as_rank(0)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
-    user_callbacks = ["Custom", "OnRank0", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
+    user_callbacks = ["Custom", "OnRank0", "RunRecorder", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
     assert names(callback) == [*user_callbacks, "EveryNTimesteps", "EveryNTimesteps", "ConvertCallback", "ProgressBar"]
     assert bar is False
     as_rank(1)

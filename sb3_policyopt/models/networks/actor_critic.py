@@ -24,6 +24,7 @@ from torch import nn
 
 from sb3_policyopt.distributions.family import DiagonalGaussian
 from sb3_policyopt.distributions.table import make_action_distribution
+from sb3_policyopt.global_state import threads_for
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import row_of_ones, total
 from sb3_policyopt.models.model import Batch, PPOCoefficients, Terms
@@ -32,7 +33,6 @@ from sb3_policyopt.models.networks.few_rows import WORTH_JOINING, JoinedNetworks
 from sb3_policyopt.models.networks.layers import Layer, Network, Trunk
 from sb3_policyopt.models.networks.sb3_layout import activation_modules, linear_layers
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
-from sb3_policyopt.threads import threads_for
 
 Array = NDArray[Any]
 Pass: TypeAlias = tuple[list[Array], list[Array]]
