@@ -81,14 +81,14 @@ class Ledger:
     """Counts, bytes and seconds of every exchange of this process since the last look."""
 
     def __init__(self) -> None:
-        from sb3_policyopt.parallel import group as distributed
+        from sb3_policyopt.parallel.group import Group
 
         self.entries: dict[str, dict[str, float]] = {}
-        original = distributed._exchange
+        original = Group.exchange
 
-        def exchange(collective: Any, *arguments: Any, **options: Any) -> Any:
+        def exchange(group: Group, collective: Any, *arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            result = original(collective, *arguments, **options)
+            result = original(group, collective, *arguments, **options)
             name = collective.__name__.lstrip("_")
             entry = self.entries.setdefault(name, {"times": 0, "bytes": 0, "seconds": 0.0})
             entry["times"] += 1
@@ -96,7 +96,7 @@ class Ledger:
             entry["seconds"] += time.perf_counter() - start
             return result
 
-        distributed._exchange = exchange
+        Group.exchange = exchange
 
     def look(self) -> dict[str, dict[str, float]]:
         """
@@ -117,14 +117,14 @@ def work(options: argparse.Namespace) -> None:
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     from sb3_policyopt import PPO, TRPO
-    from sb3_policyopt.parallel import group as distributed
+    from sb3_policyopt.parallel import collectives, launcher
     from sb3_policyopt.parallel import mailboxes as shared_memory
 
     if options.network:
-        shared_memory.host = lambda: f"host of rank {distributed.rank()}"
+        shared_memory.host = lambda: f"host of rank {launcher.rank()}"
     algorithm: Any = {"ppo": PPO, "trpo": TRPO}[options.algo]
     size = options.n_steps * options.n_envs
-    rank, n_ranks = distributed.rank(), distributed.world_size()
+    rank, n_ranks = launcher.rank(), launcher.world_size()
     ledger = Ledger()
 
     def training() -> Any:
@@ -170,8 +170,8 @@ def work(options: argparse.Namespace) -> None:
         def _on_rollout_start(self) -> None:
             seconds, exchanges = time.perf_counter() - (self.start or 0.0), ledger.look()
             solo = seconds_alone() if rank == 0 else 0.0
-            distributed.barrier()
-            without = distributed.gather(seconds_alone())
+            collectives.barrier()
+            without = collectives.gather(seconds_alone())
             if rank == 0 and self.start is not None:
                 result = {
                     "alone": solo,
@@ -182,7 +182,7 @@ def work(options: argparse.Namespace) -> None:
                     "exchanges": exchanges,
                 }
                 print(json.dumps(result), flush=True)
-            distributed.barrier()
+            collectives.barrier()
             ledger.look()
             self.start = time.perf_counter()
 
@@ -192,21 +192,22 @@ def work(options: argparse.Namespace) -> None:
 
 def measure_collectives() -> None:
     """Time all-reduces of several sizes, in the memory that the ranks share and through the network; rank 0 prints them."""
-    from sb3_policyopt.parallel import group as distributed
+    from sb3_policyopt.parallel import collectives, launcher
+    from sb3_policyopt.parallel.group import connected, together
 
-    with distributed.together():
-        group: Any = distributed._group
+    with together():
+        group = connected()
         in_memory = group.mailboxes
         for size in SIZES:
             for mailboxes in (in_memory, None):
                 group.mailboxes = mailboxes
                 tensor, times = th.zeros(size // 4), []
                 for _ in range(max(20, min(200, 2**26 // size))):
-                    distributed.barrier()
+                    collectives.barrier()
                     start = time.perf_counter()
-                    distributed.sum_(tensor)
+                    collectives.sum_(tensor)
                     times.append(time.perf_counter() - start)
-                if distributed.rank() == 0 and distributed._boxes_for(tensor) is mailboxes:
+                if launcher.rank() == 0 and group.mailboxes_for(tensor) is mailboxes:
                     deciles = [round(1e6 * time_, 1) for time_ in statistics.quantiles(times, n=10)]
                     way = "network" if mailboxes is None else "memory"
                     print(json.dumps({"bytes": size, "way": way, "median": deciles[4], "fastest_tenth": deciles[0]}))

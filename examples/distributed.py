@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_policyopt import TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 
 
 def main(total_timesteps: int = 100_000) -> None:
@@ -28,7 +28,7 @@ def main(total_timesteps: int = 100_000) -> None:
     evaluation = EvalCallback(make_vec_env("CartPole-v1"), eval_freq=2048)  # runs on rank 0 only
     model.learn(total_timesteps, callback=[evaluation, ResumableCheckpointCallback("distributed_checkpoints", 20_000)])
     model.save("distributed_model")  # rank 0 writes
-    print(f"rank {distributed.rank()} of {distributed.world_size()} has trained for {model.num_timesteps} timesteps")
+    print(f"rank {launcher.rank()} of {launcher.world_size()} has trained for {model.num_timesteps} timesteps")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from sb3_policyopt.global_state import modes_kept
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.models import Batch, Engine, choose_engine, has_closed_form
 from sb3_policyopt.models.torch_policy import AutogradEngine, Objectives
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 from sb3_policyopt.rollout import collect as rollout
 from sb3_policyopt.rollout import env_workers as workers
 from sb3_policyopt.rollout.buffers import own_samples, samples_itself
@@ -121,7 +121,7 @@ class PolicyOptimization(Placed):
         self.check_observations = arguments.flag("check_observations", check_observations)
         options = {**DEFAULTS, **options}
         options |= arguments.passed_on(options)
-        options["verbose"] = options["verbose"] if distributed.rank() == 0 else 0
+        options["verbose"] = options["verbose"] if launcher.rank() == 0 else 0
         self.engine_in_use: Engine | None = None
         self._skips = SkipCounter()
         self._n_iterations = 0  # complete ones of this call of learn; a resumed run counts on
@@ -481,7 +481,7 @@ class PolicyOptimization(Placed):
         :param exclude: attributes to leave out
         :param include: attributes to write although they would be left out
         """
-        if distributed.rank() == 0 or isinstance(path, io.BufferedIOBase):
+        if launcher.rank() == 0 or isinstance(path, io.BufferedIOBase):
             super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:

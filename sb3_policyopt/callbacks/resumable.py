@@ -14,7 +14,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import parallel as ranks
 from sb3_policyopt.on_policy import PolicyOptimization
-from sb3_policyopt.parallel.group import from_rank_0, gather, rank, world_size
+from sb3_policyopt.parallel.collectives import from_rank_0, gather
+from sb3_policyopt.parallel.launcher import rank, world_size
 from sb3_policyopt.saving import checkpoint_file, generators, logs
 from sb3_policyopt.saving.attributes import ChangingAttributes
 from sb3_policyopt.saving.checkpoint_file import Checkpoint

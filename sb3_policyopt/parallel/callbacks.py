@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_policyopt.parallel.group import rank, world_size
+from sb3_policyopt.parallel.launcher import rank, world_size
 
 
 class ProgressBar(ProgressBarCallback):

@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch as th
 
 from sb3_policyopt.models.model import Batch, Engine, Expansion, Terms
-from sb3_policyopt.parallel.group import broadcast_, from_rank_0, gather, rank, sum_, world_size
+from sb3_policyopt.parallel.collectives import broadcast_, from_rank_0, gather, sum_
+from sb3_policyopt.parallel.launcher import rank, world_size
 
 
 def led(update: Callable[[Engine, Batch], Terms], engine: Engine, rollout: Batch) -> Terms:

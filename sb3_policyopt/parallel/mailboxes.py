@@ -1,12 +1,12 @@
 """
 Sums over the processes of one host, in memory that they share.
 
-``torch.distributed`` sends what lies on the CPU through the network even between neighbours: each message wakes a sleeping
-thread on another core, twice an exchange, which takes ten times as long as adding the numbers. Here each process writes its
-numbers into a mailbox that all can read, waits awake until the others have done so, and adds them all, in the order of the
-ranks: the same bits everywhere.
+``torch.distributed`` sends tensors on the CPU through the network, also between processes of one host: each message wakes a
+sleeping thread on another core, twice per exchange, which takes ten times as long as adding the numbers. Here each process
+writes its numbers into a mailbox that all can read, busy-waits until the others have done so, and adds them all, in the order
+of the ranks: the same bits everywhere.
 
-The memory has no name in the file system, so nothing stays behind, whatever kills a process.
+The memory has no name in the file system, so nothing is left in it if a process is killed.
 """
 
 import mmap
@@ -17,33 +17,40 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array = NDArray[np.generic]
 
 CAPACITY = 2**20
-"""Bytes of a mailbox. A larger message is all bandwidth, in which waiting for threads no longer counts."""
+"""Bytes of a mailbox. The time of a larger message is that of its bytes; waking a thread adds little to it."""
 
-AWAKE = 0.02
-"""Seconds that a process stays awake for the others before it looks only now and then whether they have come."""
+BUSY_WAIT = 0.02
+"""Seconds that a process busy-waits for the others before it sleeps between two checks."""
 
-NAP = 0.001
-"""Seconds between two looks after that."""
+SLEEP = 0.001
+"""Seconds between two checks after that."""
 
-WATCH = 0.2
-"""Seconds between two looks at whether the others still live."""
+CHECK_INTERVAL = 0.2
+"""Seconds between two checks of whether the other processes exist."""
 
 CACHE_LINE = 64
 """Bytes that two cores cannot write at the same time."""
 
-let_others_go_first: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
+yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
+"""Let other processes that are ready use this core."""
 
 
 class Place(NamedTuple):
-    """Where memory is found by other processes."""
+    """
+    Where other processes open the memory.
+
+    :param host: from :func:`host`
+    :param process: that has made it
+    :param descriptor: of the file in that process
+    """
 
     host: str
     process: int
@@ -52,7 +59,7 @@ class Place(NamedTuple):
 
 def host() -> str | None:
     """
-    What processes have in common that can share memory here.
+    Identifies the processes that can share memory with this one.
 
     :return: the running system and its numbering of processes (a container may have its own); None where one process cannot
         open what another has open (not Linux), or where the order in which one core writes is not the one in which another
@@ -68,7 +75,7 @@ def create(size: int) -> Place | None:
     Make memory for a number of processes.
 
     :param size: how many
-    :return: where it is, until its descriptor is closed and nobody has it open; None if it cannot be made
+    :return: where it is, until its descriptor is closed and no process has it open; None if it cannot be made
     """
     try:
         name = host()
@@ -83,10 +90,10 @@ def create(size: int) -> Place | None:
 
 def _has_ended(process: int) -> bool:
     """
-    Whether a process is no longer there.
+    Whether a process has ended.
 
     :param process: the operating system's number
-    :return: True also if nobody has asked yet how it ended
+    :return: True also if its parent has not read its exit status yet
     """
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
@@ -97,21 +104,21 @@ def _has_ended(process: int) -> bool:
 
 class Mailboxes:
     """
-    Two mailboxes for each rank, used by turns: whoever sees that all have sent their k-th message knows that nobody reads
-    the (k − 1)-th any more, and may write the (k + 1)-th in its place.
+    Two mailboxes for each rank, used in turn: once all have sent their k-th message, none reads the (k − 1)-th any more, and
+    the (k + 1)-th may be written in its place.
 
     :param place: from :func:`create`
     :param rank: of this process
     :param processes: the number that the operating system gave to each rank's
-    :param watch: called now and then while this rank waits, with the seconds that it has waited; raises an error if the others
-        will not come
+    :param check: called from time to time while this rank waits, with the seconds that it has waited; raises an error if the
+        others will not come
     :raises OSError: if the memory, or another process, cannot be reached from here
     """
 
-    def __init__(self, place: Place, rank: int, processes: list[int], watch: Callable[[float], None]) -> None:
+    def __init__(self, place: Place, rank: int, processes: list[int], check: Callable[[float], None]) -> None:
         if place.host != host():
             raise OSError("another host")
-        self.rank, self.processes, self.watch = rank, processes, watch
+        self.rank, self.processes, self.check = rank, processes, check
         descriptor = os.open(f"/proc/{place.process}/fd/{place.descriptor}", os.O_RDWR)
         memory = mmap.mmap(descriptor, 0)
         os.close(descriptor)
@@ -119,14 +126,14 @@ class Mailboxes:
         self.sent = counts.reshape(len(processes), -1)[:, 0]  # how many messages each rank has sent
         self.boxes = np.frombuffer(memory, np.uint8, offset=counts.nbytes).reshape(2, len(processes), CAPACITY)
         self.n_sent = 0
-        self._views: dict[tuple[Any, ...], list[list[Array]]] = {}
+        self._views: dict[tuple[np.dtype[np.generic], tuple[int, ...]], list[list[Array]]] = {}
 
-    def reduce_(self, array: Array, combine: Callable[..., Any]) -> None:
+    def reduce_(self, array: Array, combine: np.ufunc) -> None:
         """
         Combine the arrays of all ranks.
 
         :param array: at most ``CAPACITY`` bytes, of the same shape and type on all ranks; overwritten
-        :param combine: a ufunc of NumPy that takes two arrays and ``out``, applied in the order of the ranks
+        :param combine: takes two arrays and ``out``; applied in the order of the ranks
         """
         boxes = self._next_boxes(array)
         boxes[self.rank][...] = array
@@ -179,19 +186,19 @@ class Mailboxes:
         return self._views[key][(self.n_sent + 1) % 2]
 
     def _send(self) -> None:
-        """Say that this rank's message is in its mailbox, and wait for those of all others."""
+        """Publish that this rank's message is in its mailbox, and wait for those of all others."""
         self.n_sent += 1
         self.sent[self.rank] = self.n_sent  # seen by others after the message: x86-64 keeps the order of writes
-        start = watched = time.monotonic()
+        start = checked = time.monotonic()
         while np.minimum.reduce(self.sent) < self.n_sent:
             now = time.monotonic()
-            if now - start < AWAKE:
-                let_others_go_first()
+            if now - start < BUSY_WAIT:
+                yield_core()
                 continue
-            time.sleep(NAP)
-            if now - watched > WATCH:
-                watched = now
+            time.sleep(SLEEP)
+            if now - checked > CHECK_INTERVAL:
+                checked = now
                 ended = [rank for rank, process in enumerate(self.processes) if _has_ended(process)]
-                if any(self.sent[rank] < self.n_sent for rank in ended):  # asked afterwards: a process may send, then end
+                if any(self.sent[rank] < self.n_sent for rank in ended):  # read after the states: a process may send, then end
                     raise RuntimeError("a process has ended")
-                self.watch(now - start)
+                self.check(now - start)

@@ -8,7 +8,8 @@ import torch as th
 
 from sb3_policyopt.maths import losses
 from sb3_policyopt.models.model import Batch, Terms
-from sb3_policyopt.parallel.group import gather, max_, sum_, world_size
+from sb3_policyopt.parallel.collectives import gather, max_, sum_
+from sb3_policyopt.parallel.launcher import world_size
 
 
 def normalize(advantages: Any) -> Any:

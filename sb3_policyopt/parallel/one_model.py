@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from sb3_policyopt.parallel import group as distributed
-from sb3_policyopt.parallel.group import from_rank_0, gather, max_, rank, world_size
+from sb3_policyopt.parallel.collectives import from_rank_0, gather, max_
+from sb3_policyopt.parallel.group import together
+from sb3_policyopt.parallel.launcher import rank, world_size
 from sb3_policyopt.parallel.rollouts import adopt_moments
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def training(model: "PolicyOptimization") -> Iterator[None]:
     :raises ValueError: if the ranks were given different arguments
     :raises RankLostError: if another rank failed or is gone
     """
-    with distributed.together():
+    with together():
         if world_size() > 1:
             if rank() > 0:
                 model.set_logger(Logger(folder=None, output_formats=[]))

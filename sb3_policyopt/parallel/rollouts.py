@@ -9,7 +9,8 @@ import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_policyopt.parallel.group import from_rank_0, gather, world_size
+from sb3_policyopt.parallel.collectives import from_rank_0, gather
+from sb3_policyopt.parallel.launcher import world_size
 
 if TYPE_CHECKING:
     from sb3_policyopt.on_policy import PolicyOptimization

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_policyopt.saving.files import write_atomically
+
 STATE_ENTRY = "training_state.pkl"
 _NAME = re.compile(r"rl_model_(\d+)_steps\.zip")
 
@@ -68,7 +70,7 @@ def write(folder: Path, model: BaseAlgorithm, state: dict[str, Any], keep: int) 
             archive.writestr(STATE_ENTRY, pickle.dumps(state, protocol=pickle.HIGHEST_PROTOCOL))
     path = folder / f"rl_model_{model.num_timesteps}_steps.zip"
     try:
-        _write_atomically(path, buffer.getbuffer())
+        write_atomically(path, buffer.getbuffer())
     except OSError as error:
         raise OSError(
             error.errno,
@@ -96,31 +98,6 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if received:
             handler(*received[0])
-
-
-def _write_atomically(path: Path, content: memoryview) -> None:
-    """
-    Put a file in place as a whole or not at all, also if the power fails.
-
-    :param path: the file
-    :param content: its bytes
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the new name is on the disk once the folder is
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def newest(folder: Path) -> Checkpoint | None:

@@ -24,8 +24,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_policyopt.recording import installed_versions
 from sb3_policyopt.saving.plain_json import PickleRequiredError, decode, encode
+from sb3_policyopt.saving.provenance import installed_versions
 
 DESCRIPTION = "policyopt.json"
 FORMAT = 1

@@ -10,7 +10,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
 from sb3_policyopt.setup import devices
 from sb3_policyopt.setup.devices import Iteration, Machine, Passes
@@ -65,7 +65,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         """Build the networks and the buffer where they are to be."""
-        distributed.choose_device(self.device)
+        launcher.choose_device(self.device)
         if not self._device_is_auto:
             super()._setup_model()
             return
@@ -105,7 +105,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         elif kind != "cpu" and (engine := getattr(self, "engine", "auto")) in devices.ENGINES_OF_THE_CPU:
             kind, self._device_reason = "cpu", f'engine="{engine}" serves there alone'
         self.device = th.device(kind)
-        distributed.choose_device(self.device)
+        launcher.choose_device(self.device)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         """
@@ -144,7 +144,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         :param device: where to
         :param reason: why, for the user
         """
-        distributed.choose_device(device)
+        launcher.choose_device(device)
         self.device, self._device_reason = device, reason
         self.policy = self.policy.to(device)
         self.policy.optimizer.load_state_dict(self.policy.optimizer.state_dict())  # which moves its state to the parameters

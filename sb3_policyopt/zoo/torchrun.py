@@ -9,7 +9,9 @@ from contextlib import contextmanager, redirect_stdout
 import numpy as np
 
 from sb3_policyopt.errors import UserError
-from sb3_policyopt.parallel.group import from_rank_0, rank, together, world_size
+from sb3_policyopt.parallel.collectives import from_rank_0
+from sb3_policyopt.parallel.group import together
+from sb3_policyopt.parallel.launcher import rank, world_size
 
 SEARCH = ("-optimize", "--optimize-hyperparameters")
 SHOWN_ON_RANK_0 = ("-P", "--progress", "--track")

@@ -23,7 +23,7 @@ from toy_environments import ACTION_SPACES, IMAGE, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt import parallel as ranks
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 from sb3_policyopt.parallel import one_model as start
 
 SMALL = {"n_steps": 32, "batch_size": 32, "seed": 0}
@@ -304,7 +304,7 @@ class TestRanks:
             ValueError, match=r"the device differs between the ranks: cpu on rank 0, cuda on rank 1; .*\"auto\""
         ):
             ranks.start.check_alike(model)
-        assert distributed.rank() == 1
+        assert launcher.rank() == 1
 
 
 def test_moving_keeps_parameters_and_optimizer(monkeypatch):

@@ -1,6 +1,6 @@
 """
-What ranks say to each other in one of two ways, ``exchanges.py WAY``: on "one_host" in the memory that they share, on
-"several_hosts" through the network, which here is the loopback. The last line says what came of it.
+The collective operations of the ranks in one of two ways, ``exchanges.py WAY``: on "one_host" in shared memory, on
+"several_hosts" through the network, which here is the loopback. The last line is the result.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 
 import torch as th
 
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import collectives, group, launcher
 from sb3_policyopt.parallel import mailboxes as shared_memory
 
 DTYPES = (th.float32, th.float64, th.int64)
@@ -18,7 +18,7 @@ SIZES = (0, 1, 1000, shared_memory.CAPACITY // 4, 3 + shared_memory.CAPACITY // 
 def take(way):
     """Let the ranks believe that each is on a host of its own, or not."""
     if way == "several_hosts":
-        shared_memory.host = lambda: f"host {distributed.rank()}"
+        shared_memory.host = lambda: f"host {launcher.rank()}"
 
 
 def said(rank, size, dtype):
@@ -33,9 +33,9 @@ def everything(rank, world_size):
         for dtype in DTYPES:
             all_said = [said(other, size, dtype) for other in range(world_size)]
             for name, exchange, expected in (
-                ("sum", distributed.sum_, sum(all_said)),
-                ("max", distributed.max_, th.stack(all_said).amax(0)),
-                ("broadcast", distributed.broadcast_, all_said[0]),
+                ("sum", collectives.sum_, sum(all_said)),
+                ("max", collectives.max_, th.stack(all_said).amax(0)),
+                ("broadcast", collectives.broadcast_, all_said[0]),
             ):
                 mine = said(rank, size, dtype)
                 result = exchange(mine)
@@ -43,16 +43,16 @@ def everything(rank, world_size):
     for length in (0, 10, shared_memory.CAPACITY // 2, 2 * shared_memory.CAPACITY):
         # As long on the last rank alone: whether a message fits is for all ranks to know.
         lengths = [length if other == world_size - 1 else 3 for other in range(world_size)]
-        results[f"gather of {length}"] = distributed.gather("x" * lengths[rank]) == ["x" * other for other in lengths]
-    results["from rank 0"] = distributed.from_rank_0({"rank": rank}) == {"rank": 0}
+        results[f"gather of {length}"] = collectives.gather("x" * lengths[rank]) == ["x" * other for other in lengths]
+    results["from rank 0"] = collectives.from_rank_0({"rank": rank}) == {"rank": 0}
     return results
 
 
 if __name__ == "__main__":
     take(sys.argv[1])
-    with distributed.together():
-        in_memory = distributed._group.mailboxes is not None
-        results = everything(distributed.rank(), distributed.world_size())
+    with group.together():
+        in_memory = group.connected().mailboxes is not None
+        results = everything(launcher.rank(), launcher.world_size())
         wrong = [name for name, right in results.items() if not right]
         print(json.dumps({"in memory": in_memory, "wrong": wrong}), flush=True)
-        distributed.barrier()
+        collectives.barrier()

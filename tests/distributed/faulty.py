@@ -10,7 +10,7 @@ import torch as th
 from gymnasium.wrappers import TimeLimit
 
 from sb3_policyopt import PPO
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 
 
 class Unlucky(gym.Wrapper):
@@ -33,8 +33,8 @@ class Unlucky(gym.Wrapper):
 if __name__ == "__main__":
     th.set_num_threads(1)
     what, unlucky = sys.argv[1], int(sys.argv[2])
-    if what == "absent" and distributed.rank() == unlucky:
+    if what == "absent" and launcher.rank() == unlucky:
         sys.exit(0)
-    env = Unlucky(TimeLimit(gym.make("CartPole-v1").unwrapped, 50), what if distributed.rank() == unlucky else "nothing")
-    n_steps = 32 + 8 * (what == "disagrees" and distributed.rank() == unlucky)
+    env = Unlucky(TimeLimit(gym.make("CartPole-v1").unwrapped, 50), what if launcher.rank() == unlucky else "nothing")
+    n_steps = 32 + 8 * (what == "disagrees" and launcher.rank() == unlucky)
     PPO("MlpPolicy", env, n_steps=n_steps, batch_size=n_steps, n_epochs=1, seed=0).learn(100_000)

@@ -4,11 +4,12 @@ import json
 import os
 from pathlib import Path
 
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel.collectives import barrier
+from sb3_policyopt.parallel.group import together
 
-with distributed.together():
-    distributed.barrier()
+with together():
+    barrier()
     threads = [int(thread.name) for thread in Path("/proc/self/task").iterdir()]
     names = {thread: Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in threads}
     print(json.dumps({names[thread]: os.sched_getscheduler(thread) for thread in threads}), flush=True)
-    distributed.barrier()
+    barrier()

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_policyopt import TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 
 
 class KillOnce(BaseCallback):
@@ -29,7 +29,7 @@ class KillOnce(BaseCallback):
 
     def _on_step(self) -> bool:
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if first and distributed.rank() == 1 and self.num_timesteps >= self.timestep:
+        if first and launcher.rank() == 1 and self.num_timesteps >= self.timestep:
             os.kill(os.getpid(), signal.SIGKILL)
         return True
 
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     model.learn(total_timesteps, callback=callbacks)
     parameters = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().cpu().numpy()
     result = {"parameters": parameters, "timesteps": model.num_timesteps, "mean": env.obs_rms.mean, "last": model._last_obs}
-    np.savez(folder / f"{distributed.rank()}.npz", **result)
+    np.savez(folder / f"{launcher.rank()}.npz", **result)

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 
 ACTIONS: dict[str, spaces.Space] = {"box": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}
 TAPE = 400
@@ -210,7 +210,7 @@ def train_in_one_process(case: Case, world_size: int) -> dict[str, Any]:
 
 
 def train_on_this_rank(case: Case) -> dict[str, Any]:
-    rank, world_size = distributed.rank(), distributed.world_size()
+    rank, world_size = launcher.rank(), launcher.world_size()
     n_envs = case.of(case.n_envs, world_size)
     first = sum(n_envs[:rank])
     model = build(case, range(first, first + n_envs[rank]), [rank] * n_envs[rank])
@@ -227,4 +227,4 @@ if __name__ == "__main__":
     th.set_num_threads(1)
     take(sys.argv[2])
     everything = {name: train_on_this_rank(case) for name, case in {**CASES, "normalized": NORMALIZED}.items()}
-    th.save(everything, Path(sys.argv[1]) / f"{distributed.rank()}.pt")
+    th.save(everything, Path(sys.argv[1]) / f"{launcher.rank()}.pt")

@@ -22,17 +22,19 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_policyopt import PPO
+from sb3_policyopt.callbacks import RunRecorder
 from sb3_policyopt.maths import losses
 from sb3_policyopt.models import Batch
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher, minibatches
 from sb3_policyopt.parallel.callbacks import ProgressBar, callbacks_of_this_rank
-from sb3_policyopt.parallel.minibatches import _meet, _normalize_pieces, in_step
+from sb3_policyopt.parallel.minibatches import in_step
 from sb3_policyopt.parallel.rollouts import increment
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 LEARN = """
 import torch.distributed as dist
 from sb3_policyopt import PPO
+from sb3_policyopt.callbacks import RunRecorder
 for name in ("init_process_group", "TCPStore"):
     setattr(dist, name, None)
 PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1).learn(32)
@@ -58,9 +60,9 @@ def as_rank(monkeypatch):
 
 @pytest.mark.parametrize("text", ["soon", "0", "-3", "inf", "nan"])
 def test_a_timeout_must_be_a_number_of_seconds(monkeypatch, text):
-    monkeypatch.setenv(distributed.TIMEOUT, text)
-    with pytest.raises(ValueError, match=f"{distributed.TIMEOUT} must be a positive number of seconds, got '{text}'"):
-        distributed.timeout()
+    monkeypatch.setenv(launcher.TIMEOUT, text)
+    with pytest.raises(ValueError, match=f"{launcher.TIMEOUT} must be a positive number of seconds, got '{text}'"):
+        launcher.timeout()
 
 
 def first_observations(n_envs: int, seed: int) -> np.ndarray:
@@ -95,6 +97,7 @@ def some_callbacks():
     return [
         Custom(),
         OnRank0(),
+        RunRecorder("."),
         EvalCallback(make_vec_env("CartPole-v1")),
         CallbackList([CheckpointCallback(1, "x"), StopTrainingOnMaxEpisodes(1)]),
         EveryNTimesteps(1, CheckpointCallback(1, "x")),
@@ -106,7 +109,7 @@ def some_callbacks():
 def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(as_rank):
     as_rank(0)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
-    user_callbacks = ["Custom", "OnRank0", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
+    user_callbacks = ["Custom", "OnRank0", "RunRecorder", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
     assert names(callback) == [*user_callbacks, "EveryNTimesteps", "EveryNTimesteps", "ConvertCallback", "ProgressBar"]
     assert bar is False
     as_rank(1)
@@ -119,13 +122,13 @@ def test_the_progress_bar_counts_the_steps_of_all_ranks():
     bar = ProgressBar()
     bar.model = type("Model", (), {"num_timesteps": 100})()
     bar.locals = {"total_timesteps": 700}
-    bar._on_training_start()
+    bar.on_training_start(bar.locals, {})
     assert bar.pbar.total == 600
     for steps in (106, 112, 700):
         bar.model.num_timesteps = steps
-        bar._on_step()
+        bar.on_step()
         assert bar.pbar.n == steps - 100
-    bar._on_training_end()
+    bar.on_training_end()
 
 
 def test_only_rank_0_writes_the_model(as_rank, tmp_path):
@@ -160,6 +163,29 @@ def test_nothing_was_added():
     assert increment(moments, moments.copy()).count == 0
 
 
+@pytest.fixture(scope="module")
+def n_ranks():
+    """Several ranks, all of which have what this process has; without any connection."""
+    n = 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minibatches, "world_size", lambda: n)
+        patch.setattr(minibatches, "gather", lambda thing: [thing] * n)
+        patch.setattr(minibatches, "sum_", lambda tensor: tensor.mul_(n))
+        yield n
+
+
+def batch_of(advantages) -> Batch:
+    """A minibatch of which only the advantages matter."""
+    column = np.zeros(len(advantages), np.float32)
+    return Batch(*(advantages if name == "advantages" else column for name in Batch._fields))
+
+
+def normalized_together(pieces) -> list[np.ndarray]:
+    """The advantages of the minibatches that this rank takes in one pass."""
+    (one_pass,) = in_step(lambda normalized: iter([batch_of(piece) for piece in pieces]), n_passes=1, normalized=True)
+    return [np.asarray(batch.advantages) for batch in one_pass]
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any),
@@ -167,7 +193,7 @@ def test_nothing_was_added():
     deviation=st.floats(1e-2, 1e3),
     as_tensor=st.booleans(),
 )
-def test_minibatches_are_normalised_together_as_each_by_itself(seed, sizes, mean, deviation, as_tensor):
+def test_minibatches_are_normalised_together_as_each_by_itself(n_ranks, seed, sizes, mean, deviation, as_tensor):
     rng = np.random.default_rng(seed)
     pieces = [(mean + deviation * rng.standard_normal(size)).astype(np.float32) for size in sizes]
     one = next(i for i, piece in enumerate(pieces) if len(piece))
@@ -175,24 +201,21 @@ def test_minibatches_are_normalised_together_as_each_by_itself(seed, sizes, mean
         if spoiled:
             pieces[one][0] = np.inf
         given_pieces = [th.from_numpy(piece) for piece in pieces] if as_tensor else pieces
-        n_pieces, pivot = _meet(given_pieces)
-        assert n_pieces == len(pieces)
-        for i, (normal, piece) in enumerate(zip(_normalize_pieces(given_pieces, pivot), pieces, strict=True)):
+        for i, (normal, piece) in enumerate(zip(normalized_together(given_pieces), pieces, strict=True)):
             if not (spoiled and i == one):
-                expected = losses.normalize(piece.astype(np.float64))
-                np.testing.assert_allclose(np.asarray(normal), expected, rtol=1e-4, atol=1e-5)
+                # All ranks together have each advantage once per rank.
+                expected = losses.normalize(np.tile(piece, n_ranks).astype(np.float64))[: len(piece)]
+                np.testing.assert_allclose(normal, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_equal_advantages_become_zero():
-    for normal in _normalize_pieces([np.full(5, 3.0, np.float32), np.full(7, -2.0, np.float32)], pivot=0.1):
+def test_equal_advantages_become_zero(n_ranks):
+    for normal in normalized_together([np.full(5, 3.0, np.float32), np.full(7, -2.0, np.float32)]):
         np.testing.assert_allclose(normal, 0, atol=1e-6)
 
 
-def test_a_buffer_that_gives_more_minibatches_than_before_is_refused(as_rank, monkeypatch):
+def test_a_buffer_that_gives_more_minibatches_than_before_is_refused(n_ranks):
     """The ranks agreed in the first pass on how many they take together."""
-    monkeypatch.setattr(distributed, "_exchange", lambda collective, thing, *how: [thing] * 2)  # the other says the same
-    as_rank(1)
-    row = Batch(*(np.arange(4.0, dtype=np.float32) for _ in Batch._fields))
+    row = batch_of(np.arange(4.0, dtype=np.float32))
     counts = iter([3, 2, 4])
     passes = in_step(lambda normalized: iter([row] * next(counts)), n_passes=3, normalized=True)
     assert [minibatch.size for minibatch in next(passes)] == [4, 4, 4]

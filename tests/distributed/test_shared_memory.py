@@ -1,4 +1,4 @@
-"""Ranks of one host meet in memory, those of several hosts do not; and both come to the same numbers."""
+"""Ranks of one host exchange in shared memory, those of several hosts through the network, with the same results."""
 
 import json
 import os
@@ -14,30 +14,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch import run
 
-from sb3_policyopt.parallel import mailboxes as shared_memory
+from sb3_policyopt.parallel import mailboxes
 from sb3_policyopt.parallel.mailboxes import CAPACITY, Mailboxes, Place
 
-here_only = pytest.mark.skipif(shared_memory.host() is None, reason="needs Linux on x86-64")
+here_only = pytest.mark.skipif(mailboxes.host() is None, reason="needs Linux on x86-64")
 DTYPES = st.sampled_from([np.float32, np.float64, np.int64])
 
 
 def ignore(seconds):
-    """Nobody watches."""
+    """Report no failure."""
 
 
 @contextmanager
 def memory(n):
-    place = shared_memory.create(n)
+    place = mailboxes.create(n)
     try:
         yield place
     finally:
         os.close(place.descriptor)
 
 
-def on_all_ranks(n, speak, watch=ignore):
+def on_all_ranks(n, speak, check=ignore):
     """What ``speak(mailboxes, rank)`` returns on each of n ranks, which here are threads."""
     with memory(n) as place, ThreadPoolExecutor(n) as pool:
-        boxes = [Mailboxes(place, rank, [os.getpid()] * n, watch) for rank in range(n)]
+        boxes = [Mailboxes(place, rank, [os.getpid()] * n, check) for rank in range(n)]
         return [ended.result() for ended in [pool.submit(speak, boxes[rank], rank) for rank in range(n)]]
 
 
@@ -97,25 +97,25 @@ def test_a_message_is_gathered_if_it_fits(length):
 
 
 @here_only
-def test_whoever_waits_watches():
-    asked = []
+def test_a_waiting_rank_checks_the_others():
+    waited = []
 
-    def watch(seconds):
-        asked.append(seconds)
-        if len(asked) == 2:
+    def check(seconds):
+        waited.append(seconds)
+        if len(waited) == 2:
             raise RuntimeError("they will not come")
 
     with memory(2) as place:
-        boxes = Mailboxes(place, 0, [os.getpid()] * 2, watch)
+        boxes = Mailboxes(place, 0, [os.getpid()] * 2, check)
         with pytest.raises(RuntimeError, match="they will not come"):
             boxes.reduce_(np.zeros(1), np.add)
-    assert 0 < asked[0] < asked[1]
+    assert 0 < waited[0] < waited[1]
 
 
 SPEAK_ONCE = """
 import json, os, sys
 import numpy as np
-from sb3_policyopt.shared_memory import Mailboxes, Place
+from sb3_policyopt.parallel.mailboxes import Mailboxes, Place
 place, first = json.loads(sys.argv[1])
 boxes = Mailboxes(Place(*place), 1, [first, os.getpid()], lambda seconds: None)
 numbers = np.array([2.0])
@@ -132,7 +132,7 @@ def test_what_a_process_has_said_counts_after_its_end_and_nothing_more_comes():
         numbers = np.array([1.0])
         boxes.reduce_(numbers, np.add)
         assert numbers == 3
-        # It ends, and is not even asked how: a process that nobody has waited for is still in the system's list.
+        # Its exit status has not been read, so the operating system still lists it.
         with pytest.raises(RuntimeError, match="a process has ended"):
             boxes.reduce_(numbers, np.add)
         assert other.wait() == 0
@@ -148,8 +148,8 @@ def test_memory_that_cannot_be_reached_is_refused(monkeypatch):
         for unreachable in (place._replace(host="elsewhere"), place._replace(descriptor=10_000)):
             with pytest.raises(OSError):
                 Mailboxes(unreachable, 0, [os.getpid()], ignore)
-    monkeypatch.setattr(shared_memory, "CAPACITY", 2**60)
-    assert shared_memory.create(2) is None  # more than there is
+    monkeypatch.setattr(mailboxes, "CAPACITY", 2**60)
+    assert mailboxes.create(2) is None  # more than there is
 
 
 @here_only

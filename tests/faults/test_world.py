@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
+from sb3_policyopt.global_state import blas_thread_functions
 from sb3_policyopt.rollout.env_workers import WorkerDiedError
 from sb3_policyopt.saving.checkpoint_file import newest
-from sb3_policyopt.threads import _thread_functions
 
 ALGORITHMS = [PPO, TRPO]
 FASTEST = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
@@ -192,7 +192,7 @@ def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(a
             raise KeyboardInterrupt
 
     checks = th.distributions.Distribution._validate_args
-    get_threads, set_threads = _thread_functions() or (lambda: 1, lambda n: None)
+    get_threads, set_threads = blas_thread_functions() or (lambda: 1, lambda n: None)
     n_threads = get_threads()
     model = algorithm("MlpPolicy", DummyVecEnv([Counter]), n_steps=16, batch_size=16, engine="autograd")
     with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.parallel import group as distributed
+from sb3_policyopt.parallel import launcher
 
 if __name__ == "__main__":
     th.set_num_threads(1)
@@ -21,4 +21,4 @@ if __name__ == "__main__":
         parameters = th.nn.utils.parameters_to_vector(model.policy.parameters())
         results[cls.__name__] = parameters.detach().cpu().numpy()
         results[f"{cls.__name__} observations"] = model._last_obs
-    np.savez(folder / f"{distributed.rank()}.npz", **results)
+    np.savez(folder / f"{launcher.rank()}.npz", **results)

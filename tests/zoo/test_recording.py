@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_policyopt import PPO
-from sb3_policyopt.recording import ContinuedCSV, RunRecorder, git_state, installed_versions, write_atomically
+from sb3_policyopt.recording import ContinuedCSV, RunRecorder, git_state, installed_versions
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -112,13 +112,3 @@ def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "modified": False}
     (tmp_path / "script.py").write_text("b")
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "modified": True}
-
-
-def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    write_atomically(path, "new")
-    assert path.read_text() == "new"

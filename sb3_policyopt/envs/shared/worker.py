@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from sb3_policyopt.envs.shared import memory
 from sb3_policyopt.envs.shared.memory import Alertness, Block, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Order, dumps, failure
-from sb3_policyopt.parallel.mailboxes import let_others_go_first
+from sb3_policyopt.parallel.mailboxes import yield_core
 
 Env = gym.Env[Any, Any]
 
@@ -153,7 +153,7 @@ class Worker:
         now = time.perf_counter_ns()
         end = self.alertness.until(now)
         while now < end:
-            let_others_go_first()
+            yield_core()
             now = time.perf_counter_ns()
             if numbers[Block.ORDERED] > self.finished:
                 self.alertness.note(now, numbers[Block.ORDER_TIME])

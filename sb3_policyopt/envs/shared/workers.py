@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from sb3_policyopt.envs.shared import memory, worker
 from sb3_policyopt.envs.shared.memory import Alertness, Block, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, unpack
-from sb3_policyopt.parallel.mailboxes import let_others_go_first
+from sb3_policyopt.parallel.mailboxes import yield_core
 from sb3_policyopt.rollout.env_workers import WorkerDiedError
 
 LOOK = 1.0
@@ -392,7 +392,7 @@ class Workers:
         now = time.perf_counter_ns()
         end = self.alertness.until(now)
         while now < end:
-            let_others_go_first()
+            yield_core()
             now = time.perf_counter_ns()
             if numbers[Block.DONE] >= self.number:
                 self.alertness.note(now, numbers[Block.DONE_TIME])

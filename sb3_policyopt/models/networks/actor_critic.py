@@ -22,7 +22,7 @@ from sb3_policyopt.models.networks.layers import Layer, Network, Trunk, TrunkPas
 from sb3_policyopt.models.networks.sb3_layout import activation_modules, linear_layers
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
-from sb3_policyopt.threads import threads_for
+from sb3_policyopt.global_state import threads_for
 
 
 class ActorCriticNetworks:

@@ -1,0 +1,132 @@
+"""What a run leaves besides its model: ``progress.csv``, and what ``provenance.json`` records of how it was made."""
+
+import csv
+import inspect
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypedDict
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import CSVOutputFormat
+
+PROGRESS = "progress.csv"
+PROVENANCE = "provenance.json"
+
+DISTRIBUTIONS = (
+    "sb3-policyopt",
+    "stable-baselines3",
+    "sb3-contrib",
+    "rl-zoo3",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "box2d",
+    "ale-py",
+    "minigrid",
+    "pybullet",
+    "envpool",
+)
+"""Distributions whose version can change a result."""
+
+
+@cache
+def installed_versions() -> dict[str, str]:
+    """
+    Look up what is installed, once.
+
+    :return: version by distribution, of those in ``DISTRIBUTIONS`` that are installed, and of Python
+    """
+    found = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class GitState(TypedDict):
+    """
+    The state of a working tree.
+
+    :param commit: hash of the commit that is checked out
+    :param modified: whether tracked files differ from it
+    """
+
+    commit: str
+    modified: bool
+
+
+def git_state(folder: Path | None = None) -> GitState | None:
+    """
+    Read the state of a working tree from git.
+
+    :param folder: a folder inside it (the current one by default)
+    :return: the state; None outside a repository
+    """
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL
+        )
+        return result.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit yet
+        return None
+
+
+def effective_hyperparameters(model: BaseAlgorithm, given: Mapping[str, object]) -> dict[str, object]:
+    """
+    List every constructor argument of an algorithm with the value in use.
+
+    :param model: the algorithm
+    :param given: values as they were written, such as ``"lin_0.2"``, which replace those that the algorithm has made of them
+    :return: value by argument name
+    """
+    passed_by_caller = {"self", "env", "verbose", "seed", "device", "tensorboard_log"}
+    parameters = inspect.signature(type(model).__init__).parameters
+    names = [name for name in parameters if name not in passed_by_caller and not name.startswith("_")]
+    in_use = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    return {**in_use, "policy": model.policy_class.__name__, **given}
+
+
+class ContinuedCSV(CSVOutputFormat):
+    """
+    SB3's CSV output, but appending to an existing file instead of emptying it.
+
+    :param filename: the file
+    :param num_timesteps: timesteps trained so far; rows of later timesteps, and an incomplete last row, are dropped
+    """
+
+    def __init__(self, filename: str, num_timesteps: int) -> None:
+        keys, rows = _rows_until(Path(filename), num_timesteps)
+        super().__init__(filename)
+        if rows:
+            self.keys = keys
+            writer = csv.DictWriter(self.file, keys, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            self.file.flush()
+
+
+def _rows_until(path: Path, num_timesteps: int) -> tuple[list[str], list[dict[str, str]]]:
+    if num_timesteps == 0 or not path.is_file():
+        return [], []
+    text = path.read_text(encoding="utf-8")
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a crash may have cut the last line short
+    rows = [row for row in reader if _steps(row) <= num_timesteps]
+    return list(reader.fieldnames or []), rows
+
+
+def _steps(row: Mapping[str, str]) -> float:
+    return float(row.get("time/total_timesteps") or "inf")

@@ -1,0 +1,33 @@
+"""A file is replaced as a whole or not at all."""
+
+import os
+
+import pytest
+
+from sb3_policyopt.saving.files import write_atomically
+
+
+@pytest.mark.parametrize("old", [b"old", None], ids=["replaced", "new"])
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch, old, fails):
+    path = tmp_path / "file.json"
+    if old is not None:
+        write_atomically(path, old)
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, fails, full)
+        with pytest.raises(OSError, match="no space left"):
+            write_atomically(path, b"new")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({} if old is None else {path.name: old})
+    write_atomically(path, b"new")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {path.name: b"new"}
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    path = tmp_path / "file.json"
+    path.with_name("file.json.partial").write_bytes(b"half of a longer text")
+    write_atomically(path, b"new")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {path.name: b"new"}
