@@ -3,8 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterable, Iterator
-from functools import partial
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -20,17 +19,21 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import parallel as ranks
 from sb3_policyopt import update_log
 from sb3_policyopt.global_state import modes_kept
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import explained_variance
-from sb3_policyopt.models import Batch, Engine, choose_engine, has_closed_form
-from sb3_policyopt.models.torch_policy import AutogradEngine, Objectives
-from sb3_policyopt.parallel import launcher
-from sb3_policyopt.rollout import collect as rollout
-from sb3_policyopt.rollout import env_workers as workers
-from sb3_policyopt.rollout.buffers import own_samples, samples_itself
-from sb3_policyopt.rollout.finiteness import SkipCounter
+from sb3_policyopt.maths.terms import Terms, value_of
+from sb3_policyopt.models import AnyModel, choose_model
+from sb3_policyopt.objectives import slopes_of
+from sb3_policyopt.optimisation.flat_parameters import FlatParameters
+from sb3_policyopt.optimisation.skipping import SkipCounter
+from sb3_policyopt.parallel import Team, current_team
+from sb3_policyopt.rollout import env_workers
+from sb3_policyopt.rollout.batch import Batch, Observations
+from sb3_policyopt.rollout.buffers import samples_itself
+from sb3_policyopt.rollout.collect import collect
+from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.placement import Placed
 from sb3_policyopt.setup.policies import check_policy
@@ -121,8 +124,8 @@ class PolicyOptimization(Placed):
         self.check_observations = arguments.flag("check_observations", check_observations)
         options = {**DEFAULTS, **options}
         options |= arguments.passed_on(options)
-        options["verbose"] = options["verbose"] if launcher.rank() == 0 else 0
-        self.engine_in_use: Engine | None = None
+        options["verbose"] = options["verbose"] if self.team.rank == 0 else 0
+        self.engine_in_use: AnyModel | None = None
         self._skips = SkipCounter()
         self._n_iterations = 0  # complete ones of this call of learn; a resumed run counts on
         self.schedules: dict[str, FloatSchedule] = {}
@@ -172,13 +175,18 @@ class PolicyOptimization(Placed):
                 stacklevel=4,
             )
 
+    @property
+    def team(self) -> Team:
+        """The processes that train together; one by itself without a launcher."""
+        return current_team()
+
     def set_random_seed(self, seed: int | None = None) -> None:
         """
         Seed all random generators and the environments, differently on every rank.
 
         :param seed: the same on every rank; None for none
         """
-        super().set_random_seed(ranks.seed_of_this_rank(seed, self.n_envs))
+        super().set_random_seed(self.team.seed(seed, self.n_envs))
 
     # ------------------------------------------------------------------ coefficients
 
@@ -237,17 +245,15 @@ class PolicyOptimization(Placed):
 
     # ------------------------------------------------------------------ engine
 
-    def prepare_engine(self) -> Engine:
+    def prepare_engine(self) -> AnyModel:
         """
-        The engine for the policy as it is now; a new one if the policy, its parameters or their freezing changed.
+        The model for the policy as it is now; a new one if the policy, its parameters or their freezing changed.
 
-        :return: the engine, also in ``engine_in_use``
+        :return: the model, also in ``engine_in_use``
         """
         before = self.engine_in_use.reason if self.engine_in_use is not None else ""
-        objectives = cast("Objectives", self)  # PPO and TRPO have those of its hooks that their engine methods ask for
-        engine = self.engine_in_use = choose_engine(
+        engine = self.engine_in_use = choose_model(
             self.policy,
-            objectives,
             self.engine,
             self.micro_batch_size,
             self.autograd_hooks(),
@@ -259,19 +265,19 @@ class PolicyOptimization(Placed):
             print(f"Engine: {engine.name} ({engine.reason})")
         return engine
 
-    def current_engine(self, thorough: bool = True) -> Engine:
+    def current_engine(self, thorough: bool = True) -> AnyModel:
         """
-        The engine in the middle of a rollout; a new one if somebody changed the policy since the last step.
+        The model in the middle of a rollout; a new one if somebody changed the policy since the last step.
 
         :param thorough: whether modules, hooks and methods may have changed, and not only the parameters' numbers and memory
-        :return: the engine, also in ``engine_in_use``
+        :return: the model, also in ``engine_in_use``
         """
         engine = self.engine_in_use
         if engine is None or engine.policy is not self.policy or not engine.fits(thorough):
             return self.prepare_engine()
         return engine
 
-    def _real_observation(self) -> Any:
+    def _real_observation(self) -> Observations[NumpyArray]:
         """
         An observation that the environments gave.
 
@@ -279,7 +285,7 @@ class PolicyOptimization(Placed):
         """
         if self._last_obs is not None:
             return self._last_obs
-        observations: Any = self.rollout_buffer.observations
+        observations: Observations[NumpyArray] = self.rollout_buffer.observations
         first = slice(0, 1) if self.rollout_buffer.generator_ready else 0
         if isinstance(observations, dict):
             return {key: array[first] for key, array in observations.items()}
@@ -292,7 +298,7 @@ class PolicyOptimization(Placed):
 
         :return: their names
         """
-        changed = [name for name in self.hooks if not has_closed_form(getattr(self, name))]
+        changed = [name for name in self.hooks if slopes_of(getattr(self, name)) is None]
         return [*changed, "rollout_buffer.get"] if samples_itself(self.rollout_buffer) else changed
 
     # ------------------------------------------------------------------ the loop
@@ -301,7 +307,7 @@ class PolicyOptimization(Placed):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        S5: see :func:`sb3_policyopt.rollout.collect`.
+        S5: see :func:`sb3_policyopt.rollout.collect.collect`.
 
         :param env: the training environments
         :param callback: called at the start, after each step and at the end
@@ -309,7 +315,7 @@ class PolicyOptimization(Placed):
         :param n_rollout_steps: steps of each environment
         :return: False if the callback asked to stop
         """
-        return rollout.collect(self, env, callback, rollout_buffer, n_rollout_steps)
+        return collect(self, env, callback, rollout_buffer, n_rollout_steps, self.team)
 
     def learn(
         self: SelfPolicyOptimization,
@@ -334,7 +340,7 @@ class PolicyOptimization(Placed):
         :return: the trained model, itself
         :raises RankLostError: if another rank of a distributed training failed or is gone
         """
-        with modes_kept(), ranks.training(self), workers.guarded(self):
+        with modes_kept(), self.team.training(self), env_workers.guarded(self):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
             )
@@ -347,7 +353,7 @@ class PolicyOptimization(Placed):
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 with update_log.recording(self.logger):
                     self.train()
-                ranks.keep_together(self)
+                self.team.keep_together(self)
                 self._n_iterations += 1
                 if log_interval is not None and self._n_iterations % log_interval == 0:
                     with update_log.readable_after(self.logger):
@@ -363,107 +369,70 @@ class PolicyOptimization(Placed):
         :param progress_bar: whether to show one
         :return: one callback that calls them
         """
-        return super()._init_callback(*ranks.callbacks_of_this_rank(callback, progress_bar))
+        return super()._init_callback(*self.team.callbacks(callback, progress_bar))
 
     # ------------------------------------------------------------------ pieces of an update
 
-    def _start_update(self) -> Engine:
+    def _start_update(self) -> AnyModel:
         """
-        Bring engine, learning rate and coefficients to where training stands, and log the latter.
+        Bring model, learning rate and coefficients to where training stands, and log the latter.
 
-        :return: the engine
+        :return: the model
         """
         self.batch_size = arguments.integer("batch_size", self.batch_size)  # somebody may have assigned another
-        engine = self.prepare_engine()
+        model = self.prepare_engine()
         self._update_learning_rate(self.policy.optimizer)
         for name, value in self._update_coefficients().items():
             self.logger.record(f"train/{name}", value)
-        return engine
+        return model
 
-    def _load(self, engine: Engine) -> Batch | None:
-        """
-        The rollout in the engine's arrays.
-
-        :param engine: in use
-        :return: all transitions; None if the buffer has its own ``get``, from which alone they may come
-        :raises ValueError: if the buffer is not full
-        """
-        return None if samples_itself(self.rollout_buffer) else engine.load(self.rollout_buffer)
-
-    def _passes(self, rollout: Batch | None, n_passes: int, normalized: bool = False) -> Iterator[Iterator[Batch]]:
+    def _passes(self, data: RolloutData[ArrayT], n_passes: int, normalized: bool = False) -> Iterator[Iterator[Batch[ArrayT]]]:
         """
         Passes over the rollout in shuffled minibatches.
 
-        :param rollout: of :meth:`_load`
+        :param data: of :meth:`sb3_policyopt.models.Model.data`
         :param n_passes: number of passes
         :param normalized: whether to normalise advantages, if they are to be at all
         :return: the minibatches of each pass
         """
-        return ranks.in_step(partial(self._cut, rollout), n_passes, normalized and self.normalize_advantage)
+        return self.team.passes(data, self.batch_size, n_passes, normalized and self.normalize_advantage)
 
-    def _cut(self, rollout: Batch | None, normalized: bool) -> Iterator[Batch]:
-        """
-        Shuffle and cut the rollout.
-
-        :param rollout: of :meth:`_load`
-        :param normalized: whether to normalise the advantages of each minibatch
-        :return: the minibatches; from the buffer's own ``get`` if it has one
-        """
-        assert self.engine_in_use is not None
-        if rollout is not None:
-            yield from self.engine_in_use.minibatches(rollout, self.batch_size, normalized)
-        else:
-            for batch in self._own_samples(self.batch_size):
-                yield batch.normalized() if normalized else batch
-
-    def _own_samples(self, batch_size: int | None) -> Iterator[Batch]:
-        """
-        What the buffer's own ``get`` yields.
-
-        :param batch_size: transitions a minibatch, None for all in one
-        :return: minibatches in the engine's arrays
-        :raises ValueError: if the buffer is not full
-        """
-        assert isinstance(self.engine_in_use, AutogradEngine)
-        for samples in own_samples(self.rollout_buffer, batch_size):
-            yield self.engine_in_use.to_tensors(samples[:6])
-
-    def _normalized(self, batch: Batch) -> Batch:
+    def _normalized(self, batch: Batch[ArrayT]) -> Batch[ArrayT]:
         """
         The batch with advantages as the algorithm wants them.
 
         :param batch: transitions
         :return: the same with normalised advantages, if they are to be
         """
-        return batch._replace(advantages=ranks.normalize(batch.advantages)) if self.normalize_advantage else batch
+        return batch.with_advantages(self.team.normalize(batch.advantages)) if self.normalize_advantage else batch
 
-    def _clamp_log_std(self, engine: Engine) -> None:
+    def _clamp_log_std(self, flat: FlatParameters) -> None:
         """
         Hold the policy's log standard deviation within ``log_std_bounds``, if there are any.
 
-        :param engine: whose flat vector holds the parameters as they are now
+        :param flat: holds the parameters as they are now
         """
         log_std = getattr(self.policy, "log_std", None)
         if self.log_std_bounds is None or log_std is None:
             return
-        engine.flat.push()
+        flat.push()
         with th.no_grad():
             log_std.clamp_(*self.log_std_bounds)
-        engine.flat.pull()
+        flat.pull()
 
-    def _record(self, terms: dict[str, Any]) -> None:
+    def _record(self, terms: Terms) -> None:
         """
         Log the terms of an update under ``train/``, with what both algorithms log.
 
-        :param terms: values by name
+        :param terms: reduced over the update, by name
         """
         values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
-        terms = ranks.reduce_maxima(terms)
-        terms["explained_variance"] = explained_variance(values, returns, ranks.variances)
+        logged = {name: value_of(term) for name, term in self.team.reduce_maxima(terms).items()}
+        logged["explained_variance"] = explained_variance(values, returns, self.team.variances)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):
             std = th.exp(self.policy.log_std.detach())
-            terms["std"], terms["std_min"] = std.mean().item(), std.min().item()
-        for name, value in terms.items():
+            logged["std"], logged["std_min"] = std.mean().item(), std.min().item()
+        for name, value in logged.items():
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -481,7 +450,7 @@ class PolicyOptimization(Placed):
         :param exclude: attributes to leave out
         :param include: attributes to write although they would be left out
         """
-        if launcher.rank() == 0 or isinstance(path, io.BufferedIOBase):
+        if self.team.rank == 0 or isinstance(path, io.BufferedIOBase):
             super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:

@@ -1,7 +1,7 @@
 """PPO: the clipped surrogate objective with entropy bonus and value loss."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -9,11 +9,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_policyopt.maths import losses
-from sb3_policyopt.models import Batch, Engine, PPOCoefficients, Terms, in_closed_form
-from sb3_policyopt.objectives.terms import Means
+from sb3_policyopt.maths.arrays import ArrayT, Scalar
+from sb3_policyopt.maths.losses import ValueClipping
+from sb3_policyopt.maths.terms import Means, Terms, value_of
+from sb3_policyopt.objectives import Objective, PPOCoefficients, clipped_loss, clipped_slopes, closed_form
 from sb3_policyopt.on_policy import PolicyOptimization
-from sb3_policyopt.parallel import SharedGradient
+from sb3_policyopt.optimisation.optimiser import Optimiser
+from sb3_policyopt.parallel.team import Gradient
+from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.arguments import Coefficient
 from sb3_policyopt.setup.devices import Passes
@@ -127,7 +130,7 @@ class PPO(PolicyOptimization):
             self.clip_range_vf = arguments.coefficient("clip_range_vf", clip_range_vf, self.bounds["clip_range_vf"])
             if self.clip_range_vf == 0:
                 raise ValueError("clip_range_vf must be greater than 0; pass None for no clipping of the value")
-        self.value_clipping: Any = arguments.word("value_clipping", value_clipping, ("clipped", "pessimistic"))
+        self.value_clipping = cast(ValueClipping, arguments.word("value_clipping", value_clipping, ("clipped", "pessimistic")))
         self.kl_stop = arguments.word("kl_stop", kl_stop, ("minibatch", "epoch"))
         self.target_kl: float | None
         normalize_advantage = arguments.flag("normalize_advantage", normalize_advantage)
@@ -175,36 +178,45 @@ class PPO(PolicyOptimization):
     def train(self) -> None:
         """P6: K epochs of minibatch steps along the gradient of the clipped objective."""
         self.policy.set_training_mode(True)
-        engine, coefficients = self._start_update(), self._coefficients()
-        rollout = self._load(engine)
+        model = self._start_update()
+        objective = Objective.of(self.loss, self._coefficients())
+        data = model.data(self.rollout_buffer)
         means = Means()
-        with engine.updating(self.batch_size):
-            for minibatches in self._passes(rollout, self.n_epochs, normalized=True):
-                epoch = self._epoch(engine, minibatches, coefficients)
+        with model.updating(self.batch_size) as optimiser:
+            gradient = self.team.gradient(model.gradient, optimiser.gradient)
+            for minibatches in self._passes(data, self.n_epochs, normalized=True):
+                epoch = self._epoch(objective, minibatches, gradient, optimiser)
                 means.extend(epoch)
                 self._n_updates += 1
                 self._skips.note(epoch.of("skipped_updates"))
-                if self._too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.mean("approx_kl")):
+                if self._too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.reduced("approx_kl")):
                     break
         self._record(means.reduce())
 
-    def _epoch(self, engine: Engine, minibatches: Iterator[Batch], coefficients: PPOCoefficients) -> Means:
+    def _epoch(
+        self,
+        objective: Objective,
+        minibatches: Iterator[Batch[ArrayT]],
+        gradient: Gradient[Batch[ArrayT]],
+        optimiser: Optimiser,
+    ) -> Means:
         """
         One pass over the rollout.
 
-        :param engine: computes the gradients and makes the steps
+        :param objective: −L of P5
         :param minibatches: the rollout, shuffled and cut
-        :param coefficients: the numbers of P5
+        :param gradient: computes the objective's gradient on a minibatch
+        :param optimiser: makes the steps
         :return: the terms of each minibatch; the last one was not stepped on if its KL was too large
         """
-        epoch, gradient = Means(), SharedGradient(engine.flat.gradient)
+        epoch = Means()
         for minibatch in minibatches:
-            terms = gradient(engine.ppo_gradient, minibatch, coefficients)  # ∇(−L), P1-P5
+            terms = gradient(objective, minibatch)  # ∇(−L), P1-P5
             epoch.add(terms)
-            if self.kl_stop == "minibatch" and self._too_far(terms["approx_kl"]):
+            if self.kl_stop == "minibatch" and self._too_far(value_of(terms["approx_kl"])):
                 break
-            epoch.add(engine.step(self.max_grad_norm, terms["loss"]))
-            self._clamp_log_std(engine)
+            epoch.add(optimiser.step(self.max_grad_norm, value_of(terms[objective.name])))
+            self._clamp_log_std(optimiser.flat)
         return epoch
 
     def _coefficients(self) -> PPOCoefficients:
@@ -230,7 +242,7 @@ class PPO(PolicyOptimization):
         """
         return self._in_bounds(name, getattr(self, name)(self._current_progress_remaining))
 
-    def _too_far(self, approx_kl: Any) -> bool:
+    def _too_far(self, approx_kl: Scalar) -> bool:
         """
         Whether the policy has moved so far from the one that collected the rollout that the update should end.
 
@@ -239,33 +251,18 @@ class PPO(PolicyOptimization):
         """
         return self.target_kl is not None and not float(approx_kl) <= 1.5 * self.target_kl
 
-    @in_closed_form
-    def loss(self, batch: Batch, coefficients: PPOCoefficients) -> tuple[th.Tensor, Terms]:
+    @closed_form(clipped_slopes)
+    def loss(self, batch: Batch[th.Tensor], coefficients: PPOCoefficients) -> tuple[th.Tensor, Terms]:
         """
-        P5: −L of a minibatch. Override it to change what PPO optimises; the autograd engine then computes its gradient.
+        P5: −L of a minibatch. Override it to change what PPO optimises. Autograd then computes its gradient, or slopes that
+        the decorator :func:`sb3_policyopt.objectives.closed_form` names.
 
         :param batch: transitions as tensors on the policy's device, advantages already normalised
         :param coefficients: ε, c₁, c₂ and the value clipping of this update
         :return: the scalar to minimise, and scalar tensors to log (as means over the update)
         """
         values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
-        log_ratio = losses.log_ratio(log_prob, batch.old_log_prob)
-        ratio = th.exp(log_ratio)
-        policy_objective = losses.clipped_surrogate(ratio, batch.advantages, coefficients.clip_range)
-        # Without a closed form of the entropy (squashed gSDE), −ln π at the sampled actions estimates it.
-        mean_entropy = (-log_prob if entropy is None else entropy).mean()
-        value_loss = losses.value_loss(
-            values.flatten(), batch.returns, batch.old_values, coefficients.clip_range_vf, coefficients.value_clipping
-        )
-        loss = losses.combined_loss(policy_objective, mean_entropy, value_loss, coefficients.ent_coef, coefficients.vf_coef)
-        with th.no_grad():
-            terms = {
-                "policy_gradient_loss": -policy_objective.detach(),
-                "value_loss": value_loss.detach(),
-                "entropy_loss": -mean_entropy.detach(),
-                **losses.ratio_diagnostics(log_ratio, ratio, coefficients.clip_range),
-            }
-        return loss, terms
+        return clipped_loss(values.flatten(), log_prob, entropy, batch, coefficients)
 
     def learn(
         self: SelfPPO,

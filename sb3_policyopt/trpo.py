@@ -1,7 +1,8 @@
 """TRPO: the natural gradient, scaled to the border of a trust region in KL, with a line search that keeps the promise."""
 
 import math
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
 from gymnasium import spaces
@@ -10,13 +11,25 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_policyopt.maths import losses
+from sb3_policyopt.maths.arrays import ArrayT
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
+from sb3_policyopt.maths.terms import Means, Terms, mean_terms, value_of
 from sb3_policyopt.maths.trust_region import REFUSALS, backtracking_line_search, predicted_kl, step_scale
-from sb3_policyopt.models import Batch, Engine, Terms, in_closed_form
+from sb3_policyopt.models import AnyModel
+from sb3_policyopt.models.model import forget_distribution
 from sb3_policyopt.models.split import buffers_kept
-from sb3_policyopt.objectives.terms import Means, mean_terms
+from sb3_policyopt.objectives import (
+    LocalTrustRegion,
+    Objective,
+    TrustRegion,
+    closed_form,
+    critic_loss,
+    critic_slopes,
+    surrogate_slopes,
+)
 from sb3_policyopt.on_policy import PolicyOptimization
-from sb3_policyopt.parallel import SharedGradient, led
+from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.arguments import Coefficient
 from sb3_policyopt.setup.devices import Passes
@@ -169,44 +182,46 @@ class TRPO(PolicyOptimization):
 
     def train(self) -> None:
         """T11: one step of the policy to the border of the trust region, then the critic."""
-        engine = self._start_update()
-        rollout = self._load(engine)
+        model = self._start_update()
+        data = model.data(self.rollout_buffer)
         policy_terms = []
-        if engine.n_actor > 0:  # else the whole actor is frozen
+        if model.n_actor > 0:  # else the whole actor is frozen
+            self.policy.set_training_mode(False)  # dropout or batch statistics would make π_θ differ from itself
             with buffers_kept(self.policy):
-                for whole in self._own_samples(None) if rollout is None else [rollout]:  # as sb3-contrib, a step for each
-                    policy_terms.append(led(self._update_policy, engine, self._normalized(whole)))
-                    engine.flat.push()
-        critic_terms = self._update_critic(engine, rollout)
+                for whole in data.whole():  # one, or as sb3-contrib a step for each that a buffer of the user's own yields
+                    region = LocalTrustRegion(model, self._normalized(whole), self.surrogate, max(1, self.sub_sampling_factor))
+                    update = partial(self._update_policy, model)
+                    policy_terms.append(self.team.lead(update, region, model.actor_parameters))
+                    model.flat.push()
+            forget_distribution(self.policy)
+        critic_terms = self._update_critic(model, data)
         self._n_updates += 1
         self._record({**mean_terms(policy_terms), **critic_terms})
 
-    def _update_policy(self, engine: Engine, rollout: Batch) -> Terms:
+    def _update_policy(self, model: AnyModel, region: TrustRegion) -> Terms:
         """
         T1-T9: maximise gᵀΔ subject to ½ΔᵀFΔ ≤ δ, then shorten Δ until KL ≤ δ and J is up.
 
-        :param engine: computes J, g, F v and KL
-        :param rollout: all transitions
+        :param model: whose actor's parameters are changed
+        :param region: J, g, F v and KL at θ_old
         :return: what to log
         """
-        self.policy.set_training_mode(False)  # dropout or batch statistics would make π_θ differ from itself
         d = self._kl_dimensions()
         δ, damping = self.target_kl * d, self.cg_damping * d
-        expansion = engine.expansion(rollout, max(1, self.sub_sampling_factor))  # J, g and F at θ_old
-        g, fisher = expansion.gradient, expansion.fisher
+        g, fisher = region.gradient, region.fisher
         cg = conjugate_gradient(fisher, g, self.cg_max_steps, damping=damping)  # F x = g
         fisher_x = fisher(cg.x)
         α = step_scale(cg.x, fisher_x, δ)  # √(2δ / xᵀFx)
 
         def evaluate() -> tuple[float, float]:
-            self._clamp_log_std(engine)
-            return engine.surrogate_and_kl(rollout, expansion.old)
+            self._clamp_log_std(model.flat)
+            return region.evaluate()
 
         search = backtracking_line_search(  # KL ≤ δ and J up, or θ_old bit for bit
-            engine.actor_parameters,
+            model.actor_parameters,
             α * cg.x,
             evaluate,
-            surrogate_before=expansion.surrogate,
+            surrogate_before=region.surrogate,
             delta=δ,
             shrinking_factor=self.line_search_shrinking_factor,
             max_iterations=self.line_search_max_iter,
@@ -215,7 +230,7 @@ class TRPO(PolicyOptimization):
         reason = "non_finite" if cg.status == "non_finite" else search.reason
         return {
             "policy_objective": search.surrogate,
-            "surrogate_improvement": search.surrogate - expansion.surrogate,
+            "surrogate_improvement": search.surrogate - region.surrogate,
             "kl_divergence_loss": search.kl / d,
             "kl_predicted": predicted_kl(search.fraction * α * cg.x, search.fraction * α * fisher_x) / d,
             "target_kl": self.target_kl,
@@ -227,22 +242,23 @@ class TRPO(PolicyOptimization):
             "grad_norm": float(g @ g) ** 0.5,
         }
 
-    def _update_critic(self, engine: Engine, rollout: Batch | None) -> Terms:
+    def _update_critic(self, model: AnyModel, data: RolloutData[ArrayT]) -> Terms:
         """
         T10: ``n_critic_updates`` passes of the critic's own optimizer; the actor's parameters get no gradient.
 
-        :param engine: computes the gradient of the value loss
-        :param rollout: of :meth:`_load`
+        :param model: computes the gradient of the value loss
+        :param data: the rollout
         :return: what to log
         """
         self.policy.set_training_mode(True)
-        means, gradient = Means(), SharedGradient(engine.flat.gradient[engine.n_actor :])
-        with engine.updating(self.batch_size, critic_only=True):
-            for minibatches in self._passes(rollout, self.n_critic_updates):
+        objective, means = Objective.of(self.value_loss, critic_only=True, name="value_loss"), Means()
+        with model.updating(self.batch_size, critic_only=True) as optimiser:
+            gradient = self.team.gradient(model.gradient, optimiser.gradient)
+            for minibatches in self._passes(data, self.n_critic_updates):
                 epoch = Means()
                 for minibatch in minibatches:
-                    terms = gradient(engine.value_gradient, minibatch)
-                    step_terms = engine.step(math.inf, terms["value_loss"])
+                    terms = gradient(objective, minibatch)
+                    step_terms = optimiser.step(math.inf, value_of(terms[objective.name]))
                     epoch.add({**terms, "skipped_updates": step_terms["skipped_updates"]})
                 means.extend(epoch)
                 self._skips.note(epoch.of("skipped_updates"))
@@ -261,29 +277,27 @@ class TRPO(PolicyOptimization):
             return spaces.flatdim(self.action_space)
         return 1
 
-    @in_closed_form
-    def surrogate(self, batch: Batch, log_prob: th.Tensor) -> th.Tensor:
+    @closed_form(surrogate_slopes)
+    def surrogate(self, batch: Batch[th.Tensor], log_prob: th.Tensor) -> th.Tensor:
         """
-        T1: J of a batch. Override it to change what TRPO maximises; the autograd engine then computes its gradient.
+        T1: J of a batch. Override it to change what TRPO maximises; autograd then computes its gradient.
 
         :param batch: transitions as tensors on the policy's device, advantages already normalised
         :param log_prob: ln π_θ(a|s), shape (batch,)
         :return: the scalar to maximise
         """
-        objective: th.Tensor = losses.surrogate(losses.probability_ratio(log_prob, batch.old_log_prob), batch.advantages)
-        return objective
+        ratio = losses.probability_ratio(log_prob, batch.old_log_prob)
+        return cast(th.Tensor, losses.surrogate(ratio, batch.advantages))
 
-    @in_closed_form
-    def value_loss(self, batch: Batch) -> tuple[th.Tensor, Terms]:
+    @closed_form(critic_slopes)
+    def value_loss(self, batch: Batch[th.Tensor]) -> tuple[th.Tensor, Terms]:
         """
         T10: the critic's loss of a minibatch. Override it to change what the critic minimises.
 
         :param batch: transitions as tensors on the policy's device
         :return: the scalar to minimise, and scalar tensors to log (as means over the update)
         """
-        values = self.policy.predict_values(batch.observations).flatten()
-        loss: th.Tensor = losses.value_loss(values, batch.returns)
-        return loss, {"value_loss": loss.detach()}
+        return critic_loss(self.policy.predict_values(batch.observations).flatten(), batch)
 
     def learn(
         self: SelfTRPO,

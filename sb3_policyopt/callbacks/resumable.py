@@ -12,10 +12,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import parallel as ranks
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.parallel.collectives import from_rank_0, gather
 from sb3_policyopt.parallel.launcher import rank, world_size
+from sb3_policyopt.parallel.rollouts import adopt_moments
 from sb3_policyopt.saving import checkpoint_file, generators, logs
 from sb3_policyopt.saving.attributes import ChangingAttributes
 from sb3_policyopt.saving.checkpoint_file import Checkpoint
@@ -251,7 +251,7 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"{checkpoint.path} cannot be continued by this script, because its networks or its optimizer differ: {error}"
             ) from error
         self.trained.restore(state["trained"])
-        ranks.adopt_moments(model.get_vec_normalize_env())
+        adopt_moments(model.get_vec_normalize_env())
         model.start_time = time.time_ns() - state["elapsed"]
         if state["environments"] is None:
             self._start_new_episodes()

@@ -6,12 +6,12 @@ from typing import Any, TypeAlias, TypeVar, overload
 import numpy as np
 import torch as th
 
-NumpyArray: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+NumpyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """Of any shape and type."""
-Array: TypeAlias = "NumpyArray | th.Tensor"
-ArrayT = TypeVar("ArrayT", "NumpyArray", th.Tensor)
+Array: TypeAlias = NumpyArray | th.Tensor
+ArrayT = TypeVar("ArrayT", NumpyArray, th.Tensor)
 """One of the two libraries throughout a function."""
-Scalar: TypeAlias = "float | np.floating[Any] | th.Tensor"
+Scalar: TypeAlias = float | np.floating[Any] | th.Tensor
 """A number, or a tensor without axes."""
 
 

@@ -28,10 +28,10 @@ class Count(NamedTuple):
     value: Scalar
 
 
-Term: TypeAlias = "Scalar | Maximum | Count"
+Term: TypeAlias = Scalar | Maximum | Count
 """A scalar of one minibatch. A plain number is reduced to its mean over the minibatches."""
 
-Terms: TypeAlias = "dict[str, Term]"
+Terms: TypeAlias = dict[str, Term]
 """Terms of one minibatch, by the name under which their reduction is logged."""
 
 

@@ -11,16 +11,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.maths.arrays import NumpyArray, mean
-from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.models.networks.acting import Acting
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass
 from sb3_policyopt.models.networks.sb3_layout import features_extractors, make_features, sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
-from sb3_policyopt.objectives.objective import Objective
-from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_slopes, surrogate_value
+from sb3_policyopt.objectives.objective import Objective, slopes_of
+from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
-from sb3_policyopt.rollout.batch import Batch, Observations
+from sb3_policyopt.rollout.batch import Batch, Observations, one_array
 from sb3_policyopt.rollout.buffers import flattened
 from sb3_policyopt.rollout.minibatches import RolloutData, ShuffledRows
 
@@ -60,11 +60,11 @@ class ClosedFormModel(Model[NumpyArray]):
 
     def act(self, observations: Observations[NumpyArray]) -> Decision:
         """One forward pass of both networks, and the next piece of noise."""
-        return self.acting.act(self.features(observations)[None])
+        return self.acting.act(self.features(one_array(observations))[None])
 
     def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
         """One forward pass of the critic."""
-        return self.acting.values(self.features(observations)[None])
+        return self.acting.values(self.features(one_array(observations))[None])
 
     # ------------------------------------------------------------------ update
 
@@ -86,7 +86,7 @@ class ClosedFormModel(Model[NumpyArray]):
             return np.asarray(array, dtype=np.float32)
 
         return Batch(
-            self.features(rollout.observations),
+            self.features(one_array(rollout.observations)),
             np.asfortranarray(actions, dtype=action_type(self.policy.action_space)),
             scalar(rollout.old_values),
             scalar(rollout.old_log_prob),
@@ -131,15 +131,17 @@ class ClosedFormModel(Model[NumpyArray]):
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[NumpyArray]) -> tuple[float, th.Tensor, ActorPass]:
         """g = Jᵀ ∂J/∂output."""
         forward = self.actor_pass(batch)
-        surrogate, slopes = surrogate_slopes(forward.outputs, batch)
-        return surrogate, forward.pullback(slopes), forward
+        compute = slopes_of(hook)
+        assert compute is not None
+        slopes, terms = compute(forward.outputs, batch)
+        return float(value_of(terms["surrogate"])), forward.pullback(slopes.parameters), forward
 
     def surrogate_and_kl(
         self, hook: SurrogateHook, batch: Batch[NumpyArray], old: tuple[NumpyArray, ...]
     ) -> tuple[float, float]:
         """One forward pass of the actor."""
         outputs = self.networks.actor_forward(features_of(batch), with_slopes=False).outputs
-        return surrogate_value(outputs, batch), float(mean(self.networks.family.kl(old, outputs.parameters)))
+        return surrogate_value(hook, outputs, batch), float(mean(self.networks.family.kl(old, outputs.parameters)))
 
 
 def features_of(batch: Batch[NumpyArray]) -> NumpyArray:
@@ -149,8 +151,7 @@ def features_of(batch: Batch[NumpyArray]) -> NumpyArray:
     :param batch: with features in place of observations
     :return: shape (1, batch, n_features)
     """
-    assert not isinstance(batch.observations, dict)
-    features: NumpyArray = batch.observations[None]
+    features: NumpyArray = one_array(batch.observations)[None]
     return features
 
 

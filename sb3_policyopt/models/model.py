@@ -227,7 +227,7 @@ class Model(ABC, Generic[ArrayT]):
         """
 
 
-AnyModel: TypeAlias = "Model[Any]"
+AnyModel: TypeAlias = Model[Any]
 """A model with arrays of either library, as an algorithm holds it."""
 
 

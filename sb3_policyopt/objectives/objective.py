@@ -18,7 +18,7 @@ from sb3_policyopt.objectives.outputs import Outputs, Slopes
 from sb3_policyopt.rollout.batch import Batch
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
-SlopesFunction: TypeAlias = "Callable[..., tuple[Slopes, Terms]]"
+SlopesFunction: TypeAlias = Callable[..., tuple[Slopes, Terms]]
 """(outputs, batch, …) ↦ slopes and terms; the further arguments are those of the hook."""
 
 _CLOSED_FORMS: dict[object, SlopesFunction] = {}

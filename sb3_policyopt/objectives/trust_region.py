@@ -15,7 +15,9 @@ import torch as th
 
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
-from sb3_policyopt.objectives.outputs import Outputs, Pass
+from sb3_policyopt.maths.terms import Terms, value_of
+from sb3_policyopt.objectives.objective import slopes_of
+from sb3_policyopt.objectives.outputs import Outputs, Pass, Slopes
 from sb3_policyopt.rollout.batch import Batch
 
 
@@ -26,28 +28,32 @@ class SurrogateHook(Protocol):
         """J, a scalar to maximise."""
 
 
-def surrogate_slopes(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> tuple[float, tuple[NumpyArray, ...]]:
+def surrogate_slopes(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> tuple[Slopes, Terms]:
     """
-    T1, T3: J, and ∂J/∂parameters of the action distributions.
+    T1, T3: ∂J/∂parameters of the action distributions, and J.
 
     :param outputs: of the actor
     :param batch: transitions
-    :return: J; slopes of shape (batch, n) each
+    :return: the slopes, and J under "surrogate"
     """
     log_prob, score = outputs.family.log_prob_and_score(outputs.parameters, batch.actions)
     ratio = losses.probability_ratio(log_prob, batch.old_log_prob)
     slope = losses.surrogate_slope(ratio, batch.advantages)
-    return float(losses.surrogate(ratio, batch.advantages)), tuple([slope[:, None] * part for part in score])
+    return Slopes(tuple([slope[:, None] * part for part in score])), {"surrogate": losses.surrogate(ratio, batch.advantages)}
 
 
-def surrogate_value(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> float:
+def surrogate_value(hook: SurrogateHook, outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> float:
     """
-    T1: J.
+    T1: J, without its slopes where that is cheaper.
 
+    :param hook: what J is, one with a closed form
     :param outputs: of the actor
     :param batch: transitions
     :return: J
     """
+    slopes = slopes_of(hook)
+    if slopes is not surrogate_slopes and slopes is not None:
+        return float(value_of(slopes(outputs, batch)[1]["surrogate"]))
     ratio = losses.probability_ratio(outputs.family.log_prob(outputs.parameters, batch.actions), batch.old_log_prob)
     return float(losses.surrogate(ratio, batch.advantages))
 
@@ -81,10 +87,14 @@ class TrustRegion(ABC):
 
     :param surrogate: J(θ_old)
     :param gradient: g, shape (n_actor,)
+    :param size: number of transitions
+    :param fisher_size: number of those that the Fisher matrix is the mean over
     """
 
     surrogate: float
     gradient: th.Tensor
+    size: int
+    fisher_size: int
 
     @abstractmethod
     def fisher(self, vector: th.Tensor) -> th.Tensor:
@@ -119,6 +129,7 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
         self.batch: Batch[ArrayT] = batch
         self.hook = hook
         self.thinned: Batch[ArrayT] = batch.rows(slice(None, None, thinning)) if thinning > 1 else batch
+        self.size, self.fisher_size = batch.size, self.thinned.size
         self.old: list[tuple[ArrayT, ...]] = []
         self.surrogate, self.gradient = 0.0, th.zeros_like(actor.actor_parameters)
         last: Pass[ArrayT] | None = None

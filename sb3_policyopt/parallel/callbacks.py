@@ -1,6 +1,7 @@
 """Which callbacks run on which rank."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -13,7 +14,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_policyopt.parallel.launcher import rank, world_size
+from sb3_policyopt.parallel.launcher import rank
 
 
 class ProgressBar(ProgressBarCallback):
@@ -36,8 +37,6 @@ def callbacks_of_this_rank(callback: MaybeCallback, progress_bar: bool) -> tuple
     :param progress_bar: whether to show one
     :return: the callback for this rank, and whether SB3 should add its progress bar
     """
-    if world_size() == 1:
-        return callback, progress_bar
     if rank() == 0:
         bar = [ProgressBar()] if progress_bar else []
         return CallbackList([_as_callback(callback), *bar]), False
@@ -53,7 +52,9 @@ def _as_callback(callback: MaybeCallback) -> BaseCallback:
     """
     if isinstance(callback, list):
         return CallbackList(callback)
-    return callback if isinstance(callback, BaseCallback) else ConvertCallback(cast(Any, callback))
+    return (
+        callback if isinstance(callback, BaseCallback) else ConvertCallback(cast(Callable[[object, object], bool], callback))
+    )
 
 
 def _without_rank_0s(callback: BaseCallback) -> BaseCallback | None:

@@ -1,44 +1,45 @@
 """Means over the minibatches of all ranks: advantages, gradients and what is logged."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Generic, cast
 
 import numpy as np
 import torch as th
 
-from sb3_policyopt.maths import losses
-from sb3_policyopt.models.model import Batch, Terms
+from sb3_policyopt.maths.arrays import Array, ArrayT
+from sb3_policyopt.maths.terms import Maximum, Terms, value_of
+from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.parallel.collectives import gather, max_, sum_
-from sb3_policyopt.parallel.launcher import world_size
+from sb3_policyopt.parallel.team import Gradient
+from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.minibatches import RolloutData
 
 
-def normalize(advantages: Any) -> Any:
+def normalize(advantages: ArrayT) -> ArrayT:
     """
     Advantages with mean 0 and standard deviation 1 over all ranks.
 
-    :param advantages: shape (batch,)
+    :param advantages: of this rank, shape (batch,)
     :return: shape (batch,)
     """
-    if world_size() == 1:
-        return losses.normalize(advantages)
     return _normalize_pieces([advantages], _meet([advantages])[1])[0]
 
 
-def in_step(cut: Callable[[bool], Iterator[Batch]], n_passes: int, normalized: bool) -> Iterator[Iterator[Batch]]:
+def passes(data: RolloutData[ArrayT], batch_size: int, n_passes: int, normalized: bool) -> Iterator[Iterator[Batch[ArrayT]]]:
     """
     Let the ranks take their minibatches together, in several passes over the same rollout.
 
-    :param cut: makes the minibatches of one pass over this rank's rollout; its argument is whether to normalise advantages
+    :param data: the rollout of this rank
+    :param batch_size: transitions a minibatch
     :param n_passes: number of passes
     :param normalized: whether advantages are normalised, over the minibatches that all ranks take at a time
-    :return: each pass's minibatches; under a launcher as many on each rank, the missing ones empty
+    :return: each pass's minibatches, as many on each rank, the missing ones empty
+    :raises ValueError: if a buffer's own ``get`` gives more minibatches than in the first pass
     """
-    if world_size() == 1:
-        yield from (cut(normalized) for _ in range(n_passes))
-        return
     n_minibatches = mean = None
     for _ in range(n_passes):
-        batches = list(cut(False))
+        batches = list(data.minibatches(batch_size, False))
         if n_minibatches is None or mean is None:
             n_minibatches, mean = _meet([batch.advantages for batch in batches])
         if len(batches) > n_minibatches:
@@ -49,11 +50,11 @@ def in_step(cut: Callable[[bool], Iterator[Batch]], n_passes: int, normalized: b
         batches += [batches[0].rows(slice(0, 0))] * (n_minibatches - len(batches))
         if normalized:
             advantages = _normalize_pieces([batch.advantages for batch in batches], mean)
-            batches = [batch._replace(advantages=piece) for batch, piece in zip(batches, advantages, strict=True)]
+            batches = [batch.with_advantages(piece) for batch, piece in zip(batches, advantages, strict=True)]
         yield iter(batches)
 
 
-def _meet(pieces: list[Any]) -> tuple[int, float]:
+def _meet(pieces: list[ArrayT]) -> tuple[int, float]:
     """
     What the ranks have to know of each other before the first pass.
 
@@ -67,7 +68,7 @@ def _meet(pieces: list[Any]) -> tuple[int, float]:
 
 
 @np.errstate(invalid="ignore")  # a piece with an advantage that is not finite becomes NaN, and its minibatch is skipped
-def _normalize_pieces(pieces: list[Any], pivot: float) -> list[Any]:
+def _normalize_pieces(pieces: list[ArrayT], pivot: float) -> list[ArrayT]:
     """
     Normalise several batches, each over all ranks, with one reduction for all of them.
 
@@ -96,42 +97,40 @@ def _normalize_pieces(pieces: list[Any], pivot: float) -> list[Any]:
     ]
 
 
-class SharedGradient:
+class SharedGradient(Generic[ArrayT]):
     """
     The mean of a gradient and of the terms of its loss over the minibatches of all ranks, with one all-reduce.
 
-    :param gradient: where the engine leaves this rank's gradient and expects that of all; shape (n,)
+    :param compute: leaves this rank's gradient of a mean over a minibatch in ``gradient``
+    :param gradient: shape (n,); gets the mean over all ranks
     """
 
-    def __init__(self, gradient: th.Tensor) -> None:
-        self.alone = world_size() == 1
-        self.gradient: Any = gradient
+    def __init__(self, compute: Gradient[Batch[ArrayT]], gradient: th.Tensor) -> None:
+        self.compute: Gradient[Batch[ArrayT]] = compute
+        self.gradient = gradient
         self.names: list[str] = []
 
-    def __call__(self, compute: Callable[..., Terms], minibatch: Batch, *arguments: Any) -> Terms:
+    def __call__(self, objective: Objective, batch: Batch[ArrayT]) -> Terms:
         """
         Compute a gradient together.
 
-        :param compute: of the engine, leaves this rank's gradient of a mean over a minibatch
-        :param minibatch: this rank's; may be empty, but not the first
-        :param arguments: further ones of ``compute``
-        :return: the terms; those whose names end in ``_max`` are this rank's
+        :param objective: what is minimised
+        :param batch: of this rank; may be empty, but not the first
+        :return: the terms; a :class:`Maximum` is this rank's
         """
-        if self.alone:
-            return compute(minibatch, *arguments)
-        terms = compute(minibatch, *arguments) if minibatch.size else {}
+        terms = self.compute(objective, batch) if batch.size else {}
         if not self.names:
             self._prepare_message(terms)
         if terms:
-            numbers = [terms[name] for name in self.names]
-            self.xp.multiply(self.gradient, minibatch.size, out=self.gradients)
-            self.numbers[:] = numbers if self.xp is np else th.stack(numbers)
-            self.numbers *= minibatch.size
-            self.sizes[:] = minibatch.size
+            self.library.multiply(self.own, batch.size, out=self.gradients)
+            for i, name in enumerate(self.names):
+                self.numbers[i] = cast(float, value_of(terms[name]))  # or a tensor
+            self.numbers *= batch.size
+            self.sizes[:] = batch.size
         else:
             self.message.zero_()
         sum_(self.message)
-        self.xp.divide(self.gradients, self.sizes, out=self.gradient)
+        self.library.divide(self.gradients, self.sizes, out=self.own)
         return {**terms, **dict(zip(self.names, self.numbers / self.sizes, strict=True))}
 
     def _prepare_message(self, terms: Terms) -> None:
@@ -140,25 +139,25 @@ class SharedGradient:
 
         :param terms: of the first minibatch
         """
-        self.names = [name for name in terms if not name.endswith("_max")]
-        self.message = self.gradient.new_empty(len(self.gradient) + len(self.names) + 1)
-        message: Any = self.message
-        self.xp: Any = th
-        if not isinstance(terms[self.names[0]], th.Tensor):  # the engine works in NumPy, then so does this
-            self.xp, message, self.gradient = np, message.numpy(), self.gradient.numpy()
+        self.names = [name for name, term in terms.items() if not isinstance(term, Maximum)]
         n = len(self.gradient)
+        self.message = self.gradient.new_empty(n + len(self.names) + 1)
+        in_torch = isinstance(value_of(terms[self.names[0]]), th.Tensor)
+        self.library: ModuleType = th if in_torch else np
+        self.own: Array = self.gradient if in_torch else self.gradient.numpy()
+        message: Array = self.message if in_torch else self.message.numpy()
         self.gradients, self.numbers, self.sizes = message[:n], message[n:-1], message[-1:]
 
 
-def reduce_maxima(terms: dict[str, float]) -> dict[str, float]:
+def reduce_maxima(terms: Terms) -> Terms:
     """
     The largest over all ranks of what is logged as a maximum.
 
-    :param terms: by name; names ending in ``_max`` are reduced
+    :param terms: reduced over the update
     :return: all terms
     """
-    names = sorted(name for name in terms if name.endswith("_max"))
-    if world_size() == 1 or not names:
+    names = sorted(name for name, term in terms.items() if isinstance(term, Maximum))
+    if not names:
         return terms
-    maxima = max_(th.tensor([terms[name] for name in names], dtype=th.float64)).tolist()
-    return {**terms, **dict(zip(names, maxima, strict=True))}
+    maxima = max_(th.tensor([float(value_of(terms[name])) for name in names], dtype=th.float64)).tolist()
+    return {**terms, **{name: Maximum(largest) for name, largest in zip(names, maxima, strict=True)}}

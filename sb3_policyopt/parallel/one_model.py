@@ -1,27 +1,23 @@
-"""How the ranks become one model, and stay one."""
+"""How all ranks get the parameters of rank 0 at the start, and keep the same ones."""
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch as th
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_policyopt.parallel.collectives import from_rank_0, gather, max_
 from sb3_policyopt.parallel.group import together
-from sb3_policyopt.parallel.launcher import rank, world_size
+from sb3_policyopt.parallel.launcher import rank
 from sb3_policyopt.parallel.rollouts import adopt_moments
-
-if TYPE_CHECKING:
-    from sb3_policyopt.on_policy import PolicyOptimization
-
 
 DEVICE_HINT = ', and where the hosts differ, with device="cpu" or "cuda" in place of "auto"'
 
 
 @contextmanager
-def training(model: "PolicyOptimization") -> Iterator[None]:
+def training(model: OnPolicyAlgorithm) -> Iterator[None]:
     """
     Within this context the ranks train one model: that of rank 0, which is also the only one that logs.
 
@@ -30,16 +26,15 @@ def training(model: "PolicyOptimization") -> Iterator[None]:
     :raises RankLostError: if another rank failed or is gone
     """
     with together():
-        if world_size() > 1:
-            if rank() > 0:
-                model.set_logger(Logger(folder=None, output_formats=[]))
-            check_alike(model)
-            adopt_state(model)
-            adopt_moments(model.get_vec_normalize_env())
+        if rank() > 0:
+            model.set_logger(Logger(folder=None, output_formats=[]))
+        check_alike(model)
+        adopt_state(model)
+        adopt_moments(model.get_vec_normalize_env())
         yield
 
 
-def check_alike(model: "PolicyOptimization") -> None:
+def check_alike(model: OnPolicyAlgorithm) -> None:
     """
     Refuse ranks that do not run the same training.
 
@@ -73,7 +68,7 @@ def check_alike(model: "PolicyOptimization") -> None:
                 )
 
 
-def adopt_state(model: "PolicyOptimization") -> None:
+def adopt_state(model: OnPolicyAlgorithm) -> None:
     """
     Take over the parameters, the optimizer's state and the step counts of rank 0.
 
@@ -92,7 +87,7 @@ def adopt_state(model: "PolicyOptimization") -> None:
         vars(model).update(counts)
 
 
-def keep_together(model: "PolicyOptimization") -> None:
+def keep_together(model: OnPolicyAlgorithm) -> None:
     """
     Make sure after an update that all ranks have the same policy, bit for bit.
 
@@ -101,8 +96,6 @@ def keep_together(model: "PolicyOptimization") -> None:
 
     :param model: just updated
     """
-    if world_size() == 1:
-        return
     digest = sum((_digest(tensor) for tensor in model.policy.state_dict().values()), th.zeros((), dtype=th.int64))
     largest, minus_smallest = max_(th.stack((digest, -digest))).tolist()
     if largest != -minus_smallest:
@@ -119,15 +112,3 @@ def _digest(tensor: th.Tensor) -> th.Tensor:
     integer = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}[tensor.element_size()]
     bits = tensor.detach().contiguous().view(-1).view(integer).long()
     return (bits * th.arange(1, 2 * len(bits), 2, device=bits.device)).sum().cpu()
-
-
-def seed_of_this_rank(seed: int | None, n_envs: int) -> int | None:
-    """
-    Different random numbers on every rank. The environments of all ranks together get the seeds that one process would give
-    them: seed, seed + 1, …
-
-    :param seed: the user's; None for none
-    :param n_envs: number of environments of a rank
-    :return: seed + rank · n_envs
-    """
-    return None if seed is None else seed + rank() * n_envs

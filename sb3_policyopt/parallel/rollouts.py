@@ -1,19 +1,23 @@
-"""What the ranks tell each other about their rollouts: environments, episodes, and the moments of ``VecNormalize``."""
+"""What the ranks exchange about their rollouts: number of environments, episodes, and the moments of ``VecNormalize``."""
 
 from collections import deque
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.parallel.collectives import from_rank_0, gather
-from sb3_policyopt.parallel.launcher import world_size
+from sb3_policyopt.rollout.info import Info
+from sb3_policyopt.rollout.learner import Learner
 
-if TYPE_CHECKING:
-    from sb3_policyopt.on_policy import PolicyOptimization
+T = TypeVar("T")
+
+Episode: TypeAlias = tuple[Info | None, bool | None]
+"""Statistics of an episode, and whether it was a success."""
 
 _merged: WeakKeyDictionary[VecNormalize, list[RunningMeanStd]] = WeakKeyDictionary()
 """The moments of each ``VecNormalize`` when all ranks last agreed on them."""
@@ -63,27 +67,26 @@ def increment(before: RunningMeanStd, now: RunningMeanStd) -> RunningMeanStd:
 
 class SharedRollout:
     """
-    One rollout of all ranks: how many environments there are, and what the ranks tell each other at its end.
+    One rollout of all ranks: how many environments there are, and what the ranks exchange at its end.
 
-    :param model: about to collect
+    :param learner: about to collect
     :param n_envs: number of environments of this rank
     """
 
-    def __init__(self, model: "PolicyOptimization", n_envs: int) -> None:
-        self.model = model
+    def __init__(self, learner: Learner, n_envs: int) -> None:
+        self.learner = learner
         self.n_envs = sum(gather(n_envs))
-        self.episodes: list[tuple[Any, Any]] = []
-        self.before = [list(buffer or ()) for buffer in (model.ep_info_buffer, model.ep_success_buffer)]
+        self.episodes: list[Episode] = []
+        self.infos_before, self.successes_before = list(learner.ep_info_buffer or ()), list(learner.ep_success_buffer or ())
 
-    def note(self, infos: list[dict[str, Any]], dones: "np.ndarray[Any, Any]") -> None:
+    def note(self, infos: list[Info], dones: NumpyArray) -> None:
         """
         Remember the episodes that ended with a step.
 
         :param infos: of all environments of this rank
         :param dones: whose episode ended, shape (n_envs,)
         """
-        if world_size() > 1:
-            self.episodes += [(infos[i].get("episode"), infos[i].get("is_success")) for i in np.flatnonzero(dones)]
+        self.episodes += [(infos[i].get("episode"), infos[i].get("is_success")) for i in np.flatnonzero(dones)]
 
     def end(self, complete: bool) -> bool:
         """
@@ -92,9 +95,7 @@ class SharedRollout:
         :param complete: False if a callback on this rank asked to stop
         :return: False if one on any rank did
         """
-        if world_size() == 1:
-            return complete
-        env = self.model.get_vec_normalize_env()
+        env = self.learner.get_vec_normalize_env()
         before = [] if env is None else _merged[env]
         now = [] if env is None else running_moments(env)
         added = [increment(old, new) for old, new in zip(before, now, strict=True)]
@@ -107,29 +108,38 @@ class SharedRollout:
             vars(now[i]).update(vars(moments.copy()))
         return all(complete for complete, _, _ in reports)
 
-    def _merge_episodes(self, episodes: list[list[tuple[Any, Any]]]) -> None:
+    def _merge_episodes(self, episodes: list[list[Episode]]) -> None:
         """
         Bring the statistics of all ranks into SB3's windows, in turn, so that none crowds out another.
 
         :param episodes: of each rank
         """
         in_turn = [episode for turn in zip_longest(*episodes) for episode in turn if episode is not None]
-        buffers: tuple[deque[Any] | None, ...] = (self.model.ep_info_buffer, self.model.ep_success_buffer)
-        for kind, buffer in enumerate(buffers):
-            assert buffer is not None
-            buffer.clear()
-            buffer.extend(chain(self.before[kind], (episode[kind] for episode in in_turn if episode[kind] is not None)))
+        infos, successes = self.learner.ep_info_buffer, self.learner.ep_success_buffer
+        assert infos is not None and successes is not None
+        refill(infos, self.infos_before, [info for info, _ in in_turn if info is not None])
+        refill(successes, self.successes_before, [success for _, success in in_turn if success is not None])
 
 
-def variances(*arrays: "np.ndarray[Any, Any]") -> list[float]:
+def refill(window: deque[T], before: list[T], new: list[T]) -> None:
+    """
+    Put into one of SB3's windows what was in it, and what is new.
+
+    :param window: changed in place
+    :param before: what was in it
+    :param new: what follows
+    """
+    window.clear()
+    window.extend(chain(before, new))
+
+
+def variances(*arrays: NumpyArray) -> list[float]:
     """
     The variance of each array over all ranks.
 
     :param arrays: this rank's numbers
     :return: one for each array
     """
-    if world_size() == 1:
-        return [float(np.var(array)) for array in arrays]
     totals = [RunningMeanStd(epsilon=0.0) for _ in arrays]
     moments = [(array.mean(dtype=np.float64), array.var(dtype=np.float64), array.size) for array in arrays]
     for of_rank in gather(moments):

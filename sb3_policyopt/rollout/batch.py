@@ -9,10 +9,10 @@ import torch as th
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import normalize
 
-Observations: TypeAlias = "ArrayT | dict[str, ArrayT]"
+Observations: TypeAlias = ArrayT | dict[str, ArrayT]
 """One array, or one for each key of a dict space."""
 
-Index: TypeAlias = "slice | NumpyArray | th.Tensor"
+Index: TypeAlias = slice | NumpyArray | th.Tensor
 """Which rows: a slice, or row numbers."""
 
 
@@ -78,6 +78,17 @@ class Batch(Generic[ArrayT]):
     def normalized(self) -> "Batch[ArrayT]":
         """The same with advantages of mean 0 and standard deviation 1."""
         return self.with_advantages(normalize(self.advantages))
+
+
+def one_array(observations: Observations[ArrayT]) -> ArrayT:
+    """
+    Observations that are not a dict.
+
+    :param observations: of a space that is no dict
+    :return: the same
+    """
+    assert not isinstance(observations, dict), "the observation space is no dict"
+    return observations
 
 
 def in_numpy(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:

@@ -1,37 +1,33 @@
-"""S5: the one loop that collects a rollout, for both algorithms and all engines, with SB3's callback contract."""
+"""S5: the one loop that collects a rollout, for all algorithms and models, with SB3's callback contract."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from sb3_policyopt.maths.advantages import gae, value_targets
-from sb3_policyopt.models import Engine
-from sb3_policyopt.models.torch_policy import AutogradEngine
-from sb3_policyopt.parallel import SharedRollout
-from sb3_policyopt.rollout.buffers import RESIZE, is_stock
-from sb3_policyopt.rollout.finiteness import RolloutGuard, is_finite, not_finite
-
-if TYPE_CHECKING:
-    from sb3_policyopt.on_policy import PolicyOptimization
-
-SMALL_OBSERVATIONS = 4096
-"""Bytes, of all environments, that are copied faster than a tensor is made of them."""
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.buffers import is_stock
+from sb3_policyopt.rollout.finiteness import RolloutGuard, is_finite
+from sb3_policyopt.rollout.learner import ActingModel, Learner, RolloutTeam
+from sb3_policyopt.rollout.step_tensors import StepTensors, tensors_of_observations
+from sb3_policyopt.rollout.storing import storing_function
+from sb3_policyopt.rollout.targets import bootstrapped, finish
 
 
 def collect(
-    self: "PolicyOptimization",
+    self: Learner,
     env: VecEnv,
     callback: BaseCallback,
     rollout_buffer: RolloutBuffer,
     n_rollout_steps: int,
+    team: RolloutTeam,
 ) -> bool:
     """
     Run the current policy for ``n_rollout_steps`` steps of every environment and fill the buffer.
@@ -43,11 +39,12 @@ def collect(
     :param callback: called at the start, after each step and at the end
     :param rollout_buffer: filled with n_rollout_steps × n_envs transitions, advantages and value targets
     :param n_rollout_steps: steps of each environment
+    :param team: the processes that train together
     :return: False if a callback asked to stop (on any rank), and the rollout is then incomplete
     :raises NonFiniteError: if an observation, a reward, a value or an action is not finite; it names the environment
     :raises ValueError: if the buffer has no room for so many steps
     """
-    assert self._last_obs is not None, "No previous observation was provided"
+    assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
     self.policy.set_training_mode(False)
     rollout_buffer.reset()  # makes new arrays, so that whoever kept those of the last rollout keeps their numbers
     callback.on_rollout_start()  # before the first random draw, so that a checkpoint made here holds all that follows
@@ -58,7 +55,7 @@ def collect(
     store = storing_function(rollout_buffer, guard)
     watched = runs_code_of_users(callback)  # without it nobody changes modules before the rollout ends
     n_steps = 0
-    shared = SharedRollout(self, env.num_envs)
+    shared = team.rollout(self, env.num_envs)
     discrete, continuous = (isinstance(self.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
     if self.use_sde:
         draw_noise(self, env)
@@ -105,12 +102,12 @@ def collect(
 
         store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob)
         guard.note_stored()
-        self._last_obs = new_obs  # type: ignore[assignment]
+        self._last_obs = observations_of(new_obs)
         self._last_episode_starts = dones
 
-    last_values = self.current_engine().value(new_obs)
+    last_values = self.current_engine().values(observations_of(new_obs))
     if not is_finite(last_values):
-        guard.check(observation=new_obs, value=last_values)
+        guard.check(observation=observations_of(new_obs), value=last_values)
     values = th.from_numpy(last_values)[:, None]
     finish(self, rollout_buffer, last_values, dones)
 
@@ -135,63 +132,32 @@ def runs_code_of_users(callback: BaseCallback) -> bool:
     return type(callback) is not ProgressBarCallback
 
 
-def check_action_parameters(engine: Engine, guard: RolloutGuard, observations: Any) -> None:
+def observations_of(new_obs: VecEnvObs) -> Observations[NumpyArray]:
     """
-    Look for what is behind torch's refusal to draw an action.
+    What a VecEnv returned.
+
+    :param new_obs: SB3's type allows a tuple, which no VecEnv of SB3 returns
+    :return: an array, or a dict of arrays
+    """
+    return cast("Observations[NumpyArray]", new_obs)
+
+
+def check_action_parameters(engine: ActingModel, guard: RolloutGuard, observations: Observations[NumpyArray]) -> None:
+    """
+    Look for the cause of torch's refusal to draw an action.
 
     :param engine: that was to act
     :param guard: of the rollout
     :param observations: as the VecEnv gave them
     :raises NonFiniteError: if something is not finite
     """
-    if isinstance(engine, AutogradEngine):
-        guard.check(observation=observations)  # before the policy sees it once more
-        guard.check(observation=observations, action=engine.action_parameters(observations))
+    guard.check(observation=observations)  # before the policy is called with it once more
+    parameters = engine.action_parameters(observations)
+    if parameters is not None:
+        guard.check(observation=observations, action=parameters)
 
 
-class StepTensors:
-    """
-    Tensors that ``callback.locals`` shows, one a step, made for all steps at once.
-
-    A step of the environments leaves the caches cold: making three tensors then takes as long as half a forward pass.
-
-    :param shape: (n_steps, ...)
-    :param dtype: of NumPy
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self.array = np.empty(shape, dtype)
-        self.tensors = th.from_numpy(self.array).unbind()
-
-    def __call__(self, step: int, array: np.ndarray[Any, Any]) -> th.Tensor:
-        """
-        Show an array.
-
-        :param step: number of the step
-        :param array: shape (...,)
-        :return: the step's tensor, with the entries of the array
-        """
-        self.array[step] = array
-        return self.tensors[step]
-
-
-def tensors_of_observations(n_steps: int, observations: Any, device: th.device) -> Callable[[int, Any], Any]:
-    """
-    What makes tensors of the observations for ``callback.locals``.
-
-    :param n_steps: number of steps to come
-    :param observations: as the VecEnv gives them
-    :param device: of the policy
-    :return: a function of the step's number and its observations; a copy of few numbers on the CPU, a view of many
-    """
-    if isinstance(observations, np.ndarray) and device.type == "cpu":
-        if observations.nbytes <= SMALL_OBSERVATIONS:
-            return StepTensors((n_steps, *observations.shape), observations.dtype)
-        return lambda step, obs: th.from_numpy(obs)
-    return lambda step, obs: obs_as_tensor(obs, device)
-
-
-def draw_noise(self: "PolicyOptimization", env: VecEnv) -> None:
+def draw_noise(self: Learner, env: VecEnv) -> None:
     """
     Draw gSDE's noise matrices, without the graph that would tie them to the policy's parameters.
 
@@ -202,7 +168,7 @@ def draw_noise(self: "PolicyOptimization", env: VecEnv) -> None:
         self.policy.reset_noise(env.num_envs)
 
 
-def action_converter(self: "PolicyOptimization") -> Any:
+def action_converter(self: Learner) -> Callable[[NumpyArray], NumpyArray]:
     """
     What turns a sampled action into one that the environment accepts.
 
@@ -216,137 +182,3 @@ def action_converter(self: "PolicyOptimization") -> Any:
         return self.policy.unscale_action
     low, high = space.low, space.high
     return lambda actions: np.minimum(np.maximum(actions, low), high)
-
-
-def bootstrapped(
-    self: "PolicyOptimization",
-    guard: RolloutGuard,
-    rewards: np.ndarray[Any, Any],
-    dones: np.ndarray[Any, Any],
-    infos: list[dict[str, Any]],
-    of_step: dict[str, Any],
-) -> np.ndarray[Any, Any]:
-    """
-    S3: r + γ V(final observation) in the environments that a time limit cut off, whose values come from one batch.
-
-    :param self: the algorithm
-    :param guard: of the rollout
-    :param rewards: float32, shape (n_envs,)
-    :param dones: whose episode ended, shape (n_envs,)
-    :param infos: of all environments
-    :param of_step: what else this step consists of, by the names that the guard knows
-    :return: float32, shape (n_envs,)
-    :raises NonFiniteError: if a final observation or its value is not finite, or something before it
-    """
-    cut = [
-        i
-        for i in np.flatnonzero(dones).tolist()
-        if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
-    ]
-    if not cut:
-        return rewards
-    finals = [infos[i]["terminal_observation"] for i in cut]
-    observations: Any
-    if isinstance(finals[0], dict):
-        observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
-    else:
-        observations = np.stack(finals)
-    values = self.current_engine().value(observations)
-    sums = rewards.copy()  # as they are the environment's own
-    sums[cut] += self.gamma * values
-    if not is_finite(sums) or (self.check_observations and not_finite(observations)):
-        guard.check(**of_step, reward=rewards)
-        guard.check(cut, final_observation=observations, final_value=values, bootstrapped_reward=sums[cut])
-    return sums
-
-
-def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Any:
-    """
-    What puts one step into the buffer.
-
-    :param buffer: the rollout buffer
-    :param guard: of the rollout
-    :return: ``buffer.add`` of a buffer with its own; for SB3's, a function that writes each array in place
-    :raises ValueError: if SB3's has no room for the rollout
-    """
-    if not guard.in_rows:
-        return partial(add, buffer, guard)
-    if guard.n_steps > buffer.buffer_size:
-        raise ValueError(
-            f"rollout_buffer has room for {buffer.buffer_size} steps, and {guard.n_steps} are to be collected. {RESIZE}"
-        )
-    n_envs, action_dim, replaced = buffer.n_envs, buffer.action_dim, vars(buffer)
-    shape = None if isinstance(buffer.observations, dict) else buffer.observations.shape[1:]
-
-    def store(obs: Any, action: Any, reward: Any, episode_start: Any, value: Any, log_prob: Any) -> None:
-        if "add" in replaced:  # by a callback, during this rollout
-            return add(buffer, guard, obs, action, reward, episode_start, value, log_prob)
-        row = buffer.pos
-        observations: Any = buffer.observations
-        if isinstance(obs, dict):
-            for key, array in observations.items():
-                array[row] = obs[key].reshape(array.shape[1:])
-        else:
-            observations[row] = obs if obs.shape == shape else obs.reshape(shape)
-        buffer.actions[row] = action.reshape(n_envs, action_dim)
-        buffer.rewards[row] = reward
-        buffer.episode_starts[row] = episode_start
-        buffer.values[row] = value
-        buffer.log_probs[row] = log_prob
-        buffer.pos = row + 1
-        buffer.full = buffer.pos == buffer.buffer_size
-        return None
-
-    return store
-
-
-def add(
-    buffer: RolloutBuffer,
-    guard: RolloutGuard,
-    obs: Any,
-    action: Any,
-    reward: Any,
-    episode_start: Any,
-    value: np.ndarray[Any, Any],
-    log_prob: np.ndarray[Any, Any],
-) -> None:
-    """
-    Hand a step to a buffer with its own way of storing it, which the guard cannot look into.
-
-    :param buffer: the rollout buffer
-    :param guard: of the rollout
-    :param obs: observations, first axis n_envs
-    :param action: actions, first axis n_envs
-    :param reward: shape (n_envs,)
-    :param episode_start: shape (n_envs,)
-    :param value: shape (n_envs,)
-    :param log_prob: shape (n_envs,)
-    :raises NonFiniteError: if one of them is not finite
-    """
-    guard.check(observation=obs, value=value, action=action, log_prob=log_prob, reward=reward)
-    buffer.add(obs, action, reward, episode_start, th.from_numpy(value[:, None]), th.from_numpy(log_prob))
-
-
-def finish(
-    self: "PolicyOptimization", buffer: RolloutBuffer, last_values: np.ndarray[Any, Any], dones: np.ndarray[Any, Any]
-) -> None:
-    """
-    S4, T10: advantages and value targets of a full buffer, with its own γ and λ, as SB3's buffer computes them.
-
-    :param self: the algorithm
-    :param buffer: full; its ``advantages`` and ``returns`` are written
-    :param last_values: V of the observations after the last step, shape (n_envs,)
-    :param dones: whose episode ended with the last step, shape (n_envs,)
-    """
-    if not is_stock(buffer, "compute_returns_and_advantage"):
-        buffer.compute_returns_and_advantage(last_values=th.from_numpy(last_values), dones=dones)
-        if self.value_target == "td_lambda":
-            return
-    ended = np.concatenate((buffer.episode_starts[1:], dones[None].astype(np.float32)))
-    rollout = (buffer.rewards, buffer.values, last_values, ended, buffer.gamma)
-    if is_stock(buffer, "compute_returns_and_advantage"):
-        buffer.advantages[:] = gae(*rollout, buffer.gae_lambda)
-    if self.value_target == "td_lambda":
-        buffer.returns = buffer.advantages + buffer.values
-    else:
-        buffer.returns = value_targets(self.value_target, *rollout, buffer.gae_lambda)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_policyopt.errors import NonFiniteError
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.rollout.batch import Observations
 
 STEPS_PER_CHECK = 64
 """Steps after which the last ones are searched for numbers that are not finite."""
@@ -61,7 +61,7 @@ UNMASKED = (
 """The cause of what a network returned for an observation that was not checked."""
 
 
-def is_finite(*vectors: NDArray[Any]) -> bool:
+def is_finite(*vectors: NumpyArray) -> bool:
     """
     Whether all entries are finite, in a microsecond: a sum of squares is finite only if every entry is.
 
@@ -76,7 +76,11 @@ def is_finite(*vectors: NDArray[Any]) -> bool:
 
 
 def explain(
-    step: int, *, check_observations: bool = True, environments: Sequence[int] | None = None, **quantities: Any
+    step: int,
+    *,
+    check_observations: bool = True,
+    environments: Sequence[int] | None = None,
+    **quantities: Observations[NumpyArray],
 ) -> NonFiniteError | None:
     """
     The error that names what is not finite.
@@ -88,7 +92,7 @@ def explain(
         which one causes the next
     :return: the error, to be raised; None if all is finite
     """
-    unchecked: Any = None
+    unchecked: Observations[NumpyArray] | None = None
     for name, array in quantities.items():
         if name.endswith("observation") and not check_observations:
             unchecked = array
@@ -109,7 +113,7 @@ def explain(
     return None
 
 
-def not_finite(array: Any) -> tuple[int, str | None, str] | None:
+def not_finite(array: Observations[NumpyArray]) -> tuple[int, str | None, str] | None:
     """
     The first row that is not finite.
 
@@ -126,9 +130,9 @@ def not_finite(array: Any) -> tuple[int, str | None, str] | None:
 
 def check_rows(buffer: RolloutBuffer, start: int, stop: int, check_observations: bool = True) -> None:
     """
-    Refuse steps of a rollout that are not all finite. Many at once cost little more than one.
+    Raise an error unless all of these steps of a rollout are finite. Many at once cost little more than one.
 
-    Only numbers that can hurt an environment must be looked at sooner; an infinite observation may even pass a tanh unnoticed.
+    Actions are looked at sooner, before an environment gets them. An infinite observation may leave a tanh as a finite number.
 
     :param buffer: into which the steps have been stored
     :param start: first step to look at
@@ -149,12 +153,12 @@ def check_rows(buffer: RolloutBuffer, start: int, stop: int, check_observations:
         return
     for step in range(start, stop):
         of_step = {name: _rows(array, step) for name, array in quantities.items()}
-        error = explain(step, check_observations=check_observations, **of_step)
+        error = explain(step, check_observations=check_observations, environments=None, **of_step)
         if error is not None:
             raise error
 
 
-def _sum_is_finite(array: NDArray[Any]) -> bool:
+def _sum_is_finite(array: NumpyArray) -> bool:
     """
     A quick look: False if an entry is not finite, and rarely also where their sum overflows.
 
@@ -167,7 +171,7 @@ def _sum_is_finite(array: NDArray[Any]) -> bool:
         return math.isfinite(float(np.add.reduce(array, axis=None)))
 
 
-def _rows(array: Any, rows: Any) -> Any:
+def _rows(array: Observations[NumpyArray], rows: int | slice) -> Observations[NumpyArray]:
     """
     Some rows of an array, or of each array of a dict.
 
@@ -180,7 +184,7 @@ def _rows(array: Any, rows: Any) -> Any:
 
 class RolloutGuard:
     """
-    Refuses what is not finite in one rollout, and names what was the first to be so.
+    Raises an error for what is not finite in one rollout, and names what was the first to be so.
 
     :param buffer: into which the steps are stored
     :param n_steps: number of steps of the rollout
@@ -203,7 +207,7 @@ class RolloutGuard:
             check_rows(self.buffer, self.checked, self.stored, self.check_observations)
             self.checked = self.stored
 
-    def check(self, environments: Sequence[int] | None = None, **quantities: Any) -> None:
+    def check(self, environments: Sequence[int] | None = None, **quantities: Observations[NumpyArray]) -> None:
         """
         Look at all that has not been looked at, in the order in which it came about.
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import normalize_pieces
-from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.batch import Batch, one_array
 from sb3_policyopt.rollout.buffers import own_samples
 
 
@@ -57,11 +57,10 @@ class ShuffledRows(RolloutData[NumpyArray]):
         """One ``np.random.permutation`` a pass, as SB3's buffer draws it."""
         self.before_pass()
         rollout = self.rollout
-        assert not isinstance(rollout.observations, dict)
         order = np.random.permutation(rollout.size)
         advantages = rollout.advantages.take(order)
         shuffled = Batch(
-            rollout.observations.take(order, 0),
+            one_array(rollout.observations).take(order, 0),
             rollout.actions.T.take(order, 1).T,
             rollout.old_values.take(order),
             rollout.old_log_prob.take(order),

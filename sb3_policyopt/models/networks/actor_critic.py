@@ -16,13 +16,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.global_state import threads_for
 from sb3_policyopt.maths.arrays import NumpyArray, row_of_ones, total
 from sb3_policyopt.models.networks.activations import identity, make_activation
 from sb3_policyopt.models.networks.layers import Layer, Network, Trunk, TrunkPass
 from sb3_policyopt.models.networks.sb3_layout import activation_modules, linear_layers
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
-from sb3_policyopt.global_state import threads_for
 
 
 class ActorCriticNetworks:

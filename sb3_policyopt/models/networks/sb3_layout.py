@@ -11,7 +11,6 @@ from torch import nn
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.networks.activations import constants_of_activation
-from sb3_policyopt.rollout.batch import Observations
 
 
 def linear_layers(policy: ActorCriticPolicy) -> tuple[list[nn.Linear], list[nn.Linear]]:
@@ -90,7 +89,7 @@ def constants_of(policy: ActorCriticPolicy) -> tuple[object, ...]:
     return (*activations, *objects, policy.normalize_images, policy.share_features_extractor)
 
 
-def make_features(policy: ActorCriticPolicy) -> Callable[[Observations[NumpyArray]], NumpyArray]:
+def make_features(policy: ActorCriticPolicy) -> Callable[[NumpyArray], NumpyArray]:
     """
     What SB3's preprocessing and FlattenExtractor do to observations.
 
@@ -112,8 +111,7 @@ def make_features(policy: ActorCriticPolicy) -> Callable[[Observations[NumpyArra
         )
     scale = np.float32(255) if policy.normalize_images and is_image_space(space) else None
 
-    def flatten(observations: Observations[NumpyArray]) -> NumpyArray:
-        assert not isinstance(observations, dict)
+    def flatten(observations: NumpyArray) -> NumpyArray:
         features: NumpyArray = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
         return features if scale is None else features / scale
 

@@ -1,0 +1,101 @@
+"""What puts a step into the rollout buffer."""
+
+from functools import partial
+from typing import Protocol, cast
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.buffers import RESIZE
+from sb3_policyopt.rollout.finiteness import RolloutGuard
+
+
+class Store(Protocol):
+    """Puts one step into a buffer; arrays with first axis n_envs."""
+
+    def __call__(
+        self,
+        obs: Observations[NumpyArray],
+        action: NumpyArray,
+        reward: NumpyArray,
+        episode_start: NumpyArray,
+        value: NumpyArray,
+        log_prob: NumpyArray,
+    ) -> None:
+        """Store it."""
+
+
+def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Store:
+    """
+    What puts one step into the buffer.
+
+    :param buffer: the rollout buffer
+    :param guard: of the rollout
+    :return: ``buffer.add`` of a buffer with its own; for SB3's, a function that writes each array in place
+    :raises ValueError: if SB3's has no room for the rollout
+    """
+    if not guard.in_rows:
+        return partial(add, buffer, guard)
+    if guard.n_steps > buffer.buffer_size:
+        raise ValueError(
+            f"rollout_buffer has room for {buffer.buffer_size} steps, and {guard.n_steps} are to be collected. {RESIZE}"
+        )
+    n_envs, action_dim, replaced = buffer.n_envs, buffer.action_dim, vars(buffer)
+    shape = None if isinstance(buffer.observations, dict) else buffer.observations.shape[1:]
+
+    def store(
+        obs: Observations[NumpyArray],
+        action: NumpyArray,
+        reward: NumpyArray,
+        episode_start: NumpyArray,
+        value: NumpyArray,
+        log_prob: NumpyArray,
+    ) -> None:
+        if "add" in replaced:  # by a callback, during this rollout
+            return add(buffer, guard, obs, action, reward, episode_start, value, log_prob)
+        row = buffer.pos
+        observations: Observations[NumpyArray] = buffer.observations
+        if isinstance(obs, dict) and isinstance(observations, dict):
+            for key, array in observations.items():
+                array[row] = obs[key].reshape(array.shape[1:])
+        elif not isinstance(obs, dict) and not isinstance(observations, dict):
+            observations[row] = obs if obs.shape == shape else obs.reshape(shape)
+        buffer.actions[row] = action.reshape(n_envs, action_dim)
+        buffer.rewards[row] = reward
+        buffer.episode_starts[row] = episode_start
+        buffer.values[row] = value
+        buffer.log_probs[row] = log_prob
+        buffer.pos = row + 1
+        buffer.full = buffer.pos == buffer.buffer_size
+        return None
+
+    return store
+
+
+def add(
+    buffer: RolloutBuffer,
+    guard: RolloutGuard,
+    obs: Observations[NumpyArray],
+    action: NumpyArray,
+    reward: NumpyArray,
+    episode_start: NumpyArray,
+    value: NumpyArray,
+    log_prob: NumpyArray,
+) -> None:
+    """
+    Hand a step to a buffer with its own way of storing it, which the guard cannot look into.
+
+    :param buffer: the rollout buffer
+    :param guard: of the rollout
+    :param obs: observations, first axis n_envs
+    :param action: actions, first axis n_envs
+    :param reward: shape (n_envs,)
+    :param episode_start: shape (n_envs,)
+    :param value: shape (n_envs,)
+    :param log_prob: shape (n_envs,)
+    :raises NonFiniteError: if one of them is not finite
+    """
+    guard.check(observation=obs, value=value, action=action, log_prob=log_prob, reward=reward)
+    buffer.add(cast(NumpyArray, obs), action, reward, episode_start, th.from_numpy(value[:, None]), th.from_numpy(log_prob))
