@@ -23,6 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
 import sb3_policyopt  # noqa: E402
 from sb3_policyopt.maths import losses  # noqa: E402
+from sb3_policyopt.objectives import Objective  # noqa: E402
 from sb3_policyopt.rollout import finiteness as guards  # noqa: E402
 
 ROLLOUT, ITERATIONS = 2048, 8
@@ -71,23 +72,24 @@ def checks(policy: str) -> dict[str, float]:
     """
     model = sb3_policyopt.PPO(policy, make_vec_env("CartPole-v1", 8, seed=0), n_steps=256, seed=0, device="cpu").learn(2048)
     engine = model.engine_in_use
-    rollout, coefficients = engine.load(model.rollout_buffer), model._coefficients()
-    batch = next(engine.minibatches(rollout, 64, True))
+    objective = Objective.of(model.loss, model.current_coefficients())
+    batch = next(engine.data(model.rollout_buffer).minibatches(64, True))
 
-    def minibatch() -> None:
-        engine.ppo_gradient(batch, coefficients)
-        engine.step(0.5, 0.0)
+    with engine.updating(64) as optimiser:
 
-    with engine.updating(64):
+        def minibatch() -> None:
+            engine.gradient(objective, batch)
+            optimiser.step(0.5, 0.0)
+
         minibatch()
-        fused = engine._fused
+        fused = optimiser.fused
         return {
             f"{policy}, {len(engine.flat.parameters)} parameters: check of a step": fastest(
                 lambda: model.current_engine(False)
             ),
             "check of a step with a callback": fastest(model.current_engine),
-            "check of a minibatch": fastest(lambda: engine._bring_parameters(False)),
-            "check of a pass": fastest(engine._bring_parameters) + fastest(fused.is_bound),
+            "check of a minibatch": fastest(lambda: engine.flat.bring(False)),
+            "check of a pass": fastest(engine.flat.bring) + fastest(fused.is_bound),
             "minibatch of 64 rows": fastest(minibatch, 20),
         }
 

@@ -373,7 +373,7 @@ class PolicyOptimization(Placed):
 
     # ------------------------------------------------------------------ pieces of an update
 
-    def _start_update(self) -> AnyModel:
+    def start_update(self) -> AnyModel:
         """
         Bring model, learning rate and coefficients to where training stands, and log the latter.
 
@@ -386,7 +386,7 @@ class PolicyOptimization(Placed):
             self.logger.record(f"train/{name}", value)
         return model
 
-    def _passes(self, data: RolloutData[ArrayT], n_passes: int, normalized: bool = False) -> Iterator[Iterator[Batch[ArrayT]]]:
+    def passes(self, data: RolloutData[ArrayT], n_passes: int, normalized: bool = False) -> Iterator[Iterator[Batch[ArrayT]]]:
         """
         Passes over the rollout in shuffled minibatches.
 
@@ -397,7 +397,7 @@ class PolicyOptimization(Placed):
         """
         return self.team.passes(data, self.batch_size, n_passes, normalized and self.normalize_advantage)
 
-    def _normalized(self, batch: Batch[ArrayT]) -> Batch[ArrayT]:
+    def normalized(self, batch: Batch[ArrayT]) -> Batch[ArrayT]:
         """
         The batch with advantages as the algorithm wants them.
 
@@ -406,7 +406,7 @@ class PolicyOptimization(Placed):
         """
         return batch.with_advantages(self.team.normalize(batch.advantages)) if self.normalize_advantage else batch
 
-    def _clamp_log_std(self, flat: FlatParameters) -> None:
+    def clamp_log_std(self, flat: FlatParameters) -> None:
         """
         Hold the policy's log standard deviation within ``log_std_bounds``, if there are any.
 
@@ -420,7 +420,7 @@ class PolicyOptimization(Placed):
             log_std.clamp_(*self.log_std_bounds)
         flat.pull()
 
-    def _record(self, terms: Terms) -> None:
+    def record_update(self, terms: Terms) -> None:
         """
         Log the terms of an update under ``train/``, with what both algorithms log.
 

@@ -178,22 +178,22 @@ class PPO(PolicyOptimization):
     def train(self) -> None:
         """P6: K epochs of minibatch steps along the gradient of the clipped objective."""
         self.policy.set_training_mode(True)
-        model = self._start_update()
-        objective = Objective.of(self.loss, self._coefficients())
+        model = self.start_update()
+        objective = Objective.of(self.loss, self.current_coefficients())
         data = model.data(self.rollout_buffer)
         means = Means()
         with model.updating(self.batch_size) as optimiser:
             gradient = self.team.gradient(model.gradient, optimiser.gradient)
-            for minibatches in self._passes(data, self.n_epochs, normalized=True):
-                epoch = self._epoch(objective, minibatches, gradient, optimiser)
+            for minibatches in self.passes(data, self.n_epochs, normalized=True):
+                epoch = self.run_epoch(objective, minibatches, gradient, optimiser)
                 means.extend(epoch)
                 self._n_updates += 1
                 self._skips.note(epoch.of("skipped_updates"))
                 if self._too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.reduced("approx_kl")):
                     break
-        self._record(means.reduce())
+        self.record_update(means.reduce())
 
-    def _epoch(
+    def run_epoch(
         self,
         objective: Objective,
         minibatches: Iterator[Batch[ArrayT]],
@@ -216,10 +216,10 @@ class PPO(PolicyOptimization):
             if self.kl_stop == "minibatch" and self._too_far(value_of(terms["approx_kl"])):
                 break
             epoch.add(optimiser.step(self.max_grad_norm, value_of(terms[objective.name])))
-            self._clamp_log_std(optimiser.flat)
+            self.clamp_log_std(optimiser.flat)
         return epoch
 
-    def _coefficients(self) -> PPOCoefficients:
+    def current_coefficients(self) -> PPOCoefficients:
         """
         The numbers of P5 where training stands, logged.
 

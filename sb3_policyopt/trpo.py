@@ -15,7 +15,7 @@ from sb3_policyopt.maths.arrays import ArrayT
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.terms import Means, Terms, mean_terms, value_of
 from sb3_policyopt.maths.trust_region import REFUSALS, backtracking_line_search, predicted_kl, step_scale
-from sb3_policyopt.models import AnyModel
+from sb3_policyopt.models import AnyModel, Model
 from sb3_policyopt.models.model import forget_distribution
 from sb3_policyopt.models.split import buffers_kept
 from sb3_policyopt.objectives import (
@@ -182,23 +182,43 @@ class TRPO(PolicyOptimization):
 
     def train(self) -> None:
         """T11: one step of the policy to the border of the trust region, then the critic."""
-        model = self._start_update()
+        model = self.start_update()
         data = model.data(self.rollout_buffer)
         policy_terms = []
         if model.n_actor > 0:  # else the whole actor is frozen
-            self.policy.set_training_mode(False)  # dropout or batch statistics would make π_θ differ from itself
             with buffers_kept(self.policy):
                 for whole in data.whole():  # one, or as sb3-contrib a step for each that a buffer of the user's own yields
-                    region = LocalTrustRegion(model, self._normalized(whole), self.surrogate, max(1, self.sub_sampling_factor))
-                    update = partial(self._update_policy, model)
-                    policy_terms.append(self.team.lead(update, region, model.actor_parameters))
-                    model.flat.push()
+                    policy_terms.append(self._lead_policy_update(model, self.normalized(whole)))
             forget_distribution(self.policy)
-        critic_terms = self._update_critic(model, data)
+        critic_terms = self.update_critic(model, data)
         self._n_updates += 1
-        self._record({**mean_terms(policy_terms), **critic_terms})
+        self.record_update({**mean_terms(policy_terms), **critic_terms})
 
-    def _update_policy(self, model: AnyModel, region: TrustRegion) -> Terms:
+    def _lead_policy_update(self, model: Model[ArrayT], batch: Batch[ArrayT]) -> Terms:
+        """
+        The policy update on the transitions of all processes. The graph that the trust region holds ends with it.
+
+        :param model: whose actor's parameters are changed
+        :param batch: all transitions of this process
+        :return: what to log
+        """
+        region = self.trust_region(model, batch)
+        terms = self.team.lead(partial(self.update_policy, model), region, model.actor_parameters)
+        model.flat.push()
+        return terms
+
+    def trust_region(self, model: Model[ArrayT], batch: Batch[ArrayT]) -> LocalTrustRegion[ArrayT]:
+        """
+        T1-T5: J, g, F and KL at θ_old.
+
+        :param model: computes them
+        :param batch: all transitions of this process
+        :return: valid until the parameters change; its ``evaluate`` also afterwards
+        """
+        self.policy.set_training_mode(False)  # dropout or batch statistics would make π_θ differ from itself
+        return LocalTrustRegion(model, batch, self.surrogate, max(1, self.sub_sampling_factor))
+
+    def update_policy(self, model: AnyModel, region: TrustRegion) -> Terms:
         """
         T1-T9: maximise gᵀΔ subject to ½ΔᵀFΔ ≤ δ, then shorten Δ until KL ≤ δ and J is up.
 
@@ -214,7 +234,7 @@ class TRPO(PolicyOptimization):
         α = step_scale(cg.x, fisher_x, δ)  # √(2δ / xᵀFx)
 
         def evaluate() -> tuple[float, float]:
-            self._clamp_log_std(model.flat)
+            self.clamp_log_std(model.flat)
             return region.evaluate()
 
         search = backtracking_line_search(  # KL ≤ δ and J up, or θ_old bit for bit
@@ -242,7 +262,7 @@ class TRPO(PolicyOptimization):
             "grad_norm": float(g @ g) ** 0.5,
         }
 
-    def _update_critic(self, model: AnyModel, data: RolloutData[ArrayT]) -> Terms:
+    def update_critic(self, model: AnyModel, data: RolloutData[ArrayT]) -> Terms:
         """
         T10: ``n_critic_updates`` passes of the critic's own optimizer; the actor's parameters get no gradient.
 
@@ -254,7 +274,7 @@ class TRPO(PolicyOptimization):
         objective, means = Objective.of(self.value_loss, critic_only=True, name="value_loss"), Means()
         with model.updating(self.batch_size, critic_only=True) as optimiser:
             gradient = self.team.gradient(model.gradient, optimiser.gradient)
-            for minibatches in self._passes(data, self.n_critic_updates):
+            for minibatches in self.passes(data, self.n_critic_updates):
                 epoch = Means()
                 for minibatch in minibatches:
                     terms = gradient(objective, minibatch)

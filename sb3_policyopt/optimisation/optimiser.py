@@ -28,7 +28,7 @@ class Optimiser:
         self.first = first
         self.gradient = flat.gradient[flat.offsets[first] :]
         self._adam: FlatAdam | None = None
-        self._fused: FlatAdam | None = None
+        self.fused: FlatAdam | None = None
 
     @contextmanager
     def updating(self) -> Iterator["Optimiser"]:
@@ -39,14 +39,14 @@ class Optimiser:
         """
         self.flat.absent.clear()
         self.flat.unwatched = True
-        self._fused = self._fused_adam()
-        if self._fused is not None:
-            self._fused.start()
+        self.fused = self._fused_adam()
+        if self.fused is not None:
+            self.fused.start()
         try:
             yield self
         finally:
-            if self._fused is not None:
-                self._fused.finish()
+            if self.fused is not None:
+                self.fused.finish()
                 self._hand_out_gradients()
 
     def step(self, max_norm: float, loss: Scalar) -> Terms:
@@ -92,20 +92,20 @@ class Optimiser:
 
         :return: None if the optimizer itself has to make the step; it goes on from where the fused steps came to
         """
-        if self._fused is None:
+        if self.fused is None:
             return None
         if self.flat.absent:
-            self._fused.finish()
-            self._fused = None
-        elif self.flat.unwatched and not self._fused.is_bound():
+            self.fused.finish()
+            self.fused = None
+        elif self.flat.unwatched and not self.fused.is_bound():
             # The first step, or somebody loaded, moved or stepped the optimizer's state.
-            self._fused.finish()
-            if self._fused.prepare():
-                self._fused.start()
+            self.fused.finish()
+            if self.fused.prepare():
+                self.fused.start()
             else:
-                self._fused = None
+                self.fused = None
         self.flat.unwatched = False
-        return self._fused
+        return self.fused
 
     def _hand_out_gradients(self) -> None:
         """

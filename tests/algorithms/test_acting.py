@@ -49,5 +49,5 @@ def test_steps_are_the_policys_own_whatever_a_callback_does_to_it(networks, acti
     watch = WatchAndDisturb()
     model.learn(16 * n_envs, callback=watch)
     assert watch.steps == 16
-    joined = model.engine_in_use.networks.joined
+    joined = model.engine_in_use.acting.joined
     assert (joined is None) == (networks == "of different depth")

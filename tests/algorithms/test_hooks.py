@@ -7,7 +7,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_environments import collect, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.models import choose_engine
+from sb3_policyopt.models import choose_model
+from sb3_policyopt.objectives import Objective
 
 SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 
@@ -81,12 +82,12 @@ def test_its_gradient_is_that_of_one_minibatch():
     """Nothing of the minibatch before is left in it: with a learning rate of zero each pass gives the same gradient."""
     model = PredictingPPO(HeadPolicy, toy(), learning_rate=1e-3, **SMALL)
     collect(model)
-    engine = model._start_update()
-    rollout, coefficients = engine.load(model.rollout_buffer), model._coefficients()
-    gradients = []
-    with engine.updating(64):
+    used = model.start_update()
+    (rollout,) = used.data(model.rollout_buffer).whole()
+    objective, gradients = Objective.of(model.loss, model.current_coefficients()), []
+    with used.updating(64):
         for _ in range(2):
-            engine.ppo_gradient(model._normalized(rollout), coefficients)
+            used.gradient(objective, model.normalized(rollout))
             gradients.append(model.policy.next_observation.weight.grad.clone())
     assert th.equal(*gradients) and gradients[0].abs().max() > 0
 
@@ -140,5 +141,5 @@ def test_a_policy_with_its_own_methods_goes_to_autograd():
             return 2 * super().predict_values(obs)
 
     model = PPO(Custom, toy(), **SMALL)
-    assert choose_engine(model.policy, model, "auto", None).name == "autograd"
-    assert choose_engine(PPO("MlpPolicy", toy(), **SMALL).policy, model, "auto", None).name == "closed_form"
+    assert choose_model(model.policy, "auto", None).name == "autograd"
+    assert choose_model(PPO("MlpPolicy", toy(), **SMALL).policy, "auto", None).name == "closed_form"

@@ -8,7 +8,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from toy_environments import ACTION_SPACES, VECTOR, collect, copy_rollout, parameter_vector, start, toy
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.models.torch_policy import lying_channels_last
+from sb3_policyopt.models.torch_policy import to_channels_last
 
 SMALL = {"n_steps": 4, "batch_size": 8, "seed": 0, "device": "cpu"}
 FEW = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 1}}
@@ -73,7 +73,7 @@ def test_an_update_is_the_same_to_rounding(cls, space, shared):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_numbers_stay_and_only_their_order_in_memory_changes(channels):
     images = th.arange(5 * channels * 6 * 7).reshape(5, channels, 6, 7)
-    lying = lying_channels_last({"image": images, "vector": images[:, 0, 0]})
+    lying = to_channels_last({"image": images, "vector": images[:, 0, 0]})
     assert th.equal(lying["image"], images)
     assert lying["vector"].data_ptr() == images.data_ptr()
     pixel_by_pixel = (6 * 7 * channels, 1, 7 * channels, channels)

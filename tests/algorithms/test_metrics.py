@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import configure
 from toy_environments import ACTION_SPACES, collect, toy
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.maths.terms import value_of
 
 SMALL = {"n_steps": 16, "batch_size": 24, "seed": 0, "device": "cpu"}
 TIME = {"time/iterations", "time/fps", "time/time_elapsed", "time/total_timesteps"}
@@ -95,13 +96,13 @@ def test_ppo_logs_means_over_all_minibatches(engine):
     model = PPO("MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, n_epochs=2, learning_rate=3e-3, **SMALL)
     collect(model)
     used = model.prepare_engine()
-    gradient, noted = used.ppo_gradient, []
-    used.ppo_gradient = lambda *arguments: noted.append(gradient(*arguments)) or noted[-1]
+    gradient, noted = used.gradient, []
+    used.gradient = lambda *arguments: noted.append(gradient(*arguments)) or noted[-1]
     model.train()
     log = model.logger.name_to_value
     assert len(noted) == 6
     for name in noted[0]:
-        values = [float(terms[name]) for terms in noted]
+        values = [float(value_of(terms[name])) for terms in noted]
         expected = max(values) if name == "ratio_max" else np.mean(values)
         assert log[f"train/{name}"] == pytest.approx(expected, rel=1e-5), name
     assert len({float(terms["approx_kl"]) for terms in noted}) == 6

@@ -66,13 +66,13 @@ def test_ppo(name, size):
 @pytest.mark.parametrize("thinning", [1, 3])
 def test_trpo(name, thinning):
     models = twins(TRPO, name, 7, cg_max_steps=4, n_critic_updates=1, sub_sampling_factor=thinning)
-    expansions, v = [], None
+    regions, v = [], None
     for model in models:
-        engine = model._start_update()
-        rollout = model._normalized(engine.load(model.rollout_buffer))
-        expansions.append(engine.expansion(rollout, thinning))
-        v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0)) if v is None else v
-    whole, pieces = expansions
+        used = model.start_update()
+        (rollout,) = used.data(model.rollout_buffer).whole()
+        regions.append(model.trust_region(used, model.normalized(rollout)))
+        v = th.randn(used.n_actor, generator=th.Generator().manual_seed(0)) if v is None else v
+    whole, pieces = regions
     assert pieces.surrogate == pytest.approx(whole.surrogate, abs=1e-6)
     scale = float(whole.gradient.abs().max())
     th.testing.assert_close(pieces.gradient, whole.gradient, rtol=0, atol=1e-5 * scale)

@@ -22,6 +22,7 @@ from torch import nn
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.objectives import Objective
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters, is_held_elsewhere
 
@@ -229,7 +230,7 @@ def test_constants_of_activations_are_read_anew(activation, constant, cls):
         model.learn(32, reset_num_timesteps=False)
         with th.no_grad():
             values = model.policy.predict_values(th.as_tensor(observation)).flatten()
-        np.testing.assert_allclose(model.engine_in_use.value(observation), values, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(model.engine_in_use.values(observation), values, rtol=1e-5, atol=1e-6)
 
     for module in modules:
         setattr(module, constant, 0.5)
@@ -619,11 +620,10 @@ def test_an_algorithm_of_another_package_is_served_by_autograd():
             return loss, {"value_loss": loss.detach()}
 
         def train(self):
-            engine = self._start_update()
-            rollout = engine.load(self.rollout_buffer)
-            with engine.updating(self.batch_size):
-                for batch in engine.minibatches(rollout, self.batch_size):
-                    engine.step(0.5, engine.ppo_gradient(batch, None)["loss"])
+            model, objective = self.start_update(), Objective.of(self.loss, None)
+            with model.updating(self.batch_size) as optimiser:
+                for batch in model.data(self.rollout_buffer).minibatches(self.batch_size, normalized=False):
+                    optimiser.step(0.5, model.gradient(objective, batch)["loss"])
 
     options = {"gamma": 0.99, "gae_lambda": 1.0, "normalize_advantage": False, "seed": 0, "device": "cpu"}
     model = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **options)

@@ -238,7 +238,7 @@ def test_train_and_load_by_hand_refuse_a_buffer_that_is_not_full(cls, engine, n_
         assert th.equal(before, parameter_vector(model.policy))
     assert f"{n_collected} of its 16 steps" in str(caught.value)
     with pytest.raises(ValueError, match=f"{n_collected} of its 16 steps"):
-        model.prepare_engine().load(model.rollout_buffer)
+        list(model.prepare_engine().data(model.rollout_buffer).whole())
 
 
 @both

@@ -241,7 +241,7 @@ def test_an_actor_layer_named_value_embedding_trains():
 def test_the_critic_never_moves_an_actor_parameter(share):
     model = shared_model(share)
     collect(model)
-    policy_update = model._update_policy
+    policy_update = model.update_policy
     after_policy_update = {}
 
     def watched(engine, rollout):
@@ -249,7 +249,7 @@ def test_the_critic_never_moves_an_actor_parameter(share):
         after_policy_update.update({name: value.detach().clone() for name, value in model.policy.named_parameters()})
         return terms
 
-    model._update_policy = watched
+    model.update_policy = watched
     model.train()
     moved = {name for name, value in model.policy.named_parameters() if not th.equal(value, after_policy_update[name])}
     critics_own = {
@@ -262,11 +262,12 @@ def test_the_critic_never_moves_an_actor_parameter(share):
 def test_a_shared_extractor_costs_the_critic_no_backward_pass():
     model = shared_model()
     collect(model)
-    engine = model._start_update()
-    rollout = engine.load(model.rollout_buffer)
-    model._update_policy(engine, rollout)
+    used = model.start_update()
+    data = used.data(model.rollout_buffer)
+    (rollout,) = data.whole()
+    model.update_policy(used, model.trust_region(used, rollout))
     CountedIdentity.backward_passes = 0
-    model._update_critic(engine, rollout)
+    model.update_critic(used, data)
     assert CountedIdentity.backward_passes == 0
     model.policy.predict_values(rollout.observations).sum().backward()
     assert CountedIdentity.backward_passes == 1  # the counter counts

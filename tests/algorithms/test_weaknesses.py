@@ -20,6 +20,7 @@ from sb3_policyopt import PPO, TRPO, NonFiniteError
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search
+from sb3_policyopt.objectives import Objective
 
 SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 
@@ -85,6 +86,12 @@ def test_weakness_02_the_old_policy_comes_first_in_the_kl(engine):
     assert abs(backward - forward) > 0.02 * forward
 
 
+def policy_update(model, used, data):
+    """TRPO's policy update on the whole rollout."""
+    (rollout,) = data.whole()
+    return model.update_policy(used, model.trust_region(used, model.normalized(rollout)))
+
+
 class ValueNamed(BaseFeaturesExtractor):
     """A shared extractor whose layer's name speaks of value."""
 
@@ -104,8 +111,8 @@ def test_weakness_03_names_do_not_decide_what_the_actor_is():
     assert updated(model)["is_line_search_success"] == 1
     after_policy = layer.detach().clone()
     assert not th.equal(before, after_policy)
-    engine = model._start_update()
-    model._update_critic(engine, engine.load(model.rollout_buffer))
+    used = model.start_update()
+    model.update_critic(used, used.data(model.rollout_buffer))
     assert th.equal(layer, after_policy)
 
 
@@ -116,12 +123,12 @@ def test_weakness_03_a_dict_key_named_value_on_an_image():
     convolution = model.policy.features_extractor.extractors["value_map"].cnn[0].weight
     before = convolution.detach().clone()
     collect(model)
-    engine = model._start_update()
-    rollout = engine.load(model.rollout_buffer)
-    assert model._update_policy(engine, model._normalized(rollout))["is_line_search_success"] == 1
+    used = model.start_update()
+    data = used.data(model.rollout_buffer)
+    assert policy_update(model, used, data)["is_line_search_success"] == 1
     moved = convolution.detach().clone()
     assert not th.equal(before, moved)
-    model._update_critic(engine, rollout)
+    model.update_critic(used, data)
     assert th.equal(convolution, moved)
 
 
@@ -129,11 +136,11 @@ def test_weakness_04_the_critic_pays_no_backward_pass_for_what_it_cannot_train()
     """sb3-contrib differentiates the value loss through a shared extractor and throws the gradient away."""
     model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
     collect(model)
-    engine = model._start_update()
-    rollout = engine.load(model.rollout_buffer)
+    used = model.start_update()
+    data = used.data(model.rollout_buffer)
     passes = []
     model.policy.features_extractor.value_embedding.weight.register_hook(lambda gradient: passes.append(gradient))
-    model._update_critic(engine, rollout)
+    model.update_critic(used, data)
     assert passes == []
     # PPO, which may train it with both losses, does.
     ppo = PPO(
@@ -153,14 +160,14 @@ def test_weakness_05_sub_sampling_works_with_dict_observations_and_thins_only_th
     model = TRPO("MultiInputPolicy", toy(OBSERVATION_SPACES["dict"]), sub_sampling_factor=4, **SMALL)
     assert updated(model)["is_line_search_success"] == 1
 
-    logs = []
+    regions = []
     for factor in (1, 4):
         model = TRPO("MlpPolicy", toy(), engine=engine, sub_sampling_factor=factor, **SMALL)
         collect(model)
-        used = model._start_update()
-        rollout = model._normalized(used.load(model.rollout_buffer))
-        logs.append(used.expansion(rollout, factor))
-    whole, thinned = logs
+        used = model.start_update()
+        (rollout,) = used.data(model.rollout_buffer).whole()
+        regions.append(model.trust_region(used, model.normalized(rollout)))
+    whole, thinned = regions
     assert whole.surrogate == thinned.surrogate
     assert th.equal(whole.gradient, thinned.gradient)
     v = th.randn(len(whole.gradient), generator=th.Generator().manual_seed(0))
@@ -204,19 +211,13 @@ def test_weakness_07_conjugate_gradient_draws_no_random_number_and_wastes_no_pro
     """sb3-contrib starts from 1e-4·randn: one more product, the global generator advanced, noise as direction where b ≈ 0."""
     model = TRPO("MlpPolicy", toy(), engine=engine, cg_max_steps=5, **SMALL)
     collect(model)
-    used = model._start_update()
-    rollout = model._normalized(used.load(model.rollout_buffer))
-    expansion, products = used.expansion, []
-
-    def counted(*arguments):
-        result = expansion(*arguments)
-        fisher = result.fisher
-        object.__setattr__(result, "fisher", lambda v: products.append(1) or fisher(v))
-        return result
-
-    used.expansion = counted
+    used = model.start_update()
+    (rollout,) = used.data(model.rollout_buffer).whole()
+    region, products = model.trust_region(used, model.normalized(rollout)), []
+    fisher = region.fisher
+    region.fisher = lambda v: products.append(1) or fisher(v)
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()[1].copy()
-    log = model._update_policy(used, rollout)
+    log = model.update_policy(used, region)
     assert th.equal(th.get_rng_state(), torch_state) and np.array_equal(np.random.get_state()[1], numpy_state)
     assert len(products) == log["cg_iterations"] + 1 == 6  # one for each iteration, one for the scale (T8)
 
@@ -255,9 +256,8 @@ def test_weakness_09_trpo_compares_a_policy_with_itself(layer):
     model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": Noisy}, **SMALL)
     collect(model)
     buffers = [b.clone() for b in model.policy.buffers()]
-    used = model._start_update()
-    rollout = model._normalized(used.load(model.rollout_buffer))
-    log = model._update_policy(used, rollout)
+    used = model.start_update()
+    log = policy_update(model, used, used.data(model.rollout_buffer))
     assert not model.policy.training
     assert all(th.equal(b, before) for b, before in zip(model.policy.buffers(), buffers, strict=True))
     assert log["is_line_search_success"] == 1 and 0 < log["kl_divergence_loss"] <= 0.01
@@ -305,16 +305,16 @@ def test_weakness_13_and_15_backward_and_forward_passes_of_one_update(monkeypatc
     """sb3-contrib makes two full backward passes for every actor tensor, and two forward passes for the same numbers."""
     model = TRPO("MlpPolicy", toy(), engine="autograd", cg_max_steps=4, **SMALL)
     collect(model)
-    used = model._start_update()
-    rollout = model._normalized(used.load(model.rollout_buffer))
+    used = model.start_update()
+    data = used.data(model.rollout_buffer)
     backwards, forwards, calls = [], [], []
     grad, get_distribution, search = th.autograd.grad, model.policy.get_distribution, used.surrogate_and_kl
     monkeypatch.setattr(th.autograd, "grad", lambda *a, **k: backwards.append(1) or grad(*a, **k))
     model.policy.get_distribution = lambda obs: forwards.append(1) or get_distribution(obs)
     used.surrogate_and_kl = lambda *a: calls.append(1) or search(*a)
-    log = model._update_policy(used, rollout)
-    # g and ∇KL; one for each Fisher product (one an iteration and one for the scale)
-    assert len(backwards) == 2 + log["cg_iterations"] + 1
+    log = policy_update(model, used, data)
+    # g, the slopes of the KL and Jᵀu; for each Fisher product (one an iteration and one for the scale) J, M and Jᵀ
+    assert len(backwards) == 3 + 3 * (log["cg_iterations"] + 1)
     assert len(forwards) == 1 + len(calls)  # and one for each candidate of the line search
 
 
@@ -427,15 +427,16 @@ def test_weakness_21_no_synchronisation_in_the_minibatch_loop(cls, action):
         collect(model)
         model.train()  # the first update also makes the optimizer's state
         collect(model)
-        used = model._start_update()
-        rollout = used.load(model.rollout_buffer)
+        used = model.start_update()
+        data = used.data(model.rollout_buffer)
         with Synchronisations() as synchronisations:
             if cls is PPO:
-                with used.updating(batch_size):
-                    for minibatches in model._passes(rollout, 1, normalized=True):
-                        model._epoch(used, minibatches, model._coefficients())
+                objective = Objective.of(model.loss, model.current_coefficients())
+                with used.updating(batch_size) as optimiser:
+                    for minibatches in model.passes(data, 1, normalized=True):
+                        model.run_epoch(objective, minibatches, used.gradient, optimiser)
             else:
-                model._update_critic(used, rollout)
+                model.update_critic(used, data)
         counts.append(synchronisations.count)
     assert counts[0] == counts[1]
 

@@ -24,11 +24,12 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import RunRecorder
 from sb3_policyopt.maths import losses
-from sb3_policyopt.models import Batch
 from sb3_policyopt.parallel import launcher, minibatches
 from sb3_policyopt.parallel.callbacks import ProgressBar, callbacks_of_this_rank
-from sb3_policyopt.parallel.minibatches import in_step
+from sb3_policyopt.parallel.minibatches import passes
 from sb3_policyopt.parallel.rollouts import increment
+from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.minibatches import RolloutData
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 LEARN = """
@@ -168,7 +169,6 @@ def n_ranks():
     """Several ranks, all of which have what this process has; without any connection."""
     n = 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minibatches, "world_size", lambda: n)
         patch.setattr(minibatches, "gather", lambda thing: [thing] * n)
         patch.setattr(minibatches, "sum_", lambda tensor: tensor.mul_(n))
         yield n
@@ -177,12 +177,25 @@ def n_ranks():
 def batch_of(advantages) -> Batch:
     """A minibatch of which only the advantages matter."""
     column = np.zeros(len(advantages), np.float32)
-    return Batch(*(advantages if name == "advantages" else column for name in Batch._fields))
+    return Batch(column, column, column, column, advantages, column)
+
+
+class Given(RolloutData):
+    """Passes with the given minibatches."""
+
+    def __init__(self, *passes) -> None:
+        self.passes = iter(passes)
+
+    def whole(self):
+        raise NotImplementedError
+
+    def minibatches(self, batch_size, normalized):
+        return iter(next(self.passes))
 
 
 def normalized_together(pieces) -> list[np.ndarray]:
     """The advantages of the minibatches that this rank takes in one pass."""
-    (one_pass,) = in_step(lambda normalized: iter([batch_of(piece) for piece in pieces]), n_passes=1, normalized=True)
+    (one_pass,) = passes(Given([batch_of(piece) for piece in pieces]), batch_size=8, n_passes=1, normalized=True)
     return [np.asarray(batch.advantages) for batch in one_pass]
 
 
@@ -216,9 +229,8 @@ def test_equal_advantages_become_zero(n_ranks):
 def test_a_buffer_that_gives_more_minibatches_than_before_is_refused(n_ranks):
     """The ranks agreed in the first pass on how many they take together."""
     row = batch_of(np.arange(4.0, dtype=np.float32))
-    counts = iter([3, 2, 4])
-    passes = in_step(lambda normalized: iter([row] * next(counts)), n_passes=3, normalized=True)
-    assert [minibatch.size for minibatch in next(passes)] == [4, 4, 4]
-    assert [minibatch.size for minibatch in next(passes)] == [4, 4, 0]
+    three = passes(Given([row] * 3, [row] * 2, [row] * 4), batch_size=8, n_passes=3, normalized=True)
+    assert [minibatch.size for minibatch in next(three)] == [4, 4, 4]
+    assert [minibatch.size for minibatch in next(three)] == [4, 4, 0]
     with pytest.raises(ValueError, match=r"rollout_buffer_class: its get\(\) gave 4 minibatches.* more than 3"):
-        next(passes)
+        next(three)

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 from sb3_policyopt.maths import losses
+from sb3_policyopt.optimisation import skipping
 from sb3_policyopt.rollout import collect as rollout
 from sb3_policyopt.rollout import finiteness as guards
 
@@ -124,30 +125,30 @@ def test_an_infinite_reward_does_not_pass_vec_normalize_unnoticed():
         model.learn(N_STEPS * N_ENVS)
 
 
-def poison(model, method, bad_calls):
-    """Make the ``bad_calls``-th calls (from 0) of an engine's gradient method leave a NaN in the gradient."""
-    engine = model.prepare_engine()
-    original, calls, snapshots = getattr(engine, method), [0], []
+def poison(model, bad_calls):
+    """Make the ``bad_calls``-th gradients (from 0) of a model hold a NaN."""
+    used = model.prepare_engine()
+    original, calls, snapshots = used.gradient, [0], []
 
     def poisoned(*arguments):
         snapshots.append([parameter.detach().clone() for parameter in model.policy.parameters()])
         terms = original(*arguments)
         if calls[0] in bad_calls:
-            engine.flat.gradient[-1] = math.nan
+            used.flat.gradient[-1] = math.nan
         calls[0] += 1
         return terms
 
-    setattr(engine, method, poisoned)
+    used.gradient = poisoned
     return snapshots
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("algorithm", "method"), [(PPO, "ppo_gradient"), (TRPO, "value_gradient")])
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
 @settings(max_examples=6)
 @given(bad_calls=st.sets(st.integers(0, 7), min_size=1, max_size=3))
-def test_a_bad_minibatch_is_skipped_and_counted(algorithm, method, engine, bad_calls):
+def test_a_bad_minibatch_is_skipped_and_counted(algorithm, engine, bad_calls):
     model = make_model(algorithm, engine)
-    snapshots = poison(model, method, bad_calls)
+    snapshots = poison(model, bad_calls)
     model.learn(N_STEPS * N_ENVS)  # 48 transitions in 4 minibatches, twice: 8 calls
     for call in range(7):
         same = all(th.equal(a, b) for a, b in zip(snapshots[call], snapshots[call + 1], strict=True))
@@ -163,11 +164,11 @@ def test_a_bad_minibatch_is_skipped_and_counted(algorithm, method, engine, bad_c
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("algorithm", "method"), [(PPO, "ppo_gradient"), (TRPO, "value_gradient")])
-def test_training_stops_after_several_bad_minibatches_in_a_row(tmp_path, algorithm, method, engine):
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_training_stops_after_several_bad_minibatches_in_a_row(tmp_path, algorithm, engine):
     model = make_model(algorithm, engine)
-    snapshots = poison(model, method, set(range(2, 100)))
-    with pytest.raises(NonFiniteError, match=f"{guards.PATIENCE} updates in a row"):
+    snapshots = poison(model, set(range(2, 100)))
+    with pytest.raises(NonFiniteError, match=f"{skipping.PATIENCE} updates in a row"):
         model.learn(10 * N_STEPS * N_ENVS)
     last_good = snapshots[3]  # before the fourth call, after the second and last good step
     if algorithm is PPO:
@@ -180,24 +181,25 @@ def test_training_stops_after_several_bad_minibatches_in_a_row(tmp_path, algorit
 @given(where=st.sampled_from(["gradient", "fisher", "evaluation"]), value=KINDS)
 def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine, where, value):
     model = make_model(TRPO, engine)
-    numbers = model.prepare_engine()
-    expansion, evaluate = numbers.expansion, numbers.surrogate_and_kl
+    used, make_region = model.prepare_engine(), model.trust_region
 
-    def broken_expansion(*arguments):
-        result = expansion(*arguments)
+    def broken_region(*arguments):
+        region = make_region(*arguments)
+        evaluate = region.evaluate
         if where == "gradient":
-            result.gradient[0] = value
-        fisher = (lambda v: v * value) if where == "fisher" else result.fisher
-        return type(result)(result.surrogate, result.gradient, fisher, result.old)
+            region.gradient[0] = value
+        elif where == "fisher":
+            region.fisher = lambda v: v * value
+        else:
+            region.evaluate = lambda: (evaluate()[0], value)
+        return region
 
-    numbers.expansion = broken_expansion
-    if where == "evaluation":
-        numbers.surrogate_and_kl = lambda *arguments: (evaluate(*arguments)[0], value)
-    before = numbers.actor_parameters.clone()
+    model.trust_region = broken_region
+    before = used.actor_parameters.clone()
     logged = {}
-    model._record = logged.update
+    model.record_update = logged.update
     model.learn(N_STEPS * N_ENVS)
-    assert th.equal(before, numbers.actor_parameters)
+    assert th.equal(before, used.actor_parameters)
     assert logged["is_line_search_success"] == 0
     assert logged["line_search_non_finite"] == 1
     assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters())
@@ -212,7 +214,7 @@ def test_with_finite_numbers_the_guards_change_no_bit(monkeypatch, algorithm, en
                 patch.setattr(rollout, "is_finite", lambda *vectors: True)
                 patch.setattr(guards, "check_rows", lambda buffer, start, stop, check_observations: None)
                 patch.setattr(losses, "LOG_RATIO_BOUND", math.inf)
-                patch.setattr(guards.SkipCounter, "note", lambda self, skipped: None)
+                patch.setattr(skipping.SkipCounter, "note", lambda self, skipped: None)
             model = make_model(algorithm, engine).learn(4 * N_STEPS * N_ENVS)
         return th.nn.utils.parameters_to_vector(model.policy.parameters())
 

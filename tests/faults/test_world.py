@@ -204,12 +204,12 @@ def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(a
 def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy():
     model = TRPO("MlpPolicy", DummyVecEnv([Counter]), n_steps=32, batch_size=16).learn(32)
     before = [parameter.clone() for parameter in model.policy.mlp_extractor.policy_net.parameters()]
-    engine = model.prepare_engine()
+    used = model.prepare_engine()
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    engine.surrogate_and_kl = interrupted
+    used.surrogate_and_kl = interrupted
     with pytest.raises(KeyboardInterrupt):
         model.train()
     after = model.policy.mlp_extractor.policy_net.parameters()

@@ -20,7 +20,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 
-from sb3_policyopt.distributions.family import ActionDistribution, Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
+from sb3_policyopt.distributions import ActionDistribution, Bernoulli, Categorical, DiagonalGaussian, MultiCategorical
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_policyopt.distributions.family import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, log_softmax
-from sb3_policyopt.distributions.table import make_action_distribution
+from sb3_policyopt.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, family_of
+from sb3_policyopt.distributions.categorical import log_softmax
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -238,10 +239,11 @@ def test_log_softmax_of_huge_logits():
 
 
 @cases
-def test_family_of_an_action_space(case: Case):
-    assert make_action_distribution(case.space) == case.family
+def test_family_of_a_policy(case: Case):
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (2,)), case.space, lambda _: 1e-3)
+    assert family_of(policy) == case.family
 
 
-def test_an_unknown_action_space_is_named():
-    with pytest.raises(ValueError, match=r"action_space: no distribution for Text"):
-        make_action_distribution(spaces.Text(3))
+def test_a_distribution_that_is_not_in_the_table_has_no_family():
+    policy = ActorCriticPolicy(spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,)), lambda _: 1e-3, use_sde=True)
+    assert family_of(policy) is None

@@ -1,5 +1,5 @@
 """
-The hybrid engine's numbers against the autograd engine's in float64: the gradient and terms of PPO, the critic's gradient,
+The hybrid's numbers against autograd's in float64: the gradient and terms of PPO, the critic's gradient,
 through extractors that both networks share, of which each has its own, and that have nothing to learn.
 """
 
@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from pairs import BATCH, assert_same, assert_same_ppo_gradient, critic_objective
+from policies import ACTIONS, DICTIONARY, IMAGE, NETWORKS
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
-from test_engine_closed_form import ACTIONS, BATCH, NETWORKS, Objectives, assert_same, assert_same_ppo_gradient
-from test_engine_fisher import DICTIONARY, IMAGE
 
-from sb3_policyopt.models.hybrid import HybridEngine
-from sb3_policyopt.models.model import Batch, PPOCoefficients
+from sb3_policyopt.distributions import family_of
+from sb3_policyopt.models.hybrid import HybridModel
 from sb3_policyopt.models.split import split_parameters
-from sb3_policyopt.models.torch_policy import AutogradEngine
+from sb3_policyopt.models.torch_policy import TorchModel
+from sb3_policyopt.objectives import PPOCoefficients
+from sb3_policyopt.rollout.batch import Batch
 
 
 class Convolution(BaseFeaturesExtractor):
@@ -41,7 +43,7 @@ class Combined(CombinedExtractor):
 
 
 class Pair:
-    """One policy and one rollout in both engines."""
+    """One policy and one rollout in both models."""
 
     def __init__(self, action: str, networks: str, extractor: str, frozen: bool = False) -> None:
         th.manual_seed(0)
@@ -58,7 +60,7 @@ class Pair:
         double.double()
         for policy in (single, double):
             policy.features_extractor.requires_grad_(not frozen)
-        self.closed = HybridEngine(single, Objectives(single))
+        self.closed = HybridModel(single, family_of(single))
 
         space.seed(0)
         samples = [space.sample() for _ in range(BATCH)]
@@ -66,7 +68,7 @@ class Pair:
             observations = {key: th.as_tensor(np.stack([sample[key] for sample in samples])) for key in space.spaces}
         else:
             observations = th.as_tensor(np.stack(samples))
-        self.exact = AutogradEngine(double, Objectives(double), split_parameters(double, observations))
+        self.exact = TorchModel(double, split_parameters(double, observations))
         with th.no_grad():
             distribution = double.get_distribution(observations)
             actions = distribution.sample()
@@ -109,10 +111,11 @@ def test_P5_gradient_below_which_the_extractor_is_frozen(action, networks, extra
 def test_T10_gradient_of_the_critic(pair):
     with pair.closed.updating(BATCH, critic_only=True), pair.exact.updating(BATCH, critic_only=True):
         for _ in range(2):
-            closed, exact = pair.closed.value_gradient(pair.batch), pair.exact.value_gradient(pair.exact_batch)
+            closed = pair.closed.gradient(critic_objective(pair.closed.policy), pair.batch)
+            exact = pair.exact.gradient(critic_objective(pair.exact.policy), pair.exact_batch)
         n = pair.closed.n_actor
         assert n == pair.exact.n_actor
-        gradients = [engine.flat.gradient.clone() for engine in (pair.closed, pair.exact)]
+        gradients = [model.flat.gradient.clone() for model in (pair.closed, pair.exact)]
     for gradient in gradients:
         gradient[:n] = 0
     assert_same(pair, *gradients)
@@ -126,6 +129,7 @@ def test_the_actor_comes_first_and_its_log_std_last(pair):
     n = pair.closed.flat.offsets.index(pair.closed.n_actor)
     critic = ("vf_features_extractor", "mlp_extractor.value_net", "value_net")
     assert not any(name.startswith(critic) for name in order[:n]) and all(name.startswith(critic) for name in order[n:])
-    assert ("log_std" in order) == pair.closed.networks.gaussian
-    if pair.closed.networks.gaussian:
+    gaussian = pair.closed.networks.family.free == ("log_std",)
+    assert ("log_std" in order) == gaussian
+    if gaussian:
         assert order[n - 1] == "log_std"

@@ -1,12 +1,11 @@
 """
-T1-T5 on SB3's real policies: the engine's J, g and F v against scores made one sample and one action at a time.
+T1-T5 on SB3's real policies: the model's J, g and F v against scores made one sample and one action at a time.
 
 The reference knows nothing of KL divergences or Hessians: F = E_s E_a[s sᵀ] with s = ∇ ln π from SB3's own ``log_prob``,
 the expectation over actions exact (see distribution_cases), everything in float64.
 """
 
 import itertools
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,99 +13,21 @@ import pytest
 import torch as th
 from distribution_cases import gaussian_nodes
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
+from pairs import region_of
+from policies import CASES, PolicyCase
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_policyopt import TRPO
-from sb3_policyopt.models.model import Batch
 from sb3_policyopt.models.split import split_parameters
-from sb3_policyopt.models.torch_policy import AutogradEngine
+from sb3_policyopt.models.torch_policy import TorchModel
+from sb3_policyopt.rollout.batch import Batch
 
 BATCH = 7
 
-
-class DoubleFlatten(FlattenExtractor):
-    """SB3 casts observations to float32; here they are float64 again."""
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return super().forward(observations.double())
-
-
-class DoubleCombined(CombinedExtractor):
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        return super().forward({key: value.double() for key, value in observations.items()})
-
-
-class SmallCnn(BaseFeaturesExtractor):
-    """A convolutional extractor with parameters, which actor and critic may share."""
-
-    def __init__(self, observation_space: spaces.Box) -> None:
-        super().__init__(observation_space, features_dim=3)
-        self.layers = th.nn.Sequential(
-            th.nn.Conv2d(observation_space.shape[0], 2, 3, stride=2), th.nn.Tanh(), th.nn.Flatten(), th.nn.LazyLinear(3)
-        )
-        self.layers(th.zeros(1, *observation_space.shape))
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return th.tanh(self.layers(observations.double()))
-
-
-VECTOR = spaces.Box(-1, 1, (3,))
-IMAGE = spaces.Box(0, 255, (1, 8, 8), np.uint8)
-DICTIONARY = spaces.Dict({"vector": VECTOR, "choice": spaces.Discrete(2)})
-BOX = spaces.Box(-1, 1, (2,))
-SDE = {"use_sde": True, "log_std_init": -0.5}
-
-
-@dataclass(frozen=True)
-class PolicyCase:
-    name: str
-    action_space: spaces.Space
-    observation_space: spaces.Space
-    options: dict[str, Any] = field(default_factory=dict)
-    policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
-
-    def policy(self) -> ActorCriticPolicy:
-        th.manual_seed(0)
-        options = {"features_extractor_class": DoubleFlatten, "net_arch": {"pi": [4], "vf": [3]}, **self.options}
-        policy = self.policy_class(self.observation_space, self.action_space, lambda _: 1e-3, ortho_init=False, **options)
-        policy = policy.double()
-        with th.no_grad():
-            for parameter in policy.parameters():  # away from zero biases and equal standard deviations
-                parameter += 0.2 * th.randn(parameter.shape, dtype=th.float64)
-        if self.options.get("use_sde"):
-            policy.reset_noise()
-        return policy
-
-
-CNN = {"features_extractor_class": SmallCnn, "net_arch": []}
-CASES = [
-    PolicyCase("box", BOX, VECTOR),
-    PolicyCase("discrete", spaces.Discrete(3), VECTOR),
-    PolicyCase("multi_discrete", spaces.MultiDiscrete([2, 3]), VECTOR),
-    PolicyCase("multi_binary", spaces.MultiBinary(2), VECTOR),
-    PolicyCase("gsde", BOX, VECTOR, SDE),
-    PolicyCase("gsde_expln_diagonal", BOX, VECTOR, {**SDE, "full_std": False, "use_expln": True}),
-    PolicyCase("squashed_gsde", BOX, VECTOR, {**SDE, "squash_output": True}),
-    PolicyCase("shared_cnn_box", BOX, IMAGE, CNN),
-    PolicyCase("shared_cnn_discrete", spaces.Discrete(3), IMAGE, CNN),
-    PolicyCase("separate_cnn", spaces.Discrete(3), IMAGE, {**CNN, "share_features_extractor": False}),
-    PolicyCase(
-        "dictionary",
-        spaces.Discrete(3),
-        DICTIONARY,
-        {"features_extractor_class": DoubleCombined},
-        MultiInputActorCriticPolicy,
-    ),
-]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-class Objectives:
-    """The hooks of TRPO without an environment."""
-
-    surrogate = TRPO.surrogate
-    value_loss = TRPO.value_loss
+def actor_of(model: TorchModel) -> list[th.Tensor]:
+    return model.flat.parameters[: model.actor_count]
 
 
 def observations_of(space: spaces.Space) -> Any:
@@ -178,28 +99,26 @@ def dense(fisher: Any, n: int) -> th.Tensor:
 def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case):
     policy = case.policy()
     rollout = rollout_of(policy, case)
-    engine = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations))
-    states = per_state_fisher(policy, engine.actor, rollout.observations)
+    model = TorchModel(policy, split_parameters(policy, rollout.observations))
+    states = per_state_fisher(policy, actor_of(model), rollout.observations)
     reference = states.mean(0)
     scale = reference.abs().max().item()
     assert scale > 1e-3
     rng_state = th.get_rng_state()
 
-    whole = engine.expansion(rollout)
-    found = dense(whole.fisher, engine.n_actor)
+    whole = region_of(model, rollout)
+    found = dense(whole.fisher, model.n_actor)
     np.testing.assert_allclose(found, reference, rtol=0, atol=1e-12 * scale)
     assert th.linalg.eigvalsh(found).min() >= -1e-12 * scale
 
-    vector = th.linspace(-1, 1, engine.n_actor, dtype=th.float64)
-    thinned = engine.expansion(rollout, thinning=3)  # states 0, 3, 6 for F, and all of them for J and g
+    vector = th.linspace(-1, 1, model.n_actor, dtype=th.float64)
+    thinned = region_of(model, rollout, thinning=3)  # states 0, 3, 6 for F, and all of them for J and g
     np.testing.assert_allclose(thinned.fisher(vector), states[::3].mean(0) @ vector, rtol=0, atol=1e-11 * scale)
     assert th.equal(thinned.gradient, whole.gradient) and thinned.surrogate == whole.surrogate
 
     for size in (1, 3, BATCH, 100):  # 3 leaves a remainder of one state
-        pieces = AutogradEngine(
-            policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=size
-        ).expansion(rollout)
-        for _ in range(2):  # the products do not wear the operator out
+        pieces = region_of(TorchModel(policy, split_parameters(policy, rollout.observations), micro_batch_size=size), rollout)
+        for _ in range(2):  # a product leaves the operator as it was
             np.testing.assert_allclose(pieces.fisher(vector), reference @ vector, rtol=0, atol=1e-11 * scale)
     assert th.equal(th.get_rng_state(), rng_state)
 
@@ -209,27 +128,28 @@ def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case):
     policy = case.policy()
     rollout = rollout_of(policy, case)
     for size in (None, 3):
-        engine = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=size)
-        scores = per_sample_scores(policy, engine.actor, rollout.observations, rollout.actions)
-        expansion = engine.expansion(rollout)
+        model = TorchModel(policy, split_parameters(policy, rollout.observations), micro_batch_size=size)
+        scores = per_sample_scores(policy, actor_of(model), rollout.observations, rollout.actions)
+        region = region_of(model, rollout)
         # r = 1 at θ_old, so that J = E[A] and g = E[A ∇ ln π].
-        assert expansion.surrogate == pytest.approx(rollout.advantages.mean().item(), rel=1e-12)
+        assert region.surrogate == pytest.approx(rollout.advantages.mean().item(), rel=1e-12)
         reference = (rollout.advantages[:, None] * scores).mean(0)
-        np.testing.assert_allclose(expansion.gradient, reference, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(region.gradient, reference, rtol=0, atol=1e-12)
 
 
 @cases
 def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
     policy = case.policy()
     rollout = rollout_of(policy, case)
-    engine = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations))
-    whole = engine.expansion(rollout).old
-    pieces = AutogradEngine(policy, Objectives(), split_parameters(policy, rollout.observations), micro_batch_size=3)
-    in_pieces = pieces.expansion(rollout).old
+    model = TorchModel(policy, split_parameters(policy, rollout.observations))
+    whole = region_of(model, rollout)
+    pieces = TorchModel(policy, split_parameters(policy, rollout.observations), micro_batch_size=3)
+    in_pieces = region_of(pieces, rollout)
     nodes = action_nodes(policy, rollout.observations)
     with th.no_grad():
         before = [policy.get_distribution(rollout.observations).log_prob(actions) for actions, _ in nodes]
         pieces.actor_parameters.add_(0.3 * th.randn(pieces.n_actor, generator=th.Generator().manual_seed(2)).double())
+        pieces.flat.push()  # the graphs of the regions hold the parameters' memory
         distribution = policy.get_distribution(rollout.observations)
         # S2 by its definition: E over the old policy's actions of ln π_old − ln π. The squashing cancels in the difference.
         kl = sum(
@@ -239,8 +159,8 @@ def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
         ratio = th.exp(distribution.log_prob(rollout.actions) - rollout.old_log_prob)
         surrogate = (ratio * rollout.advantages).mean().item()
     assert kl > 1e-3
-    for engine_, old in ((engine, whole), (pieces, in_pieces)):
-        found_surrogate, found_kl = engine_.surrogate_and_kl(rollout, old)
+    for region in (whole, in_pieces):
+        found_surrogate, found_kl = region.evaluate()
         assert found_kl == pytest.approx(kl, rel=1e-10)
         assert found_surrogate == pytest.approx(surrogate, rel=1e-10)
 
@@ -250,11 +170,11 @@ def test_the_graph_tells_actor_and_critic_apart(case):
     """A parameter is the actor's exactly if some score depends on it; the critic's are the rest that move the value."""
     policy = case.policy()
     observations = observations_of(case.observation_space)
-    engine = AutogradEngine(policy, Objectives(), split_parameters(policy, observations))
+    model = TorchModel(policy, split_parameters(policy, observations))
     everything = list(policy.parameters())
     fisher = per_state_fisher(policy, everything, observations).mean(0)
     used = th.split(fisher.diagonal() > 0, [parameter.numel() for parameter in everything])
-    in_actor = {id(parameter) for parameter in engine.actor}
-    in_critic = {id(parameter) for parameter in engine.critic}
+    in_actor = {id(parameter) for parameter in actor_of(model)}
+    in_critic = {id(parameter) for parameter in model.flat.parameters[model.actor_count :]}
     assert in_actor == {id(parameter) for parameter, mask in zip(everything, used, strict=True) if mask.any()}
     assert in_critic == {id(parameter) for parameter in everything} - in_actor
