@@ -61,7 +61,7 @@ def choose_model(
         if isinstance(current, TorchModel):
             current.micro_batch_size, current.channels_last = micro_batch_size, channels_last
         elif isinstance(current, HybridModel):
-            current.torch.channels_last = channels_last
+            current.channels_last = channels_last
     elif kind is ClosedFormModel and family is not None:
         model = ClosedFormModel(policy, family)
     elif kind is HybridModel and family is not None:

@@ -54,6 +54,15 @@ class HybridModel(Model[th.Tensor]):
         self._critic_extractor = range(self.actor_count, self.flat.offsets.index(critic_start))
         self._extractor_parameters = [*range(self.flat.offsets.index(actor_start)), *self._critic_extractor]
 
+    @property
+    def channels_last(self) -> bool:
+        """As of :class:`TorchModel`."""
+        return self.torch.channels_last
+
+    @channels_last.setter
+    def channels_last(self, value: bool) -> None:
+        self.torch.channels_last = value
+
     def serves(self) -> bool:
         """The networks fit, and the policy has the same modules and trainable parameters."""
         return self.torch.serves() and self.watch.serves()

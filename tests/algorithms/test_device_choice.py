@@ -22,7 +22,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy as StockPolicy
 from toy_environments import ACTION_SPACES, IMAGE, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt import parallel as ranks
 from sb3_policyopt.parallel import launcher
 from sb3_policyopt.parallel import one_model as start
 
@@ -303,7 +302,7 @@ class TestRanks:
         with pytest.raises(
             ValueError, match=r"the device differs between the ranks: cpu on rank 0, cuda on rank 1; .*\"auto\""
         ):
-            ranks.start.check_alike(model)
+            start.check_alike(model)
         assert launcher.rank() == 1
 
 

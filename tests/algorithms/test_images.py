@@ -73,12 +73,12 @@ def test_an_update_is_the_same_to_rounding(cls, space, shared):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_numbers_stay_and_only_their_order_in_memory_changes(channels):
     images = th.arange(5 * channels * 6 * 7).reshape(5, channels, 6, 7)
-    lying = to_channels_last({"image": images, "vector": images[:, 0, 0]})
-    assert th.equal(lying["image"], images)
-    assert lying["vector"].data_ptr() == images.data_ptr()
+    laid_out = to_channels_last({"image": images, "vector": images[:, 0, 0]})
+    assert th.equal(laid_out["image"], images)
+    assert laid_out["vector"].data_ptr() == images.data_ptr()
     pixel_by_pixel = (6 * 7 * channels, 1, 7 * channels, channels)
-    assert lying["image"].stride() == pixel_by_pixel
-    minibatch = lying["image"][th.tensor([3, 0])].float() / 255  # what happens to them on the way into the network
+    assert laid_out["image"].stride() == pixel_by_pixel
+    minibatch = laid_out["image"][th.tensor([3, 0])].float() / 255  # what happens to them on the way into the network
     assert minibatch.stride() == pixel_by_pixel
 
 

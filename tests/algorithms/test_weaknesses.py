@@ -515,7 +515,7 @@ def test_weakness_26_an_update_makes_no_copy_of_the_whole_rollout_but_the_flat_o
     """SB3 copies every array once an epoch, through rows of indices; what is loaded here are the buffer's own flat arrays."""
     model = PPO("MlpPolicy", toy(), engine=engine, **SMALL)
     buffer = collect(model)
-    rollout = model.prepare_engine().load(buffer)
+    (rollout,) = model.prepare_engine().data(buffer).whole()
     for name, mine in (("observations", "observations"), ("advantages", "advantages"), ("log_probs", "old_log_prob")):
         assert np.shares_memory(np.asarray(getattr(rollout, mine)), getattr(buffer, name)), name
 
