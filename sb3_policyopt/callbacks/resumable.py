@@ -43,9 +43,9 @@ class ResumableCheckpointCallback(BaseCallback):
 
     Kept are parameters, optimizer, random generators, step counts, ``VecNormalize`` and other wrappers, the state of the
     environments, episode statistics, the logger's files, and what other callbacks have gathered. If the state of an
-    environment cannot be kept, a warning says so, and a resumed run starts with new episodes, which are the same in every
-    run that resumes from that checkpoint. With ``device="auto"`` training goes on on the device of the checkpoint; if there is
-    none here, or the script says another one, a warning says that the bits will differ.
+    environment cannot be kept, a warning is given, and a resumed run starts with new episodes, which are the same in every
+    run that resumes from that checkpoint. With ``device="auto"`` training continues on the device of the checkpoint; if that
+    device is missing, or the script chooses another one, a warning says that the bits will differ.
 
     A checkpoint is also a model of SB3: ``PPO.load("ckpt/rl_model_50000_steps.zip")``. It contains pickles, so resume only
     from folders that you trust. One folder belongs to one call of ``learn``.
@@ -56,7 +56,7 @@ class ResumableCheckpointCallback(BaseCallback):
     :param path: the folder of the checkpoints; it is created if it is missing
     :param save_freq: timesteps (of all environments together) between two checkpoints, each made at the start of a rollout
     :param keep: number of checkpoints to leave; the oldest is deleted after a new one is complete
-    :param verbose: 0 no output, 1 says what is saved and from where training goes on
+    :param verbose: 0 no output, 1 prints what is saved and from which checkpoint training continues
     :raises ValueError: if an argument makes no sense, or the folder holds checkpoints of another kind of run
     :raises OSError: if a checkpoint cannot be written; the earlier ones are then untouched
     """
@@ -198,7 +198,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _check(self, checkpoint: Checkpoint) -> None:
         """
-        Refuse a checkpoint of another run.
+        Raise an error for a checkpoint of another run.
 
         :param checkpoint: the newest one
         :raises ValueError: that names the difference
@@ -233,7 +233,7 @@ class ResumableCheckpointCallback(BaseCallback):
         if before.type == model.device.type:
             return
         if model._device_is_auto and (before.type == "cpu" or th.cuda.is_available()):
-            model._move_to(th.device(before.type), f"{checkpoint.path.name} was made there")
+            model.move_to(th.device(before.type), f"{checkpoint.path.name} was made there")
         elif rank() == 0:
             warnings.warn(
                 f"{checkpoint.path} was made on {before}, and training goes on on {model.device}: from the same parameters, "

@@ -12,7 +12,7 @@ from torch import nn
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses models, environments, callbacks and loggers, whose state is kept in other ways."""
+    """Raises an error for models, environments, callbacks and loggers, whose state is kept in other ways."""
 
     def persistent_id(self, obj: object) -> None:
         """

@@ -126,7 +126,7 @@ def without_pickles(
     :param path: the zip: a path, with or without ``.zip``, or an open file
     :param custom_objects: values for attributes by name; what is given here is not read from the zip
     :return: the copy, and ``custom_objects`` completed
-    :raises PickleRequiredError: if something that is needed exists only as a pickle; the message says what, and what to do
+    :raises PickleRequiredError: if something that is needed exists only as a pickle; the message names it and the alternatives
     :raises ValueError: if the file is no zip, or its description is damaged
     """
     given, name = custom_objects or {}, _name(path)

@@ -13,7 +13,7 @@ Coefficient: TypeAlias = float | Schedule | str
 """A number, a callable of ``progress_remaining`` (1 at the start of training, 0 at its end), or "lin_0.01"."""
 
 Bounds: TypeAlias = tuple[float, float]
-"""The smallest and the largest value allowed; NaN lies outside of all bounds."""
+"""The smallest and the largest value allowed; NaN is outside of all bounds."""
 
 LARGEST = sys.float_info.max
 FINITE: Bounds = (-LARGEST, LARGEST)
@@ -78,7 +78,7 @@ def integer(name: str, value: object, *, minimum: int | None = 1) -> int:
 
 def word(name: str, value: object, allowed: tuple[str, ...]) -> str:
     """
-    One of a few words.
+    One of several words.
 
     :param name: the argument's name, for the message
     :param value: of the argument

@@ -2,8 +2,8 @@
 Which device is the fastest for a model on this machine, by a rule that measures no time, so that equal scripts run alike.
 
 The rule estimates the time of one iteration on either device. A pass through the networks costs a fixed time (Python, and on
-the GPU the launches of its kernels) and a time for every multiplication; so the CPU wins where the work is small, and the
-GPU where convolutions, or wide networks with many rows, make it large::
+the GPU the launches of its kernels) and a time for every multiplication; so the CPU is faster where the work is small, and
+the GPU where convolutions, or wide networks with many rows, make it large::
 
     time = n_steps · (action + forward pass of n_envs rows) + Σ n · (pass + forward and backward pass of its rows)
 
@@ -228,7 +228,7 @@ def _count(module: nn.Module, image: tuple[int, ...], seen: set[nn.Module]) -> t
     if isinstance(module, BaseFeaturesExtractor):
         image = _image_size(module._observation_space)
     total = 0
-    if not isinstance(module, nn.Embedding):  # which looks rows up
+    if not isinstance(module, nn.Embedding):  # which selects rows
         total = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
     if isinstance(module, (*CONVOLUTIONS, *POOLS)):
         image = _size_after(module, image)

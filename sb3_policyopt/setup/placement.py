@@ -20,7 +20,7 @@ PlacedT = TypeVar("PlacedT", bound="Placed")
 
 class Placed(SelfDescribing, OnPolicyAlgorithm):
     """
-    An on-policy algorithm of Stable-Baselines3, whose "auto" takes every GPU it finds.
+    An on-policy algorithm of Stable-Baselines3, where ``device="auto"`` is the GPU whenever there is one.
 
     Here "auto" is decided once the policy is built (:mod:`sb3_policyopt.setup.devices`). Everything is made in
     SB3's order, from the same random numbers. ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` and every ``th.device`` keep
@@ -58,7 +58,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         """
         The passes of one update through the networks, by which "auto" is decided.
 
-        :return: one pass over the rollout; algorithms say what they really do
+        :return: one pass over the rollout; the algorithms override it
         """
         size = self.n_steps * self.n_envs
         return [Passes.over(size, getattr(self, "batch_size", size), 1)]
@@ -110,7 +110,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         """
-        SB3's warning about an MlpPolicy on the GPU, for those who asked for the GPU.
+        SB3's warning about an MlpPolicy on the GPU, unless ``device="auto"``.
 
         :param mlp_class_name: of the policy that it is about
         """
@@ -119,7 +119,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
     def _move_buffer(self) -> None:
         """
-        Let the rollout buffer hand out tensors on the model's device.
+        Set the device of the rollout buffer's tensors to the model's.
 
         One of a user's class may hold tensors itself, and is made anew there.
         """
@@ -138,7 +138,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
             **self.rollout_buffer_kwargs,
         )
 
-    def _move_to(self, device: th.device, reason: str) -> None:
+    def move_to(self, device: th.device, reason: str) -> None:
         """
         Move a model that is not in the middle of a rollout. The parameters stay the same objects.
 
@@ -199,5 +199,5 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, safe=safe, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        """What holds for this machine stays out of the zip."""
+        """What depends on the machine is not saved."""
         return [*super()._excluded_save_params(), "_device_is_auto", "_device_reason", "_announces_device"]
