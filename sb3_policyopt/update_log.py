@@ -3,11 +3,11 @@ Rows of a log that hold a rollout and the update made from it, while callbacks r
 
 SB3 writes a row between rollout and update. So what an update records stays in ``logger.name_to_value`` throughout the next
 rollout, where callbacks read it, and is written one row late; that of the last update never. Here the row is written after
-the update, and then the update's numbers are put back into ``name_to_value``, excluded from every output, until the next
-update begins. Like those of SB3, they are gone once a callback calls ``logger.dump()``.
+the update. Then the update's numbers are recorded again in ``name_to_value``, excluded from every output, until the next
+update begins. Like those of SB3, they are removed when a callback calls ``logger.dump()``.
 
-Whose a number is stands beside it, in the type of its entry in ``logger.name_to_excluded``: whoever records anew under its
-name replaces that entry, and a checkpoint keeps it.
+Which update a number belongs to is marked by the type of its entry in ``logger.name_to_excluded``: recording another number
+under the name replaces that entry, and a checkpoint keeps it.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Earlier(tuple[str, ...]):
 
 
 class OfUpdate(tuple[str, ...]):
-    """Outputs from which a number is excluded that the last update recorded, and that waits to be written."""
+    """Outputs from which a number is excluded that the last update recorded, and that is not written yet."""
 
 
 class Written(tuple[str, ...]):
@@ -29,7 +29,7 @@ class Written(tuple[str, ...]):
 
     def __contains__(self, output: object) -> bool:
         """
-        Whether an output has to leave the number out.
+        Whether an output omits the number.
 
         :param output: its name
         :return: True
@@ -40,7 +40,7 @@ class Written(tuple[str, ...]):
 @contextmanager
 def recording(logger: Logger) -> Iterator[None]:
     """
-    Around an update: forget the numbers of the last one that have been written, and mark those of this one.
+    Around an update: remove the numbers of the last one that have been written, and mark those of this one.
 
     :param logger: SB3's
     """

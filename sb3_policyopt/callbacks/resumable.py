@@ -1,10 +1,11 @@
-"""The callback that makes a run continue, after whatever ended it, to the same final bits."""
+"""The callback by which a run that was ended continues to the same final bits."""
 
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -18,14 +19,18 @@ from sb3_policyopt.parallel.launcher import rank, world_size
 from sb3_policyopt.parallel.rollouts import adopt_moments
 from sb3_policyopt.saving import checkpoint_file, generators, logs
 from sb3_policyopt.saving.attributes import ChangingAttributes
-from sb3_policyopt.saving.checkpoint_file import Checkpoint
-from sb3_policyopt.saving.environments import StateNotKeptError, VecEnvState
+from sb3_policyopt.saving.checkpoint_file import Checkpoint, RankState
+from sb3_policyopt.saving.env_state import StateNotKeptError
+from sb3_policyopt.saving.environments import VecEnvState
 from sb3_policyopt.setup import arguments
+
+T = TypeVar("T")
+Observations: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 
 class ResumableCheckpointCallback(BaseCallback):
     """
-    Save everything that training depends on, and go on from it when the same script is run again.
+    Save everything that training depends on, and continue from it when the same script is run again.
 
     ::
 
@@ -38,9 +43,9 @@ class ResumableCheckpointCallback(BaseCallback):
 
     Kept are parameters, optimizer, random generators, step counts, ``VecNormalize`` and other wrappers, the state of the
     environments, episode statistics, the logger's files, and what other callbacks have gathered. If the state of an
-    environment cannot be kept, a warning says so, and a resumed run starts with new episodes, which are the same in every
-    run that resumes from that checkpoint. With ``device="auto"`` training goes on on the device of the checkpoint; if there is
-    none here, or the script says another one, a warning says that the bits will differ.
+    environment cannot be kept, a warning is given, and a resumed run starts with new episodes, which are the same in every
+    run that resumes from that checkpoint. With ``device="auto"`` training continues on the device of the checkpoint; if that
+    device is missing, or the script chooses another one, a warning says that the bits will differ.
 
     A checkpoint is also a model of SB3: ``PPO.load("ckpt/rl_model_50000_steps.zip")``. It contains pickles, so resume only
     from folders that you trust. One folder belongs to one call of ``learn``.
@@ -51,7 +56,7 @@ class ResumableCheckpointCallback(BaseCallback):
     :param path: the folder of the checkpoints; it is created if it is missing
     :param save_freq: timesteps (of all environments together) between two checkpoints, each made at the start of a rollout
     :param keep: number of checkpoints to leave; the oldest is deleted after a new one is complete
-    :param verbose: 0 no output, 1 says what is saved and from where training goes on
+    :param verbose: 0 no output, 1 prints what is saved and from which checkpoint training continues
     :raises ValueError: if an argument makes no sense, or the folder holds checkpoints of another kind of run
     :raises OSError: if a checkpoint cannot be written; the earlier ones are then untouched
     """
@@ -114,7 +119,7 @@ class ResumableCheckpointCallback(BaseCallback):
             self.save()
 
     def _after_all_started(self) -> None:
-        """Look at the other callbacks once, when all of them have started and change only with the training."""
+        """Read the other callbacks once, when all of them have started: from then on only training changes them."""
         if self.callbacks is not None:
             return
         others = _descendants(self.locals["callback"], self)
@@ -139,7 +144,7 @@ class ResumableCheckpointCallback(BaseCallback):
         """
         model = self.model
         assert self.callbacks is not None
-        state = {
+        state: RankState = {
             "run": self._run(),
             "device": str(model.device),
             "elapsed": time.time_ns() - model.start_time,
@@ -151,14 +156,14 @@ class ResumableCheckpointCallback(BaseCallback):
             "exploration": generators.exploration_matrices(model),
             "generators": generators.capture(),
         }
-        state["other ranks"] = gather(state)[1:]
+        other_ranks = gather(state)[1:]
         self.last_saved = model.num_timesteps
         if rank() == 0:
-            path = checkpoint_file.write(self.path, model, state, self.keep)
+            path = checkpoint_file.write(self.path, model, {**state, "other ranks": other_ranks}, self.keep)
             if self.verbose >= 1:
                 print(f"Saved {path}")
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self) -> dict[str, object]:
         """What must be the same in the run that resumes."""
         model = self.model
         return {
@@ -170,7 +175,7 @@ class ResumableCheckpointCallback(BaseCallback):
             "last timestep": model._total_timesteps,
         }
 
-    def _capture(self, name: str, environments: VecEnvState) -> Any:
+    def _capture(self, name: str, environments: VecEnvState) -> object:
         """
         The state of environments, or None with one warning.
 
@@ -193,7 +198,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _check(self, checkpoint: Checkpoint) -> None:
         """
-        Refuse a checkpoint of another run.
+        Raise an error for a checkpoint of another run.
 
         :param checkpoint: the newest one
         :raises ValueError: that names the difference
@@ -220,7 +225,7 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _go_where_it_ran(self, checkpoint: Checkpoint) -> None:
         """
-        Take the device of the checkpoint, on which alone the numbers are equal, if it is here and the user left the choice.
+        Take the device of the checkpoint, because only there the numbers are equal, if it exists and ``device="auto"``.
 
         :param checkpoint: of the same run
         """
@@ -228,7 +233,7 @@ class ResumableCheckpointCallback(BaseCallback):
         if before.type == model.device.type:
             return
         if model._device_is_auto and (before.type == "cpu" or th.cuda.is_available()):
-            model._move_to(th.device(before.type), f"{checkpoint.path.name} was made there")
+            model.move_to(th.device(before.type), f"{checkpoint.path.name} was made there")
         elif rank() == 0:
             warnings.warn(
                 f"{checkpoint.path} was made on {before}, and training goes on on {model.device}: from the same parameters, "
@@ -238,14 +243,14 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _restore_training(self, checkpoint: Checkpoint) -> None:
         """
-        Bring model, wrappers and environments to where they were.
+        Restore model, wrappers and environments.
 
         :param checkpoint: of the same run
         :raises ValueError: if the networks differ
         """
         model, state = self.model, self._state_of_this_rank(checkpoint)
         try:
-            model.set_parameters(checkpoint.model, exact_match=True, device=model.device)  # type: ignore[arg-type]
+            model.set_parameters(checkpoint.model, exact_match=True, device=model.device)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{checkpoint.path} cannot be continued by this script, because its networks or its optimizer differ: {error}"
@@ -260,21 +265,21 @@ class ResumableCheckpointCallback(BaseCallback):
         generators.restore_exploration_matrices(model, state["exploration"])
         self._restore_generators(state)
         if self.verbose >= 1 and rank() == 0:
-            print(f"Going on from {checkpoint.path} to timestep {model._total_timesteps}")
+            print(f"Continuing from {checkpoint.path} to timestep {model._total_timesteps}")
 
-    def _state_of_this_rank(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _state_of_this_rank(self, checkpoint: Checkpoint) -> RankState:
         """
-        What this rank kept, or, if it was not there, what all share.
+        What this rank has saved, or, if the run had fewer ranks, what all share.
 
         :param checkpoint: of the same run
         :return: the state; without environments and random generators if they have to start anew
         """
-        states = [checkpoint.state, *checkpoint.state["other ranks"]]
+        states: list[RankState] = [checkpoint.state, *checkpoint.state["other ranks"]]
         if rank() < len(states):
             return states[rank()]
         return {**states[0], "environments": None, "generators": None, "callbacks": {}, "their_environments": {}}
 
-    def _restore_generators(self, state: dict[str, Any]) -> None:
+    def _restore_generators(self, state: RankState) -> None:
         """
         Continue the sequences of random numbers, or begin others.
 
@@ -295,14 +300,14 @@ class ResumableCheckpointCallback(BaseCallback):
         model = self.model
         assert model.env is not None
         model.env.seed(self._fresh_seed())
-        model._last_obs = model.env.reset()  # type: ignore[assignment]
+        model._last_obs = cast(Observations, model.env.reset())
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
         if model._vec_normalize_env is not None:
             model._last_original_obs = model._vec_normalize_env.get_original_obs()
 
     def _restore_surroundings(self, checkpoint: Checkpoint) -> None:
         """
-        Bring the other callbacks, the logger and, last of all, the random generators to where they were.
+        Restore the other callbacks, the logger and, last of all, the random generators.
 
         :param checkpoint: of the same run
         """
@@ -321,7 +326,7 @@ class ResumableCheckpointCallback(BaseCallback):
         self._restore_generators(state)
 
 
-def _numbered(things: list[Any]) -> dict[str, Any]:
+def _numbered(things: Sequence[T]) -> dict[str, T]:
     """
     Names that are the same in every run of a script.
 

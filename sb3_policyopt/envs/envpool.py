@@ -1,7 +1,7 @@
 """
 EnvPool (https://github.com/sail-sg/envpool) as an SB3 ``VecEnv``: environments in C++ threads, semantics of ``DummyVecEnv``.
 
-EnvPool resets a finished environment at the *next* step and ignores that step's action, which would put a transition into the
+EnvPool resets a finished environment at the *next* step and ignores that step's action, which would add a transition to the
 rollout that never happened. Here finished environments are reset at once, by their ids, so that the observation returned with
 ``done`` is the first of the new episode and the last one of the old is ``info["terminal_observation"]``, as everywhere in SB3.
 """
@@ -9,8 +9,9 @@ rollout that never happened. Here finished environments are reset at once, by th
 import importlib
 import time
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -24,25 +25,83 @@ _TIME_LIMIT_KEPT_HERE = ("envpool.classic_control", "envpool.toy_text", "envpool
 _ATARI = "envpool.atari"
 _LARGEST_INT32 = 2**31 - 1
 
+Observations: TypeAlias = np.ndarray | dict[str, np.ndarray]
+PoolInfo: TypeAlias = dict[str, np.ndarray]
+PoolStep: TypeAlias = tuple[Observations, np.ndarray, np.ndarray, np.ndarray, PoolInfo]
+"""Observations, rewards, terminated, truncated and infos, one row for each environment."""
 
-def _import_envpool() -> Any:
+
+class Config(Protocol):
+    """EnvPool's settings of a task."""
+
+    max_num_players: int
+    max_episode_steps: int
+
+
+class Spec(Protocol):
+    """EnvPool's specification of a task."""
+
+    config: Config
+    gymnasium_observation_space: spaces.Space[object]
+    gymnasium_action_space: spaces.Space[object]
+
+
+class Pool(Protocol):
+    """Environments of EnvPool."""
+
+    observation_space: spaces.Space[object]
+
+    def reset(self, env_id: np.ndarray | None = None) -> tuple[Observations, PoolInfo]:
+        """
+        Reset environments.
+
+        :param env_id: their numbers; all by default
+        """
+
+    def send(self, action: np.ndarray) -> None:
+        """
+        Begin a step of all environments.
+
+        :param action: of each
+        """
+
+    def recv(self) -> PoolStep:
+        """Wait for the end of the step."""
+
+    def step(self, action: np.ndarray, env_id: np.ndarray) -> PoolStep:
+        """
+        Step some environments.
+
+        :param action: of each
+        :param env_id: their numbers
+        """
+
+    def render(self, env_ids: np.ndarray) -> np.ndarray:
+        """
+        Pictures.
+
+        :param env_ids: numbers of the environments
+        """
+
+
+def _import_envpool() -> ModuleType:
     try:
         return importlib.import_module("envpool")
     except ImportError as error:
         raise ImportError("EnvPool is not installed: pip install 'sb3-policyopt[envpool]', on Python 3.11 or newer") from error
 
 
-def _same_kind(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+def _same_kind(space: spaces.Space[object], other: spaces.Space[object]) -> bool:
     """Whether two spaces hold the same arrays, bounds and floating-point precision aside."""
     return type(space) is type(other) and space.shape == other.shape and getattr(space, "n", 0) == getattr(other, "n", 0)
 
 
-def _spaces(env_id: str, spec: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+def _spaces(env_id: str, spec: Spec) -> tuple[spaces.Space[object], spaces.Space[object]]:
     """
     The spaces of the environment of that name in Gymnasium where it has the same arrays, else EnvPool's.
 
     EnvPool's bounds and precision sometimes differ from Gymnasium's, and SB3 compares spaces when it loads a model: with
-    Gymnasium's, a model goes from one to the other.
+    Gymnasium's, a model can be used with both.
 
     :param env_id: EnvPool's id
     :param spec: EnvPool's specification of it
@@ -99,9 +158,9 @@ class EnvPoolVecEnv(VecEnv):
         self._settings = {**settings, "num_envs": num_envs, "env_type": "gymnasium"}
         specification = {key: value for key, value in settings.items() if key != "render_mode"}
         try:
-            spec = envpool.make_spec(env_id, num_envs=num_envs, **specification)
+            spec: Spec = envpool.make_spec(env_id, num_envs=num_envs, **specification)
         except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"EnvPool refuses these settings for {env_id!r}: {error}") from error
+            raise ValueError(f"EnvPool does not accept these settings for {env_id!r}: {error}") from error
         if spec.config.max_num_players > 1:
             raise ValueError(f"{env_id!r} has several players, which SB3's VecEnv cannot express")
         self._limit: int = min(spec.config.max_episode_steps, _LARGEST_INT32 - 1)
@@ -109,7 +168,7 @@ class EnvPoolVecEnv(VecEnv):
         if self._keeps_time_limit:
             self._settings["max_episode_steps"] = self._limit + 1
         self._render_mode: str | None = settings.get("render_mode")
-        self._pool: Any = None
+        self._pool: Pool | None = None
         self._closed = False
         self._waiting = False
         self._episode_returns = np.zeros(num_envs)
@@ -135,7 +194,7 @@ class EnvPoolVecEnv(VecEnv):
         if self._closed:
             raise RuntimeError("this EnvPool is closed: make a new one")
         if self._waiting:
-            self._pool.recv()
+            self._opened().recv()
             self._waiting = False
         seeds = [seed for seed in self._seeds if seed is not None]
         if seeds or self._pool is None:
@@ -146,15 +205,21 @@ class EnvPoolVecEnv(VecEnv):
         self._reset_seeds()
         self._episode_returns[:] = 0.0
         self._episode_lengths[:] = 0
-        obs, info = self._pool.reset()
+        obs, info = self._opened().reset()
         self.reset_infos = [self._env_info(info, env) for env in range(self.num_envs)]
         return self._as_sb3(obs, self.observation_space)
 
-    def _new_pool(self, seeds: list[int]) -> Any:
+    def _opened(self) -> Pool:
+        """EnvPool's environments, which the first reset makes."""
+        if self._pool is None:
+            raise RuntimeError("this EnvPool is closed: make a new one" if self._closed else "call reset() before step()")
+        return self._pool
+
+    def _new_pool(self, seeds: list[int]) -> Pool:
         with warnings.catch_warnings():
-            # Its own spaces, which `recv` consults but nobody sees, warn of their precision when they are first used.
+            # Its own spaces, which only `recv` uses, warn of their precision when they are first used.
             warnings.simplefilter("ignore")
-            pool = _import_envpool().make(self.env_id, seed=seeds, **self._settings)
+            pool: Pool = _import_envpool().make(self.env_id, seed=seeds, **self._settings)
             _ = pool.observation_space
         return pool
 
@@ -164,12 +229,11 @@ class EnvPoolVecEnv(VecEnv):
 
         :param actions: ``(num_envs, ...)``
         """
-        if self._pool is None:
-            raise RuntimeError("this EnvPool is closed: make a new one" if self._closed else "call reset() before step()")
+        pool = self._opened()
         if self._waiting:
             raise RuntimeError("step_async() was called twice without step_wait()")
         self._actions = np.asarray(actions).reshape(self.num_envs, *(self.action_space.shape or ()))
-        self._pool.send(self._actions)
+        pool.send(self._actions)
         self._waiting = True
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -178,18 +242,18 @@ class EnvPoolVecEnv(VecEnv):
 
         :return: observations ``(num_envs, ...)``, rewards and dones ``(num_envs,)``, one info per environment
         """
-        obs, rewards, terminated, truncated, info = self._pool.recv()
+        raw, rewards, terminated, truncated, info = self._opened().recv()
         self._waiting = False
-        obs = self._as_sb3(obs, self.observation_space)
+        obs = self._as_sb3(raw, self.observation_space)
         self._episode_lengths += 1
         if self._keeps_time_limit:
             truncated = truncated | (self._episode_lengths >= self._limit)
         elif self._is_atari:
             terminated = terminated | (info["terminated"] > 0)
         dones = terminated | truncated
-        # What Monitor sees of Atari under AtariWrapper: unclipped rewards, and a game instead of a life.
+        # As Monitor inside of AtariWrapper: unclipped rewards, and a game instead of a life.
         self._episode_returns += info["reward"] if self._is_atari else rewards
-        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": only} for only in (truncated & ~terminated).tolist()]
+        infos: list[dict[str, object]] = [{"TimeLimit.truncated": only} for only in (truncated & ~terminated).tolist()]
         finished = np.flatnonzero(dones)
         if len(finished) > 0:
             episode_over = truncated | (info["terminated"] > 0) if self._is_atari else dones
@@ -200,7 +264,7 @@ class EnvPoolVecEnv(VecEnv):
             self._reset_finished(obs, finished)
         return obs, rewards, dones, infos
 
-    def _reset_finished(self, obs: Any, finished: np.ndarray) -> None:
+    def _reset_finished(self, obs: Observations, finished: np.ndarray) -> None:
         """
         Reset some environments and put their first observations into ``obs``.
 
@@ -209,30 +273,34 @@ class EnvPoolVecEnv(VecEnv):
         """
         ids = finished.astype(np.int32)
         if self._keeps_time_limit:
-            raw, info = self._pool.reset(ids)
+            raw, info = self._opened().reset(ids)
         else:
-            # EnvPool has seen the end itself, and resets on its own at the next step, whose action it ignores. `reset` would
-            # begin a new game of Atari where only a life was lost.
-            raw, *_, info = self._pool.step(self._actions[finished], ids)
-        first: Any = self._as_sb3(raw, self.observation_space)
+            # EnvPool has registered the end, and resets at the next step, whose action it ignores. `reset` would begin a new
+            # game of Atari where only a life was lost.
+            raw, _, _, _, info = self._opened().step(self._actions[finished], ids)
+        first = self._as_sb3(raw, self.observation_space)
         for row, env in enumerate(finished.tolist()):
             self.reset_infos[env] = self._env_info(info, row)
         if isinstance(obs, dict):
             for key, values in obs.items():
-                values[finished] = first[key]
+                values[finished] = cast(Mapping[str, np.ndarray], first)[key]
         else:
             obs[finished] = first
 
-    def _episode_statistics(self, env: int, info: dict[str, Any]) -> dict[str, Any]:
+    def _episode_statistics(self, env: int, info: Mapping[str, object]) -> dict[str, object]:
         """
-        What ``Monitor`` says of an episode; starts counting the next.
+        What ``Monitor`` reports of an episode; the counts of the next start at 0.
 
         :param env: index of the environment
         :param info: its info at the last step
         :return: return ``r``, length ``l``, seconds since the beginning ``t``, and the values named by ``info_keywords``
         """
         length = int(self._episode_lengths[env]) * self._frames_per_step
-        statistics = {"r": round(float(self._episode_returns[env]), 6), "l": length, "t": round(time.time() - self._start, 6)}
+        statistics: dict[str, Any] = {
+            "r": round(float(self._episode_returns[env]), 6),
+            "l": length,
+            "t": round(time.time() - self._start, 6),
+        }
         statistics.update({key: info[key] for key in self._info_keywords})
         if self._writer is not None:
             self._writer.write_row(statistics)
@@ -241,24 +309,25 @@ class EnvPoolVecEnv(VecEnv):
         return statistics
 
     @staticmethod
-    def _as_sb3(obs: Any, space: spaces.Space[Any]) -> VecEnvObs:
+    def _as_sb3(obs: Observations, space: spaces.Space[object]) -> Observations:
         """EnvPool's arrays in the shape and type of the space; they are new at every step, so they may be changed in place."""
         if isinstance(space, spaces.Dict):
-            return {key: EnvPoolVecEnv._array_as_sb3(obs[key], subspace) for key, subspace in space.items()}
-        return EnvPoolVecEnv._array_as_sb3(obs, space)
+            parts = cast(Mapping[str, np.ndarray], obs)
+            return {key: EnvPoolVecEnv._array_as_sb3(parts[key], subspace) for key, subspace in space.items()}
+        return EnvPoolVecEnv._array_as_sb3(cast(np.ndarray, obs), space)
 
     @staticmethod
-    def _array_as_sb3(obs: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
+    def _array_as_sb3(obs: np.ndarray, space: spaces.Space[object]) -> np.ndarray:
         return obs.reshape(len(obs), *(space.shape or ())).astype(space.dtype, copy=False)
 
     @staticmethod
-    def _observation_of(obs: VecEnvObs, env: int) -> Any:
+    def _observation_of(obs: Observations, env: int) -> Observations:
         if isinstance(obs, dict):
             return {key: values[env].copy() for key, values in obs.items()}
         return obs[env].copy()
 
     @staticmethod
-    def _env_info(info: dict[str, Any], row: int) -> dict[str, Any]:
+    def _env_info(info: Mapping[str, object], row: int) -> dict[str, object]:
         """EnvPool's infos are arrays over environments; this is one environment's."""
         arrays = {key: value for key, value in info.items() if isinstance(value, np.ndarray) and key != "env_id"}
         return {key: value[row].item() if value.ndim == 1 else value[row].copy() for key, value in arrays.items()}
@@ -268,7 +337,7 @@ class EnvPoolVecEnv(VecEnv):
     def close(self) -> None:
         """End the threads and close the file of statistics."""
         if self._waiting:
-            self._pool.recv()
+            self._opened().recv()
             self._waiting = False
         self._pool = None
         self._closed = True
@@ -276,7 +345,7 @@ class EnvPoolVecEnv(VecEnv):
             self._writer.close()
             self._writer = None
 
-    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+    def set_options(self, options: list[dict[str, object]] | dict[str, object] | None = None) -> None:
         """
         EnvPool's ``reset`` takes no options.
 
@@ -308,20 +377,22 @@ class EnvPoolVecEnv(VecEnv):
         :raises AttributeError: for any other attribute
         """
         if attr_name not in ("render_mode", "observation_space", "action_space", "metadata"):
-            raise AttributeError(f"EnvPool's environments live in C++ and have no Python attribute {attr_name!r}")
-        # SB3's constructor asks for the render mode before it sets it.
+            raise AttributeError(f"EnvPool's environments are C++ objects and have no Python attribute {attr_name!r}")
+        # SB3's constructor reads the render mode before it sets it.
         value = self._render_mode if attr_name == "render_mode" else getattr(self, attr_name)
         return [value] * len(list(self._get_indices(indices)))
 
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """:raises AttributeError: always; settings are given to ``make_envpool``."""
-        raise AttributeError(f"EnvPool's environments live in C++: {attr_name!r} cannot be set; give settings to make_envpool")
+        raise AttributeError(
+            f"EnvPool's environments are C++ objects: {attr_name!r} cannot be set; give settings to make_envpool"
+        )
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+        self, method_name: str, *method_args: object, indices: VecEnvIndices = None, **method_kwargs: object
     ) -> list[Any]:
         """:raises AttributeError: always; there are no Python environments whose method could be called."""
-        raise AttributeError(f"EnvPool's environments live in C++ and have no method {method_name!r}")
+        raise AttributeError(f"EnvPool's environments are C++ objects and have no method {method_name!r}")
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """

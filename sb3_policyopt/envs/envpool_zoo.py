@@ -1,8 +1,8 @@
-"""EnvPool in the words of the zoo's YAML files: among them Atari as SB3 configures it."""
+"""EnvPool with the options of the zoo's YAML files: among them Atari as SB3 configures it."""
 
 import os
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 from sb3_policyopt.envs.envpool import EnvPoolVecEnv, make_envpool
 
@@ -10,7 +10,10 @@ ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 NO_FRAMESKIP = re.compile(r"(?P<game>\w+)NoFrameskip-v4")
 
 # AtariWrapper's arguments with its defaults, and what EnvPool calls them.
-_ATARI_WRAPPER_DEFAULTS: dict[str, Any] = {
+Settings: TypeAlias = dict[str, Any]
+"""Options of ``make_envpool`` or of a wrapper, by name."""
+
+_ATARI_WRAPPER_DEFAULTS: Settings = {
     "noop_max": 30,
     "frame_skip": 4,
     "screen_size": 84,
@@ -28,14 +31,14 @@ _ENVPOOL_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _wrapper_arguments(env_wrapper: Any) -> dict[str, Any] | None:
+def _wrapper_arguments(env_wrapper: object) -> Settings | None:
     """
     :param env_wrapper: the zoo's ``env_wrapper``: ``None``, a dotted name, ``{name: arguments}`` or a list of these
     :return: AtariWrapper's arguments, or None without a wrapper
     :raises ValueError: if there is a wrapper other than AtariWrapper
     """
     wrappers = env_wrapper if isinstance(env_wrapper, (list, tuple)) else [env_wrapper]
-    arguments: dict[str, Any] | None = None
+    arguments: Settings | None = None
     for wrapper in wrappers:
         if wrapper is None:
             continue
@@ -52,18 +55,18 @@ def _wrapper_arguments(env_wrapper: Any) -> dict[str, Any] | None:
     return arguments
 
 
-def envpool_task(env_id: str, env_wrapper: Any = None, frame_stack: int | None = None) -> tuple[str, dict[str, Any]]:
+def envpool_task(env_id: str, env_wrapper: object = None, frame_stack: int | None = None) -> tuple[str, Settings]:
     """
     Translate an environment of the zoo's YAML files to EnvPool's name and settings.
 
     ``PongNoFrameskip-v4`` with SB3's ``AtariWrapper`` and ``frame_stack: 4`` becomes EnvPool's ``Pong-v5`` with the same
-    no-ops, frame skip, image, lives, reward signs and stack; any other id is left alone.
+    no-ops, frame skip, image, lives, reward signs and stack; any other id is not changed.
 
     :param env_id: the id in Gymnasium
     :param env_wrapper: as in the zoo's YAML
     :param frame_stack: number of frames stacked, as in the zoo's YAML
     :return: EnvPool's id and settings for ``make_envpool``
-    :raises ValueError: if a wrapper, or frame stacking outside Atari, cannot be had from EnvPool
+    :raises ValueError: if a wrapper, or frame stacking outside Atari, is not possible with EnvPool
     """
     arguments = _wrapper_arguments(env_wrapper)
     atari = NO_FRAMESKIP.fullmatch(env_id)
@@ -76,7 +79,7 @@ def envpool_task(env_id: str, env_wrapper: Any = None, frame_stack: int | None =
             )
         return env_id, {}
     if arguments is None:
-        raise ValueError(f"{env_id!r} without AtariWrapper has raw frames, which EnvPool does not give: add {ATARI_WRAPPER!r}")
+        raise ValueError(f"{env_id!r} without AtariWrapper has raw frames, which EnvPool does not have: add {ATARI_WRAPPER!r}")
     settings = {setting: arguments[argument] for argument, names in _ENVPOOL_NAMES.items() for setting in names}
     return f"{atari['game']}-v5", {**settings, "use_fire_reset": True, "stack_num": frame_stack or 1}
 
@@ -86,14 +89,14 @@ def envpool_vec_env(
     n_envs: int = 1,
     seed: int | None = None,
     *,
-    env_kwargs: dict[str, Any] | None = None,
-    env_wrapper: Any = None,
+    env_kwargs: Settings | None = None,
+    env_wrapper: object = None,
     frame_stack: int | None = None,
     monitor_dir: str | None = None,
     info_keywords: tuple[str, ...] = (),
 ) -> EnvPoolVecEnv:
     """
-    ``make_envpool`` in the words of the zoo's YAML files.
+    ``make_envpool`` with the options of the zoo's YAML files.
 
     :param env_id: the id in Gymnasium, as in the YAML; ``...NoFrameskip-v4`` is translated to EnvPool's Atari
     :param n_envs: number of environments
@@ -104,11 +107,11 @@ def envpool_vec_env(
     :param monitor_dir: folder for ``0.monitor.csv``
     :param info_keywords: values of the last ``info`` to add to the statistics of an episode
     :return: the environments, with episode statistics
-    :raises ValueError: if EnvPool cannot give what is asked for
+    :raises ValueError: if EnvPool cannot do what the options say
     """
     task, settings = envpool_task(env_id, env_wrapper, frame_stack)
     if NO_FRAMESKIP.fullmatch(env_id):
-        # Monitor sits inside of AtariWrapper, and so counts emulator frames.
+        # Monitor is inside of AtariWrapper, and so counts emulator frames.
         settings["frames_per_step"] = settings["frame_skip"]
     monitor_file = None
     if monitor_dir is not None:

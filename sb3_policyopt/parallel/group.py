@@ -38,7 +38,7 @@ class Group:
     The connection to the other ranks.
 
     Every rank has a listening socket. The operating system accepts connections to it as long as the process exists, however
-    busy it is. This tells a rank that has exited from one that is slow.
+    busy it is. This distinguishes a rank that has exited from one that is slow.
 
     :raises RankLostError: if one of the ranks does not connect in time
     """
@@ -231,8 +231,10 @@ def _connect_to_store(rank: int, timeout: timedelta) -> "Store":
     try:
         store = TCPStore(host, port, is_master=serves, timeout=timeout, wait_for_workers=False)
     except RuntimeError as error:
-        raise RankLostError(f"nobody at {_master()}: has rank 0 started, and can this host reach it? ({error})") from error
-    # After a restart no rank must read what the ranks before it have written.
+        raise RankLostError(
+            f"no answer from {_master()}: has rank 0 started, and can this host reach it? ({error})"
+        ) from error
+    # A restart uses other keys, so that no rank reads what was written before it.
     return PrefixStore(f"sb3_policyopt/{launcher.restarts()}", store)
 
 

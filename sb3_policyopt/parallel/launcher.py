@@ -1,6 +1,6 @@
 """
-What a launcher (``torchrun``, Slurm, Kubernetes) says in environment variables: how many processes train together, the number
-of this one, its GPU, where the processes meet, and how long they wait for each other.
+What a launcher (``torchrun``, Slurm, Kubernetes) sets in environment variables: how many processes train together, the number
+of this one, its GPU, the address of their key-value store, and how long they wait for each other.
 
 A launcher starts the same script several times, with different ``RANK`` and the same ``WORLD_SIZE``, ``MASTER_ADDR`` and
 ``MASTER_PORT``. If one of the four is missing, there is one process. Nothing here communicates.
@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch as th
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""The environment variables by which a launcher says that there are several processes."""
+"""The environment variables that are all set if a launcher has started several processes."""
 
 TIMEOUT = "SB3_POLICYOPT_TIMEOUT"
 """Environment variable: seconds that a rank waits for the others (for a rollout, an evaluation on rank 0), 1800 if unset."""
@@ -75,16 +75,16 @@ def has_gpu_for_each_rank() -> bool:
 
 def master() -> tuple[str, int]:
     """
-    Where the ranks meet.
+    The address of the key-value store through which the ranks connect.
 
-    :return: host and port of the key-value store
+    :return: host and port
     """
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def torchrun_keeps_store() -> bool:
     """
-    Whether torchrun serves the key-value store, which then outlives rank 0.
+    Whether torchrun serves the key-value store, which then exists longer than rank 0.
 
     :return: False if rank 0 serves it
     """

@@ -1,9 +1,8 @@
-"""What changes in an object while it trains is its state; what stays as the script made it is configuration."""
+"""The attributes of an object that training changes; those that do not change are configuration, which the script makes."""
 
 import io
 import pickle
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,20 +12,20 @@ from torch import nn
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses what belongs to the process and is kept in other ways."""
+    """Raises an error for models, environments, callbacks and loggers, whose state is kept in other ways."""
 
-    def persistent_id(self, obj: Any) -> None:
+    def persistent_id(self, obj: object) -> None:
         """
-        Look at every object that is about to be pickled.
+        Called for every object that is about to be pickled.
 
         :param obj: the object
-        :raises pickle.PicklingError: if a copy of it would take the place of the real one
+        :raises pickle.PicklingError: if a copy of it would replace the original
         """
         if isinstance(obj, (BaseAlgorithm, BaseCallback, Logger, VecEnv, nn.Module)):
             raise pickle.PicklingError(f"{type(obj).__name__} is not copied")
 
 
-def _pickled(value: Any) -> bytes | None:
+def _pickled(value: object) -> bytes | None:
     """
     A value as bytes.
 
@@ -36,7 +35,7 @@ def _pickled(value: Any) -> bytes | None:
     file = io.BytesIO()
     try:
         _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
-    except Exception:  # a class may raise what it likes
+    except Exception:  # a class may raise anything
         return None
     return file.getvalue()
 
@@ -45,18 +44,18 @@ class ChangingAttributes:
     """
     The attributes of some objects that differ from what they were when this was made.
 
-    Attributes that cannot be pickled, and references to models, environments, callbacks and loggers, are left alone.
+    Attributes that cannot be pickled, and references to models, environments, callbacks and loggers, are ignored.
 
     :param objects: by a name that is the same in every run of the script
-    :param exclude: attributes to leave alone
+    :param exclude: attributes to ignore
     """
 
-    def __init__(self, objects: Mapping[str, Any], exclude: Collection[str] = ()) -> None:
+    def __init__(self, objects: Mapping[str, object], exclude: Collection[str] = ()) -> None:
         self.objects = dict(objects)
         self.exclude = frozenset(exclude)
         self.before = {name: self._attributes(thing) for name, thing in self.objects.items()}
 
-    def _attributes(self, thing: Any) -> dict[str, bytes]:
+    def _attributes(self, thing: object) -> dict[str, bytes]:
         pickles = {name: _pickled(value) for name, value in vars(thing).items() if name not in self.exclude}
         return {name: content for name, content in pickles.items() if content is not None}
 
@@ -75,9 +74,9 @@ class ChangingAttributes:
 
     def restore(self, state: Mapping[str, Mapping[str, bytes]]) -> None:
         """
-        Put back what had changed.
+        Restore the attributes that had changed.
 
-        :param state: of objects by the same names; the others are left as they are
+        :param state: of objects by the same names; other objects are not changed
         """
         for name, changes in state.items():
             if name in self.objects:

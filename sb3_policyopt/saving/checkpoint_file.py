@@ -1,8 +1,8 @@
 """
-A checkpoint on disk: the zip that SB3 writes, with one more entry that SB3's loader does not look at.
+A checkpoint on disk: the zip that SB3 writes, with one more entry that SB3's loader ignores.
 
 A zip holds a checksum of every entry, and its table of contents comes last, so a file whose entries all pass their check
-is complete. It gets its name only once it is on the disk, so a crash leaves either the whole file or none.
+is complete. It gets its name only once it is on the disk: a crash leaves either the whole file or none.
 """
 
 import io
@@ -17,14 +17,53 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import NamedTuple, TypedDict
 
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_policyopt.saving.files import write_atomically
+from sb3_policyopt.saving.generators import GeneratorStates
+from sb3_policyopt.saving.logs import LogState
 
 STATE_ENTRY = "training_state.pkl"
 _NAME = re.compile(r"rl_model_(\d+)_steps\.zip")
+
+
+class RankState(TypedDict):
+    """
+    What SB3's zip does not hold of the training on one rank.
+
+    :param run: what must be the same in the run that resumes
+    :param device: of the model
+    :param elapsed: nanoseconds of training
+    :param trained: changed attributes of the model and its wrappers, pickled
+    :param environments: None if their state cannot be kept
+    :param callbacks: changed attributes of the other callbacks, pickled
+    :param their_environments: of the other callbacks, by attribute
+    :param logs: what the logger has written
+    :param exploration: gSDE's noise
+    :param generators: None on a rank that has to draw other random numbers
+    """
+
+    run: dict[str, object]
+    device: str
+    elapsed: float
+    trained: dict[str, dict[str, bytes]]
+    environments: object
+    callbacks: dict[str, dict[str, bytes]]
+    their_environments: dict[str, object]
+    logs: LogState
+    exploration: dict[str, th.Tensor]
+    generators: GeneratorStates | None
+
+
+_OtherRanks = TypedDict("_OtherRanks", {"other ranks": list[RankState]})
+
+
+class TrainingState(RankState, _OtherRanks):
+    """The state on rank 0, and under the key "other ranks" those of ranks 1, 2, …"""
 
 
 class Checkpoint(NamedTuple):
@@ -38,7 +77,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     model: io.BytesIO
-    state: dict[str, Any]
+    state: TrainingState
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -52,7 +91,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def write(folder: Path, model: BaseAlgorithm, state: dict[str, Any], keep: int) -> Path:
+def write(folder: Path, model: BaseAlgorithm, state: TrainingState, keep: int) -> Path:
     """
     Write a checkpoint, and only then delete the oldest.
 
@@ -85,13 +124,13 @@ def write(folder: Path, model: BaseAlgorithm, state: dict[str, Any], keep: int) 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the end of this, as torch's writer would turn it into a complaint about the file."""
+    """Ctrl-C takes effect at the end of this; torch's writer would report it as an error of the file."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    received: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
     try:
         yield
     finally:
@@ -102,7 +141,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def newest(folder: Path) -> Checkpoint | None:
     """
-    Read the newest complete checkpoint. Torn ones are passed over, and set aside under another name.
+    Read the newest complete checkpoint. Incomplete ones are ignored and renamed.
 
     :param folder: may be missing
     :return: None if there is none
@@ -113,7 +152,7 @@ def newest(folder: Path) -> Checkpoint | None:
         except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
             aside = path.with_name(path.name + ".torn")
             os.replace(path, aside)
-            warnings.warn(f"{path} is not a complete checkpoint ({error}): passed over, and renamed to {aside.name}")
+            warnings.warn(f"{path} is not a complete checkpoint ({error}): ignored, and renamed to {aside.name}")
     return None
 
 

@@ -1,27 +1,57 @@
 """The state of every random generator that training draws from."""
 
 import random
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import torch as th
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 
+PythonState: TypeAlias = tuple[object, ...]
+NumPyState: TypeAlias = dict[str, object] | tuple[str, NDArray[np.uint32], int, int, float]
 
-def capture() -> dict[str, Any]:
+
+class _GlobalStates(TypedDict):
+    """
+    The states of the generators that every process has.
+
+    :param python: of ``random``
+    :param numpy: of ``numpy.random``
+    :param torch: on the CPU
+    """
+
+    python: PythonState
+    numpy: NumPyState
+    torch: th.Tensor
+
+
+class GeneratorStates(_GlobalStates, total=False):
+    """
+    The same, and of the generators on the GPUs if this process uses one.
+
+    :param cuda: one state per GPU
+    """
+
+    cuda: list[th.Tensor]
+
+
+def capture() -> GeneratorStates:
     """
     The global generators of Python, NumPy and PyTorch.
 
     :return: their states, for :func:`restore`
     """
-    state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}
-    if th.cuda.is_initialized():  # type: ignore[no-untyped-call]  # somebody in this process computes on a GPU
+    state: GeneratorStates = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state()}
+    uses_gpu: Callable[[], bool] = th.cuda.is_initialized  # torch gives no type
+    if uses_gpu():
         state["cuda"] = th.cuda.get_rng_state_all()
     return state
 
 
-def restore(state: dict[str, Any]) -> None:
+def restore(state: GeneratorStates) -> None:
     """
     Continue the sequences where they were.
 
@@ -41,8 +71,8 @@ def exploration_matrices(model: BaseAlgorithm) -> dict[str, th.Tensor]:
     :param model: any algorithm
     :return: tensors by attribute of the action distribution, none without gSDE
     """
-    distribution = getattr(model.policy, "action_dist", None)
-    if not isinstance(distribution, StateDependentNoiseDistribution):
+    distribution = _gsde(model)
+    if distribution is None:
         return {}
     names = ("exploration_mat", "exploration_matrices")
     return {name: getattr(distribution, name).detach().cpu() for name in names if hasattr(distribution, name)}
@@ -50,10 +80,22 @@ def exploration_matrices(model: BaseAlgorithm) -> dict[str, th.Tensor]:
 
 def restore_exploration_matrices(model: BaseAlgorithm, matrices: dict[str, th.Tensor]) -> None:
     """
-    Put gSDE's noise back.
+    Restore gSDE's noise.
 
     :param model: the algorithm
     :param matrices: of :func:`exploration_matrices`
     """
+    distribution = _gsde(model)
     for name, matrix in matrices.items():
-        setattr(model.policy.action_dist, name, matrix.to(model.device))  # type: ignore[union-attr]
+        setattr(distribution, name, matrix.to(model.device))
+
+
+def _gsde(model: BaseAlgorithm) -> StateDependentNoiseDistribution | None:
+    """
+    The action distribution of a policy with gSDE.
+
+    :param model: any algorithm
+    :return: None without gSDE
+    """
+    distribution = getattr(model.policy, "action_dist", None)
+    return distribution if isinstance(distribution, StateDependentNoiseDistribution) else None

@@ -1,42 +1,75 @@
-"""What a logger has written, so that a log goes on where the checkpoint was made."""
+"""What a logger has written, so that a resumed run continues the log from its checkpoint."""
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     HumanOutputFormat,
     JSONOutputFormat,
-    KVWriter,
     Logger,
 )
 
+FileOutput = CSVOutputFormat | JSONOutputFormat | HumanOutputFormat
 
-def _files(logger: Logger) -> dict[str, Any]:
+
+class _Text(TypedDict):
     """
-    The outputs that write a file of their own: SB3 empties it when a script starts again.
+    The content of a file.
+
+    :param text: all of it
+    """
+
+    text: str
+
+
+class WrittenFile(_Text, total=False):
+    """
+    What an output has written.
+
+    :param keys: the columns, of a CSV file
+    """
+
+    keys: list[str]
+
+
+class LogState(TypedDict):
+    """
+    What a logger has written, and what it holds for the next row.
+
+    :param files: by name
+    :param pending: values, counts and excluded outputs, by name of the quantity
+    """
+
+    files: dict[str, WrittenFile]
+    pending: tuple[dict[str, float], dict[str, int], dict[str, tuple[str, ...]]]
+
+
+def _files(logger: Logger) -> dict[str, FileOutput]:
+    """
+    The outputs that write a file of their own, which SB3 empties when a script starts again.
 
     :param logger: SB3's
     :return: outputs by name of their file
     """
-    outputs: list[KVWriter] = [
+    outputs: list[FileOutput] = [
         output
         for output in logger.output_formats
         if isinstance(output, (CSVOutputFormat, JSONOutputFormat))
         or (isinstance(output, HumanOutputFormat) and output.own_file)
     ]
-    return {Path(output.file.name).name: output for output in outputs}  # type: ignore[attr-defined]
+    return {Path(output.file.name).name: output for output in outputs}
 
 
-def capture(logger: Logger) -> dict[str, Any]:
+def capture(logger: Logger) -> LogState:
     """
-    What was written, and what waits to be.
+    What was written, and what the next row will hold.
 
     :param logger: SB3's
     :return: for :func:`restore`
     """
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, WrittenFile] = {}
     for name, output in _files(logger).items():
         output.file.flush()
         files[name] = {"text": Path(output.file.name).read_text(encoding=output.file.encoding)}
@@ -46,11 +79,11 @@ def capture(logger: Logger) -> dict[str, Any]:
     return {"files": files, "pending": pending}
 
 
-def restore(logger: Logger, state: dict[str, Any]) -> None:
+def restore(logger: Logger, state: LogState) -> None:
     """
-    Bring the files of a logger to where they were.
+    Restore the files of a logger.
 
-    :param logger: with outputs to files of the same names; others are left alone
+    :param logger: with outputs to files of the same names; others are not changed
     :param state: of :func:`capture`
     """
     outputs = _files(logger)

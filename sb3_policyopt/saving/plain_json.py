@@ -1,5 +1,5 @@
 """
-Values as plain JSON: what of an agent can be written down without pickling, and read without running code.
+Values as plain JSON: what of an agent can be written without pickling, and read without running code.
 
 Numbers, strings, containers, arrays, Gymnasium spaces, the schedules of Stable-Baselines3, and classes *by name* out of a
 fixed set (``torch.nn``, ``torch.optim``, the policies, extractors and buffers of Stable-Baselines3). What JSON has no form for
@@ -9,7 +9,7 @@ decoded.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import numpy as np
 import torch as th
@@ -19,6 +19,9 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+Tagged: TypeAlias = dict[str, Any]
+"""A JSON object with a tag, which determines its other keys and their types."""
 
 _CLASSES: dict[str, type] = {
     f"stable_baselines3.{cls.__name__}": cls
@@ -45,7 +48,7 @@ class PickleRequiredError(ValueError):
     """A saved agent cannot be loaded without unpickling parts of it, that is, without running code that it contains."""
 
 
-def encode(value: Any) -> Any:
+def encode(value: object) -> object:
     """
     Turn a value into plain JSON, with a one-key tag such as ``{"$class": …}`` where JSON has no such kind.
 
@@ -63,7 +66,7 @@ def encode(value: Any) -> Any:
     if type(value) is tuple:
         return {"$tuple": [encode(item) for item in value]}
     if type(value) in (dict, OrderedDict):
-        return _encode_dict(value)
+        return _encode_dict(cast(Mapping[object, object], value))
     if type(value) is np.ndarray and value.dtype.kind in "biuf":
         return {"$array": encode(value.tolist()), "dtype": str(value.dtype), "shape": list(value.shape)}
     if isinstance(value, spaces.Space):
@@ -73,7 +76,7 @@ def encode(value: Any) -> Any:
     return _encode_schedule(value)
 
 
-def decode(value: Any) -> Any:
+def decode(value: object) -> Any:
     """
     Inverse of :func:`encode`. Nothing is imported and nothing outside the known kinds is called.
 
@@ -96,20 +99,21 @@ def decode(value: Any) -> Any:
     return _DECODERS[tag](value)
 
 
-def _encode_dict(value: Mapping[Any, Any]) -> Any:
-    if all(isinstance(key, str) and not key.startswith("$") for key in value):
-        return {key: encode(item) for key, item in value.items()}
+def _encode_dict(value: Mapping[object, object]) -> Tagged:
+    plain = {key: encode(item) for key, item in value.items() if isinstance(key, str) and not key.startswith("$")}
+    if len(plain) == len(value):
+        return plain
     return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
 
 
-def _bound(bound: np.ndarray) -> Any:
+def _bound(bound: np.ndarray) -> object:
     """The bound of a Box as one number where all its elements are equal (images have 28224 of them)."""
     constant = bound.size > 0 and bool((bound == bound.flat[0]).all())
     return encode(bound.flat[0] if constant else bound)
 
 
-def _encode_space(space: "spaces.Space[Any]") -> Any:
-    kind: dict[str, Any] = {"$space": type(space).__name__}
+def _encode_space(space: spaces.Space[object]) -> Tagged:
+    kind: Tagged = {"$space": type(space).__name__}
     if type(space) is spaces.Box:
         return kind | {
             "low": _bound(space.low),
@@ -129,16 +133,14 @@ def _encode_space(space: "spaces.Space[Any]") -> Any:
     return _pickle_only(type(space))
 
 
-def _decode_space(value: dict[str, Any]) -> "spaces.Space[Any]":
+def _decode_space(value: Tagged) -> spaces.Space[object]:
     kind = value["$space"]
     if kind == "Box":
         dtype, shape = _numeric_dtype(value["dtype"]), tuple(value["shape"])
         low, high = (np.broadcast_to(np.asarray(decode(value[key]), dtype=dtype), shape) for key in ("low", "high"))
         return spaces.Box(low.copy(), high.copy(), shape=shape, dtype=dtype.type)
     # gymnasium < 1.2 has no Discrete(dtype=…), so that only an unusual dtype is passed on.
-    arguments: dict[str, Any] = (
-        {} if value.get("dtype", "int64") == "int64" else {"dtype": _numeric_dtype(value["dtype"]).type}
-    )
+    arguments: Tagged = {} if value.get("dtype", "int64") == "int64" else {"dtype": _numeric_dtype(value["dtype"]).type}
     if kind == "Discrete":
         return spaces.Discrete(value["n"], start=value["start"], **arguments)
     if kind == "MultiDiscrete":
@@ -153,14 +155,14 @@ def _decode_space(value: dict[str, Any]) -> "spaces.Space[Any]":
     raise ValueError(f"unknown space {kind!r} in the description")
 
 
-def _numeric_dtype(name: str) -> "np.dtype[Any]":
+def _numeric_dtype(name: str) -> np.dtype:
     dtype = np.dtype(name)
     if dtype.kind not in "biuf":
         raise ValueError(f"dtype {name!r} in the description is not a number type")
     return dtype
 
 
-def _encode_class(cls: type) -> Any:
+def _encode_class(cls: type) -> Tagged:
     for module, base in ((th.nn, th.nn.Module), (th.optim, th.optim.Optimizer)):
         if issubclass(cls, base) and getattr(module, cls.__name__, None) is cls:
             return {"$class": f"{module.__name__}.{cls.__name__}"}
@@ -168,7 +170,7 @@ def _encode_class(cls: type) -> Any:
     return {"$class": name} if _CLASSES.get(name) is cls else _pickle_only(cls)
 
 
-def _decode_class(value: dict[str, Any]) -> type:
+def _decode_class(value: Tagged) -> type:
     name = value["$class"]
     module, _, attribute = name.rpartition(".")
     cls = _CLASSES.get(name)
@@ -182,7 +184,7 @@ def _decode_class(value: dict[str, Any]) -> type:
     return cls
 
 
-def _encode_schedule(value: Any) -> Any:
+def _encode_schedule(value: object) -> Tagged:
     if type(value).__name__ == "SimpleLinearSchedule" and hasattr(value, "initial_value"):  # rl-zoo3's: p ↦ p · initial_value
         value = LinearSchedule(start=value.initial_value, end=0.0, end_fraction=1.0)
     if type(value) not in _SCHEDULES:
@@ -190,23 +192,23 @@ def _encode_schedule(value: Any) -> Any:
     return {"$schedule": type(value).__name__} | {name: encode(getattr(value, name)) for name in _SCHEDULES[type(value)]}
 
 
-def _decode_schedule(value: dict[str, Any]) -> Callable[[float], float]:
+def _decode_schedule(value: Tagged) -> Callable[[float], float]:
     for cls, names in _SCHEDULES.items():
         if cls.__name__ == value["$schedule"]:
             return cast(Callable[[float], float], cls(**{name: decode(value[name]) for name in names}))
     raise ValueError(f"unknown schedule {value['$schedule']!r} in the description")
 
 
-def _pickle_only(value: Any) -> dict[str, str]:
+def _pickle_only(value: object) -> Tagged:
     named = value if hasattr(value, "__qualname__") else type(value)
     return {"$pickle_only": f"{named.__module__}.{named.__qualname__}"}
 
 
-def _refuse(value: dict[str, Any]) -> Any:
+def _refuse(value: Tagged) -> NoReturn:
     raise PickleRequiredError(value["$pickle_only"])
 
 
-_DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+_DECODERS: dict[str, Callable[[Tagged], object]] = {
     "$float": lambda value: float(value["$float"]),
     "$tuple": lambda value: tuple(decode(value["$tuple"])),
     "$dict": lambda value: {decode(key): decode(item) for key, item in value["$dict"]},

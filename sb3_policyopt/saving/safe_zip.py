@@ -14,10 +14,10 @@ Our zips carry the same attributes a second time, as plain JSON (:mod:`sb3_polic
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, TypedDict, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -30,7 +30,7 @@ from sb3_policyopt.saving.provenance import installed_versions
 DESCRIPTION = "policyopt.json"
 FORMAT = 1
 
-# What learn() makes anew, and a path of the author's machine: none of it belongs into a description.
+# What learn() makes anew, and a path on the author's machine: neither belongs in a description.
 _TRANSIENT = frozenset(
     {
         "_last_obs",
@@ -46,7 +46,25 @@ AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
 PathOrFile = str | Path | io.BufferedIOBase
 
 
-def describe(model: BaseAlgorithm, names: "list[str] | None" = None) -> dict[str, Any]:
+class Description(TypedDict):
+    """
+    The content of ``policyopt.json``.
+
+    :param format: version of the format
+    :param algorithm: name of the class
+    :param policy: alias of the policy's class, such as "MlpPolicy"; None if it has none
+    :param versions: by distribution
+    :param attributes: encoded by :mod:`sb3_policyopt.saving.plain_json`
+    """
+
+    format: int
+    algorithm: str
+    policy: str | None
+    versions: dict[str, str]
+    attributes: dict[str, object]
+
+
+def describe(model: BaseAlgorithm, names: list[str] | None = None) -> Description:
     """
     Describe an agent in plain JSON: what its zip holds, but for the tensors.
 
@@ -68,7 +86,7 @@ def describe(model: BaseAlgorithm, names: "list[str] | None" = None) -> dict[str
     }
 
 
-def write_description(file: "str | Path | IO[bytes]", model: BaseAlgorithm) -> None:
+def write_description(file: str | Path | IO[bytes], model: BaseAlgorithm) -> None:
     """
     Add ``policyopt.json`` to a zip that ``model.save()`` has just written.
 
@@ -80,7 +98,7 @@ def write_description(file: "str | Path | IO[bytes]", model: BaseAlgorithm) -> N
         archive.writestr(DESCRIPTION, json.dumps(describe(model, names), indent=1, allow_nan=False))
 
 
-def read_description(path: PathOrFile) -> dict[str, Any]:
+def read_description(path: PathOrFile) -> dict[str, object]:
     """
     Read the description of a saved agent.
 
@@ -90,10 +108,12 @@ def read_description(path: PathOrFile) -> dict[str, Any]:
     :raises ValueError: if the file is no zip
     """
     with _open_zip(path) as archive:
-        return _read_description(archive, _name(path))
+        return dict(_read_description(archive, _name(path)))
 
 
-def without_pickles(path: PathOrFile, custom_objects: "dict[str, Any] | None" = None) -> tuple[io.BytesIO, dict[str, Any]]:
+def without_pickles(
+    path: PathOrFile, custom_objects: Mapping[str, object] | None = None
+) -> tuple[io.BytesIO, dict[str, object]]:
     """
     Copy a saved agent without its pickles.
 
@@ -106,11 +126,11 @@ def without_pickles(path: PathOrFile, custom_objects: "dict[str, Any] | None" = 
     :param path: the zip: a path, with or without ``.zip``, or an open file
     :param custom_objects: values for attributes by name; what is given here is not read from the zip
     :return: the copy, and ``custom_objects`` completed
-    :raises PickleRequiredError: if something that is needed exists only as a pickle; the message says what, and what to do
+    :raises PickleRequiredError: if something that is needed exists only as a pickle; the message names it and the alternatives
     :raises ValueError: if the file is no zip, or its description is damaged
     """
     given, name = custom_objects or {}, _name(path)
-    objects: dict[str, Any] = {}
+    objects: dict[str, object] = {}
     refused: list[str] = []
     with _open_zip(path) as archive:
         for key, value in _read_description(archive, name)["attributes"].items():
@@ -142,7 +162,7 @@ class SelfDescribing(BaseAlgorithm):
         class PPO(SelfDescribing, OnPolicyAlgorithm): ...
     """
 
-    def save(self, path: PathOrFile, exclude: "Iterable[str] | None" = None, include: "Iterable[str] | None" = None) -> None:
+    def save(self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
         Save the agent, as Stable-Baselines3 does, and its description beside the pickles.
 
@@ -162,14 +182,14 @@ class SelfDescribing(BaseAlgorithm):
     def load(
         cls: type[AlgorithmT],
         path: PathOrFile,
-        env: "GymEnv | None" = None,
-        device: "th.device | str" = "auto",
-        custom_objects: "dict[str, Any] | None" = None,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
         *,
         safe: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AlgorithmT:
         """
         Load an agent.
@@ -208,7 +228,7 @@ def _open_zip(path: PathOrFile) -> Iterator[zipfile.ZipFile]:
             file.close()
 
 
-def _read_description(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+def _read_description(archive: zipfile.ZipFile, name: str) -> Description:
     if DESCRIPTION not in archive.namelist():
         raise PickleRequiredError(
             f"{name} has no {DESCRIPTION}, so it was not saved by sb3-policyopt and can only be unpickled, which runs "
@@ -221,4 +241,4 @@ def _read_description(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
         raise ValueError(f"{DESCRIPTION} in {name} is damaged: {error}") from error
     if not supported:
         raise ValueError(f"{DESCRIPTION} in {name} has format {description['format']}, this version reads {FORMAT}")
-    return cast(dict[str, Any], description)
+    return cast(Description, description)

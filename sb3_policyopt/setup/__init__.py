@@ -1,1 +1,1 @@
-"""What an algorithm is given: arguments, a policy, a device."""
+"""Checks of an algorithm's arguments and policy, and the choice of its device."""

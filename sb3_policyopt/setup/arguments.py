@@ -1,10 +1,10 @@
-"""Checks of constructor arguments: each refuses nonsense with a sentence that names the argument."""
+"""Checks of constructor arguments: each raises an error that names the argument."""
 
 import math
 import numbers
 import sys
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
@@ -13,7 +13,7 @@ Coefficient: TypeAlias = float | Schedule | str
 """A number, a callable of ``progress_remaining`` (1 at the start of training, 0 at its end), or "lin_0.01"."""
 
 Bounds: TypeAlias = tuple[float, float]
-"""The smallest and the largest value allowed; NaN lies outside of all bounds."""
+"""The smallest and the largest value allowed; NaN is outside of all bounds."""
 
 LARGEST = sys.float_info.max
 FINITE: Bounds = (-LARGEST, LARGEST)
@@ -22,7 +22,7 @@ NOT_NEGATIVE_OR_INFINITE: Bounds = (0.0, math.inf)
 FRACTION: Bounds = (0.0, 1.0)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """
     What a NumPy scalar, or an array or tensor without dimensions, holds.
 
@@ -33,12 +33,12 @@ def plain(value: Any) -> Any:
     return value.item() if scalar and hasattr(value, "item") else value
 
 
-def number(name: str, value: Any, bounds: Bounds) -> float:
+def number(name: str, value: object, bounds: Bounds) -> float:
     """
     A real number within bounds.
 
     :param name: the argument's name, for the message
-    :param value: what the user passed
+    :param value: of the argument
     :param bounds: smallest and largest value allowed
     :return: the value as a Python float
     :raises TypeError: if it is no real number
@@ -55,12 +55,12 @@ def number(name: str, value: Any, bounds: Bounds) -> float:
     return float(value)
 
 
-def integer(name: str, value: Any, *, minimum: int | None = 1) -> int:
+def integer(name: str, value: object, *, minimum: int | None = 1) -> int:
     """
     A whole number not below a minimum.
 
     :param name: the argument's name, for the message
-    :param value: what the user passed
+    :param value: of the argument
     :param minimum: smallest value allowed, None for no such
     :return: the value as a Python int
     :raises TypeError: if it is no integer
@@ -76,12 +76,12 @@ def integer(name: str, value: Any, *, minimum: int | None = 1) -> int:
     return int(value)
 
 
-def word(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+def word(name: str, value: object, allowed: tuple[str, ...]) -> str:
     """
-    One of a few words.
+    One of several words.
 
     :param name: the argument's name, for the message
-    :param value: what the user passed
+    :param value: of the argument
     :param allowed: the words
     :return: the value
     :raises ValueError: if it is none of them
@@ -91,12 +91,12 @@ def word(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """
     True or False, which may be written as 1 or 0, or as None for False; not as a word, since "no" would mean True.
 
     :param name: the argument's name, for the message
-    :param value: what the user passed
+    :param value: of the argument
     :return: the value as a Python bool
     :raises TypeError: if it is none of these
     """
@@ -106,12 +106,12 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def interval(name: str, value: Any) -> tuple[float, float]:
+def interval(name: str, value: object) -> tuple[float, float]:
     """
     Two numbers, the lower one first.
 
     :param name: the argument's name, for the message
-    :param value: what the user passed
+    :param value: of the argument
     :return: the bounds as Python floats
     :raises TypeError: if it is no pair of numbers
     :raises ValueError: if the bounds are not in order
@@ -124,7 +124,7 @@ def interval(name: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
-def coefficient(name: str, value: Any, bounds: Bounds) -> float | Callable[[float], float]:
+def coefficient(name: str, value: object, bounds: Bounds) -> float | Callable[[float], float]:
     """
     A number or a schedule of one.
 
@@ -152,14 +152,14 @@ def coefficient(name: str, value: Any, bounds: Bounds) -> float | Callable[[floa
     return schedule
 
 
-def passed_on(options: dict[str, Any]) -> dict[str, Any]:
+def passed_on(options: Mapping[str, object]) -> dict[str, int]:
     """
     Check what is passed on to SB3 and is a number or a flag.
 
     :param options: the arguments
     :return: those that were checked, as Python values
     """
-    checked: dict[str, Any] = {
+    checked: dict[str, int] = {
         "use_sde": flag("use_sde", options["use_sde"]),
         "verbose": integer("verbose", options["verbose"], minimum=None),
         "sde_sample_freq": integer("sde_sample_freq", options["sde_sample_freq"], minimum=None),

@@ -1,19 +1,19 @@
 """
-Which device is the fastest for a model on this machine, by a rule that looks at no clock, so that equal scripts run alike.
+Which device is the fastest for a model on this machine, by a rule that measures no time, so that equal scripts run alike.
 
-The rule estimates the time of one iteration on either side. A pass through the networks costs a fixed time (Python, and on
-the GPU the launches of its kernels) and a time for every multiplication; so the CPU wins where the work is small, and the
-GPU where convolutions, or wide networks with many rows, make it large::
+The rule estimates the time of one iteration on either device. A pass through the networks costs a fixed time (Python, and on
+the GPU the launches of its kernels) and a time for every multiplication; so the CPU is faster where the work is small, and
+the GPU where convolutions, or wide networks with many rows, make it large::
 
     time = n_steps · (action + forward pass of n_envs rows) + Σ n · (pass + forward and backward pass of its rows)
 
-The environments take the same time on either side and are left out. The constants below were fitted to measurements on
+The environments take the same time on either and are left out. The constants below were fitted to measurements on
 16 cores and one H100 (torch 2.11, NumPy 2.5), which ``tests/test_devices.py`` holds row by row.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -30,9 +30,9 @@ CPU_MILLION = 110.0
 """
 µs for a million multiplications forward and their gradients, in NumPy or on one thread of torch.
 
-Measured 27 (1,024 wide, 16,384 rows) to 284 (256 wide, 512 rows, where the threads of OpenBLAS and of torch are in each
-other's way). What counts is where the sides meet, between 37 million (512 wide, 64 rows: 4,302 µs on the CPU, 4,845 on the
-GPU) and 62 million (64 wide, 4,096 rows: 11,719 and 5,953): by the rule it is 40 million.
+Measured 27 (1,024 wide, 16,384 rows) to 284 (256 wide, 512 rows, where the threads of OpenBLAS and of torch compete for the
+cores). What matters is where both devices take equal time: between 37 million (512 wide, 64 rows: 4,302 µs on the CPU, 4,845
+on the GPU) and 62 million (64 wide, 4,096 rows: 11,719 and 5,953); by the rule it is 40 million.
 """
 
 GPU_ACTION = 900.0
@@ -54,7 +54,7 @@ mean of the five products with 512 rows or more. The closed form in NumPy was no
 """
 
 ENGINES_OF_THE_CPU = ("closed_form", "hybrid")
-"""Engines that a user may ask for and that run there alone."""
+"""Engines that a user may choose and that run on the CPU only."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -62,7 +62,7 @@ POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, n
 
 class Machine(NamedTuple):
     """
-    What the rule knows of the machine.
+    What the rule uses of the machine.
 
     :param has_gpu: whether torch can use a GPU of CUDA (or ROCm, which torch calls by that name)
     :param threads: number of threads that torch uses on the CPU
@@ -119,7 +119,7 @@ class Passes(NamedTuple):
 
 class Iteration(NamedTuple):
     """
-    What one rollout and one update ask of the networks.
+    How often one rollout and one update evaluate the networks.
 
     :param features: multiplications for one observation in the features extractors
     :param networks: in everything above them
@@ -166,9 +166,9 @@ class Iteration(NamedTuple):
 
 def fastest(iteration: Iteration, machine: Machine) -> tuple[str, str]:
     """
-    The faster side.
+    The faster device.
 
-    :param iteration: what is asked of the networks
+    :param iteration: how often the networks are evaluated
     :param machine: where
     :return: "cpu" or "cuda", and why, in a sentence without its full stop
     """
@@ -208,9 +208,9 @@ def is_on_gpu(policy: nn.Module) -> bool:
     :param policy: just made
     :return: True if so
     """
-    tensors: Iterable[Any] = (thing for module in policy.modules() for thing in vars(module).values())
-    tensors = [*policy.parameters(), *policy.buffers(), *tensors]
-    return any(isinstance(tensor, th.Tensor) and tensor.device.type == "cuda" for tensor in tensors)
+    things: Iterable[object] = (thing for module in policy.modules() for thing in vars(module).values())
+    things = [*policy.parameters(), *policy.buffers(), *things]
+    return any(isinstance(thing, th.Tensor) and thing.device.type == "cuda" for thing in things)
 
 
 def _count(module: nn.Module, image: tuple[int, ...], seen: set[nn.Module]) -> tuple[int, tuple[int, ...]]:
@@ -228,7 +228,7 @@ def _count(module: nn.Module, image: tuple[int, ...], seen: set[nn.Module]) -> t
     if isinstance(module, BaseFeaturesExtractor):
         image = _image_size(module._observation_space)
     total = 0
-    if not isinstance(module, nn.Embedding):  # which looks rows up
+    if not isinstance(module, nn.Embedding):  # which selects rows
         total = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
     if isinstance(module, (*CONVOLUTIONS, *POOLS)):
         image = _size_after(module, image)
@@ -240,7 +240,7 @@ def _count(module: nn.Module, image: tuple[int, ...], seen: set[nn.Module]) -> t
     return total, image
 
 
-def _image_size(space: Any) -> tuple[int, ...]:
+def _image_size(space: object) -> tuple[int, ...]:
     """
     The size of the images in a space, the largest if there are several.
 

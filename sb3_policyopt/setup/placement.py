@@ -1,14 +1,14 @@
-"""Where a model runs: what the user says, or with ``device="auto"`` where it is the fastest."""
+"""The device of a model: the one that was given, or with ``device="auto"`` the fastest."""
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import IO, Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_policyopt.parallel import launcher
 from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
@@ -20,9 +20,9 @@ PlacedT = TypeVar("PlacedT", bound="Placed")
 
 class Placed(SelfDescribing, OnPolicyAlgorithm):
     """
-    An on-policy algorithm of Stable-Baselines3, whose "auto" takes every GPU it finds.
+    An on-policy algorithm of Stable-Baselines3, where ``device="auto"`` is the GPU whenever there is one.
 
-    Here "auto" is decided once the policy is there to be looked at (:mod:`sb3_policyopt.setup.devices`). Everything is made in
+    Here "auto" is decided once the policy is built (:mod:`sb3_policyopt.setup.devices`). Everything is made in
     SB3's order, from the same random numbers. ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` and every ``th.device`` keep
     SB3's meaning, so that "cuda" without a GPU is the CPU.
 
@@ -58,7 +58,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         """
         The passes of one update through the networks, by which "auto" is decided.
 
-        :return: one pass over the rollout; algorithms say what they really do
+        :return: one pass over the rollout; the algorithms override it
         """
         size = self.n_steps * self.n_envs
         return [Passes.over(size, getattr(self, "batch_size", size), 1)]
@@ -70,14 +70,15 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
             super()._setup_model()
             return
         self.device, policy_class = th.device("cpu"), self.policy_class
+        make: Callable[..., BasePolicy] = policy_class
 
-        def build(*args: Any, **kwargs: Any) -> ActorCriticPolicy:
+        def build(*args: object, **kwargs: object) -> BasePolicy:
             """SB3 moves the policy to ``self.device`` once this has made it."""
-            policy: ActorCriticPolicy = policy_class(*args, **kwargs)  # type: ignore[assignment]
+            policy = make(*args, **kwargs)
             self._choose_device(policy)
             return policy
 
-        self.policy_class = build  # type: ignore[assignment]
+        self.policy_class = cast(type[BasePolicy], build)
         try:
             super()._setup_model()
         finally:
@@ -89,7 +90,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         if self._announces_device:
             print(f"Using {self.device} device")
 
-    def _choose_device(self, policy: ActorCriticPolicy) -> None:
+    def _choose_device(self, policy: BasePolicy) -> None:
         """
         Decide what "auto" means, before anything is moved.
 
@@ -109,7 +110,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ActorCriticPolicy") -> None:
         """
-        SB3's warning about an MlpPolicy on the GPU, for those who asked for the GPU.
+        SB3's warning about an MlpPolicy on the GPU, unless ``device="auto"``.
 
         :param mlp_class_name: of the policy that it is about
         """
@@ -118,7 +119,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
     def _move_buffer(self) -> None:
         """
-        Let the rollout buffer hand out tensors on the model's device.
+        Set the device of the rollout buffer's tensors to the model's.
 
         One of a user's class may hold tensors itself, and is made anew there.
         """
@@ -128,7 +129,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
             return
         self.rollout_buffer = self.rollout_buffer_class(
             self.n_steps,
-            self.observation_space,  # type: ignore[arg-type]
+            self.observation_space,
             self.action_space,
             device=self.device,
             gamma=self.gamma,
@@ -137,7 +138,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
             **self.rollout_buffer_kwargs,
         )
 
-    def _move_to(self, device: th.device, reason: str) -> None:
+    def move_to(self, device: th.device, reason: str) -> None:
         """
         Move a model that is not in the middle of a rollout. The parameters stay the same objects.
 
@@ -150,15 +151,19 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         self.policy.optimizer.load_state_dict(self.policy.optimizer.state_dict())  # which moves its state to the parameters
         self._move_buffer()
 
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict | IO[bytes], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
         """
         Load parameters, as SB3 does.
 
-        :param load_path_or_dict: a zip, or parameters by name
+        :param load_path_or_dict: a zip (a path or an open file), or parameters by name
         :param exact_match: whether all that the model has must be there
         :param device: where a zip's tensors are put before they are copied; "auto" is the model's device
         """
-        super().set_parameters(load_path_or_dict, exact_match, self.device if device == "auto" else device)
+        super().set_parameters(
+            cast(str | TensorDict, load_path_or_dict), exact_match, self.device if device == "auto" else device
+        )
 
     @classmethod
     def load(
@@ -171,7 +176,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         force_reset: bool = True,
         *,
         safe: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> PlacedT:
         """
         Load a model, from a zip that was saved on any device.
@@ -194,5 +199,5 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, safe=safe, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        """What holds for this machine stays out of the zip."""
+        """What depends on the machine is not saved."""
         return [*super()._excluded_save_params(), "_device_is_auto", "_device_reason", "_announces_device"]

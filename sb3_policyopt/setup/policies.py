@@ -1,19 +1,17 @@
-"""Which policies PPO and TRPO can train: what they need is asked for at construction, not found missing in the first step."""
+"""Which policies PPO and TRPO can train: what they need is checked at construction."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
 
-#: What SB3's loop and update call a policy with, by method; the class itself is called with spaces and learning rate.
 CALLS: dict[str, int] = {"forward": 1, "predict_values": 1, "evaluate_actions": 2}
+"""Number of arguments with which SB3's loop and update call each method of a policy."""
 
-#: Which algorithm passes an argument on that PPO and TRPO do not have.
 ALGORITHMS = {"lstm_states": "sb3_contrib.RecurrentPPO", "action_masks": "sb3_contrib.MaskablePPO"}
+"""The algorithm that passes an argument to its policy that PPO and TRPO do not have."""
 
 
-def check_policy(policy: Any, algorithm: str) -> None:
+def check_policy(policy: object, algorithm: str) -> None:
     """
-    Refuse a policy that wants to be called with more than the algorithm has, such as sb3-contrib's recurrent ones.
+    Raise an error for a policy whose methods take arguments that the algorithm does not have, such as sb3-contrib's recurrent ones.
 
     :param policy: what the user passed; a name is left to SB3, except one of a recurrent policy
     :param algorithm: name of the algorithm, for the message
@@ -39,8 +37,10 @@ def _use(argument: str) -> str:
     return f"use {ALGORITHMS[argument]}"
 
 
-def _refused(function: Callable[..., Any], n_arguments: int, **named: Any) -> str | None:
+def _refused(function: object, n_arguments: int, **named: object) -> str | None:
     """Why a function cannot be called with so many arguments, None if it can or if nothing is known."""
+    if not callable(function):
+        return None
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -52,7 +52,9 @@ def _refused(function: Callable[..., Any], n_arguments: int, **named: Any) -> st
     return None
 
 
-def _parameters(function: Any) -> list[str]:
+def _parameters(function: object) -> list[str]:
+    if not callable(function):
+        return []
     try:
         return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):

@@ -310,7 +310,7 @@ def test_moving_keeps_parameters_and_optimizer(monkeypatch):
     """From where it is to where it is: the same training goes on, on the same parameter objects."""
     stays, moved = (PPO("MlpPolicy", toy(), **SMALL).learn(128) for _ in range(2))
     before = list(moved.policy.parameters())
-    moved._move_to(th.device("cpu"), "a test says so")
+    moved.move_to(th.device("cpu"), "a test says so")
     assert all(mine is theirs for mine, theirs in zip(before, moved.policy.parameters(), strict=True))
     assert moved._device_reason == "a test says so"
     for model in (stays, moved):

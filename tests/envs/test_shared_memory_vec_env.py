@@ -27,7 +27,7 @@ FASTEST = "fork" if "fork" in START_METHODS else "spawn"
 Shared = functools.partial(SharedMemoryVecEnv, start_method=FASTEST)
 
 
-@pytest.fixture(params=["awake", "by pipe"])
+@pytest.fixture(params=["busy wait", "by pipe"])
 def way(request, monkeypatch):
     """How trainer and workers meet: as here, or as where memory gives no order."""
     if request.param == "by pipe":
@@ -230,7 +230,7 @@ def test_no_step_is_lost_or_done_twice():
     random = np.random.default_rng(0)
     for step in range(1, 2001):
         if step % 50 == 0:
-            time.sleep(random.uniform(0, 2e-9 * memory.AWAKE))
+            time.sleep(random.uniform(0, 2e-9 * memory.BUSY_WAIT))
         actions = random.integers(0, 10**6, 5)
         observations, rewards, _, infos = env.step(actions)
         np.testing.assert_array_equal(observations, np.stack([np.full(5, step), actions], axis=1))

@@ -57,7 +57,7 @@ def named_memory():
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
 
 
-@pytest.fixture(params=["awake", "by pipe"])
+@pytest.fixture(params=["busy wait", "by pipe"])
 def way(request, monkeypatch):
     if request.param == "by pipe":
         monkeypatch.setattr(memory, "SPINS", False)
@@ -207,7 +207,7 @@ def test_ctrl_c_at_any_moment(seed):
                         env.step(np.ones(3, int))
                     env.set_attr("mark", 1)
             timer.join()
-            if env._workers.torn:  # a signal between the two halves of a message
+            if env.workers.broken:  # a signal between the two halves of a message
                 break
             np.testing.assert_array_equal(env.reset(), np.zeros((3, 1)))
             for step in range(1, 7):

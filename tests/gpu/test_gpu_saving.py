@@ -123,7 +123,7 @@ def test_a_model_moves_in_the_middle_of_training(cls, device):
     """By the way that resume takes: the optimizer goes with the parameters, which stay the same objects."""
     stays, moves = (cls("CnnPolicy", toy(IMAGE, ACTION_SPACES["discrete"]), **SMALL, device="cpu").learn(64) for _ in range(2))
     before = list(moves.policy.parameters())
-    moves._move_to(th.device(device), "a test says so")
+    moves.move_to(th.device(device), "a test says so")
     assert all(mine is theirs for mine, theirs in zip(before, moves.policy.parameters(), strict=True))
     assert_same_parameters_and_moments(moves, stays, device)
     moves.learn(64, reset_num_timesteps=False)

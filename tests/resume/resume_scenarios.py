@@ -97,7 +97,7 @@ def train(
 
 def fingerprint(model: Any) -> dict[str, str]:
     """
-    Everything that decides how a training would go on, as hashes by name, so that a difference has a name.
+    Everything on which the rest of a training depends, as hashes by name, so that a difference has a name.
 
     It is that of the first call, right after the training, as the generators are global.
     """
@@ -108,7 +108,7 @@ def fingerprint(model: Any) -> dict[str, str]:
         parts |= {f"optimizer {index} {name}": value for name, value in state.items()}
     parts["optimizer groups"] = repr(model.policy.optimizer.param_groups[0]["lr"])
     parts["generators"] = (th.get_rng_state().numpy().tobytes(), pickle.dumps((np.random.get_state(), random.getstate())))
-    parts["counts"] = (model.num_timesteps, model._n_updates, model._n_iterations, model._current_progress_remaining)
+    parts["counts"] = (model.num_timesteps, model._n_updates, model._current_progress_remaining)
     parts["last observations"] = (model._last_obs, model._last_original_obs, model._last_episode_starts)
     parts["episodes"] = [(info["r"], info["l"]) for info in model.ep_info_buffer]
     normalize = model.get_vec_normalize_env()

@@ -56,7 +56,7 @@ def test_auto_goes_where_the_checkpoint_was_made(tmp_path, monkeypatch):
     made_on(interrupted(tmp_path), "cuda:0")
     monkeypatch.setattr(th.cuda, "is_available", lambda: True)
     moves = []
-    monkeypatch.setattr(Placed, "_move_to", lambda self, device, reason: moves.append((device, reason)))
+    monkeypatch.setattr(Placed, "move_to", lambda self, device, reason: moves.append((device, reason)))
     train(tmp_path)
     assert [device for device, _ in moves] == [th.device("cuda")]
     assert moves[0][1].startswith("rl_model_") and moves[0][1].endswith("was made there")

@@ -1,10 +1,10 @@
-"""What trainer and workers send each other beside what lies in the shared memory."""
+"""Messages between trainer and workers, besides the arrays in the shared memory."""
 
 import io
 import pickle
 import traceback
 from copyreg import dispatch_table
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,11 @@ _NUMBERS = (
 
 
 NO_ARGUMENTS = pickle.dumps(())
+
+Info: TypeAlias = dict[str, object]
+
+StepInfos: TypeAlias = dict[int, tuple[Info, Info | None]]
+"""By number of the environment, its info, and that of the reset if its episode has ended."""
 
 
 class Order(NamedTuple):
@@ -33,7 +38,7 @@ class Order(NamedTuple):
 
 class Failure(NamedTuple):
     """
-    An exception on its way to the trainer.
+    An exception that is sent to the trainer.
 
     :param error: its pickle; None if there is none
     :param text: its traceback
@@ -55,12 +60,12 @@ def failure(error: BaseException, where: str) -> Failure:
     Pack an exception.
 
     :param error: the exception
-    :param where: whose it is
+    :param where: the environment that raised it
     :return: what :func:`unpack` takes
     """
     try:
         pickled = pickle.dumps(error)
-    except Exception:  # whatever a class of somebody else's may raise
+    except Exception:  # a class may raise anything
         pickled = None
     return Failure(pickled, f"In {where}:\n" + "".join(traceback.format_exception(error)))
 
@@ -81,8 +86,8 @@ def unpack(failure: Failure) -> BaseException:
     return error
 
 
-def _plain(scalar: np.generic) -> tuple[type[np.generic], tuple[Any]]:
-    """How to make a number of NumPy from one of Python, which takes half the time of NumPy's own pickles."""
+def _plain(scalar: np.generic) -> tuple[type[np.generic], tuple[object]]:
+    """The pickle of a number of NumPy by its value as one of Python, which takes half the time of NumPy's own."""
     return type(scalar), (scalar.item(),)
 
 
@@ -92,7 +97,7 @@ class _Pickler(pickle.Pickler):
     dispatch_table = dispatch_table | dict.fromkeys(_NUMBERS, _plain)
 
 
-def dumps(thing: Any) -> bytes:
+def dumps(thing: object) -> bytes:
     """
     A pickle.
 

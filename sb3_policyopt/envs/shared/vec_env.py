@@ -1,4 +1,4 @@
-"""A ``SubprocVecEnv`` whose steps cost next to nothing."""
+"""A ``SubprocVecEnv`` for environments whose steps take less time than the messages to a process."""
 
 import contextlib
 import multiprocessing
@@ -6,7 +6,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -18,8 +18,11 @@ from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
 from sb3_policyopt.envs.shared import memory, worker
 from sb3_policyopt.envs.shared.memory import Plan
-from sb3_policyopt.envs.shared.workers import LAST_WORDS, Workers
+from sb3_policyopt.envs.shared.messages import Info
+from sb3_policyopt.envs.shared.worker import Description
+from sb3_policyopt.envs.shared.workers import CLOSE_TIMEOUT, Workers
 from sb3_policyopt.rollout.env_workers import WorkerDiedError
+from sb3_policyopt.saving.env_state import Env
 
 NUMBERS = "biufc"
 """Kinds of NumPy's types that can lie in shared memory."""
@@ -45,14 +48,14 @@ class SharedMemoryVecEnv(SubprocVecEnv):
     :param start_method: of the worker processes, see :mod:`multiprocessing`; as for ``SubprocVecEnv``, "forkserver" by default
         and "spawn" where there is none, which need ``if __name__ == "__main__":`` in scripts
     :param n_workers: number of processes, at most one for each environment; by default as many as there are cores
-    :param timeout: seconds that a worker may take to step, reset or ask its environments; no limit by default
+    :param timeout: seconds that a worker may take to step, reset or call its environments; no limit by default
     :raises ValueError: if an argument makes no sense, a function cannot be sent to a process, or observations are not arrays
         of numbers
     """
 
     def __init__(
         self,
-        env_fns: list[Callable[[], gym.Env[Any, Any]]],
+        env_fns: list[Callable[[], Env]],
         start_method: str | None = None,
         n_workers: int | None = None,
         timeout: float | None = None,
@@ -67,20 +70,21 @@ class SharedMemoryVecEnv(SubprocVecEnv):
             start_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.waiting = False
         self._results: VecEnvStepReturn | None = None
-        self._workers = Workers(list(env_fns), start_method, min(n_workers or available_cores(), len(env_fns)))
+        self.workers = Workers(list(env_fns), start_method, min(n_workers or available_cores(), len(env_fns)))
         try:
-            observation_space, action_space, metadata = self._workers.answers[0]
-            self._block = self._workers.share(self._plan(observation_space, action_space))
+            observation_space, action_space, metadata = cast(Description, self.workers.answers[0])
+            self._block = self.workers.share(self._plan(observation_space, action_space))
             self._actions = self._block.actions_as(np.dtype(np.uint8), (0,))  # none yet
             # VecEnv's, not SubprocVecEnv's, which would start processes.
             VecEnv.__init__(self, len(env_fns), observation_space, action_space)
         except BaseException:
-            self._workers.stop()
+            self.workers.stop()
             raise
         self.metadata = metadata
-        self._workers.timeout = timeout
+        self.processes = [handle.process for handle in self.workers.all]
+        self.workers.timeout = timeout
 
-    def _plan(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> Plan:
+    def _plan(self, observation_space: spaces.Space[object], action_space: spaces.Space[object]) -> Plan:
         """
         What the shared memory has to hold.
 
@@ -97,18 +101,13 @@ class SharedMemoryVecEnv(SubprocVecEnv):
                 )
         arrays = [(name, shapes[name], np.dtype(dtypes[name])) for name in names]
         action_bytes = 0 if action_space.shape is None else 8 * int(np.prod(action_space.shape))
-        bounds = [(colleague.first, colleague.stop) for colleague in self._workers.all]
+        bounds = [(handle.first, handle.stop) for handle in self.workers.all]
         return Plan(bounds, arrays, action_bytes, memory.SPINS)
-
-    @property
-    def processes(self) -> list[Any]:  # type: ignore[override]
-        """The worker processes."""
-        return [colleague.process for colleague in self._workers.all]
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
         """Whether the environments can no longer be used."""
-        return self._workers.closed
+        return self.workers.closed
 
     def close(self) -> None:
         """Close the environments and end the workers."""
@@ -116,15 +115,15 @@ class SharedMemoryVecEnv(SubprocVecEnv):
             return
         self.waiting = False
         try:
-            if not self._workers.torn:
+            if not self.workers.broken:
                 with contextlib.suppress(WorkerDiedError):
-                    self._workers.ask("close")
+                    self.workers.call("close")
         finally:
-            self._workers.stop(LAST_WORDS)
+            self.workers.stop(CLOSE_TIMEOUT)
 
     # ------------------------------------------------------------------ steps
 
-    def step_async(self, actions: np.ndarray[Any, Any]) -> None:
+    def step_async(self, actions: np.ndarray) -> None:
         """
         Let all environments begin a step.
 
@@ -134,15 +133,15 @@ class SharedMemoryVecEnv(SubprocVecEnv):
             raise RuntimeError("step_async() was called twice without step_wait()")
         if len(actions) != self.num_envs:
             raise ValueError(f"actions: {len(actions)} of them for {self.num_envs} environments")
-        self._workers.settle()  # or a worker might still be reading other actions
-        if self._fit(actions):
+        self.workers.finish_interrupted()  # a worker might still read the earlier actions
+        if self._fits(actions):
             self._actions[...] = actions
-            self._workers.begin_step()
+            self.workers.begin_step()
         else:
-            self._workers.begin_step([list(actions[c.first : c.stop]) for c in self._workers.all])
+            self.workers.begin_step([list(actions[c.first : c.stop]) for c in self.workers.all])
         self.waiting = True
 
-    def _fit(self, actions: Any) -> bool:
+    def _fits(self, actions: np.ndarray) -> bool:
         """
         Prepare the shared memory for actions of that type and shape.
 
@@ -156,7 +155,7 @@ class SharedMemoryVecEnv(SubprocVecEnv):
         if actions.dtype.kind not in NUMBERS or actions.nbytes > self._block.actions.nbytes:
             return False
         layout = actions.dtype, actions.shape
-        self._workers.ask("look_for_actions", [layout] * len(self._workers.all))
+        self.workers.call("set_action_layout", [layout] * len(self.workers.all))
         self._actions = self._block.actions_as(*layout)
         return True
 
@@ -173,11 +172,11 @@ class SharedMemoryVecEnv(SubprocVecEnv):
         return results
 
     def _collect(self) -> VecEnvStepReturn:
-        """Wait for all workers, and put together what they have done, in arrays that stay as they are."""
-        letters = self._workers.end_step()
-        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
-        for letter in letters:
-            for index, (info, reset_info) in letter.items() if letter else ():
+        """Wait for all workers, and copy the results, so that later steps do not change them."""
+        answers = self.workers.end_step()
+        infos: list[Info] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+        for of_worker in answers:
+            for index, (info, reset_info) in of_worker.items() if of_worker else ():
                 infos[index] = info
                 if reset_info is not None:
                     self.reset_infos[index] = reset_info
@@ -190,9 +189,9 @@ class SharedMemoryVecEnv(SubprocVecEnv):
 
     # ------------------------------------------------------------------ everything else
 
-    def _ask(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _call(self, name: str, arguments: Sequence[tuple[object, ...]]) -> list[object]:
         """
-        Have all workers do something, after the step under way, whose results are kept for ``step_wait``.
+        Have all workers execute an order, after the step under way, whose results are kept for ``step_wait``.
 
         :param name: of a method of ``worker.Worker``
         :param arguments: for each worker
@@ -202,7 +201,7 @@ class SharedMemoryVecEnv(SubprocVecEnv):
             self.waiting = False
             self._results = self._collect()
             self.waiting = True
-        return self._workers.ask(name, arguments)
+        return self.workers.call(name, arguments)
 
     def reset(self) -> VecEnvObs:
         """
@@ -211,64 +210,62 @@ class SharedMemoryVecEnv(SubprocVecEnv):
         :return: their first observations
         """
         self.waiting, self._results = False, None
-        here = [slice(colleague.first, colleague.stop) for colleague in self._workers.all]
-        infos = self._ask("reset", [(self._seeds[part], self._options[part]) for part in here])
-        self.reset_infos = [info for part in infos for info in part]
+        here = [slice(handle.first, handle.stop) for handle in self.workers.all]
+        infos = self._call("reset", [(self._seeds[part], self._options[part]) for part in here])
+        self.reset_infos = [info for part in cast(list[list[Info]], infos) for info in part]
         self._reset_seeds()
         self._reset_options()
         return self._observations()
 
-    def _ask_envs(self, indices: VecEnvIndices, question: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def _call_envs(self, indices: VecEnvIndices, function: Callable[..., object], *arguments: object) -> list[Any]:
         """
-        Ask environments something.
+        Call a function on environments.
 
         :param indices: which; all by default
-        :param question: a function of an environment and the arguments
+        :param function: takes an environment and the arguments
         :param arguments: for the function
-        :return: the answers, in the order of the indices
+        :return: the results, in the order of the indices
         """
-        asked = [range(self.num_envs)[index] for index in self._get_indices(indices)]
+        called = [range(self.num_envs)[index] for index in self._get_indices(indices)]
         pickled = pickle.dumps(arguments)
-        places = [[i for i, env in enumerate(asked) if c.first <= env < c.stop] for c in self._workers.all]
-        answers: list[Any] = [None] * len(asked)
+        places = [[i for i, env in enumerate(called) if c.first <= env < c.stop] for c in self.workers.all]
+        results: list[object] = [None] * len(called)
         given = [
-            (question, [asked[place] - colleague.first for place in some], pickled)
-            for colleague, some in zip(self._workers.all, places, strict=True)
+            (function, [called[place] - handle.first for place in some], pickled)
+            for handle, some in zip(self.workers.all, places, strict=True)
         ]
-        for some, theirs in zip(places, self._ask("ask", given), strict=True):
-            for place, answer in zip(some, theirs, strict=True):
-                answers[place] = answer
-        return answers
+        for some, theirs in zip(places, cast(list[list[object]], self._call("call", given)), strict=True):
+            for place, result in zip(some, theirs, strict=True):
+                results[place] = result
+        return results
 
-    def get_images(self) -> Sequence[np.ndarray[Any, Any] | None]:
+    def get_images(self) -> Sequence[np.ndarray | None]:
         """Pictures of all environments, if their render mode is "rgb_array"."""
         if self.render_mode != "rgb_array":
             warnings.warn(
                 f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images."
             )
             return [None] * self.num_envs
-        return self._ask_envs(None, worker.render)
+        return self._call_envs(None, worker.render)
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether all environments have an attribute."""
-        return all(self._ask_envs(None, worker.has_attr, attr_name))
+        return all(self._call_envs(None, worker.has_attr, attr_name))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the environments, or of what they wrap."""
-        return self._ask_envs(indices, worker.get_attr, attr_name)
+        return self._call_envs(indices, worker.get_attr, attr_name)
 
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Set an attribute of the environments' outermost wrappers."""
-        self._ask_envs(indices, worker.set_attr, attr_name, value)
+        self._call_envs(indices, worker.set_attr, attr_name, value)
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+        self, method_name: str, *method_args: object, indices: VecEnvIndices = None, **method_kwargs: object
     ) -> list[Any]:
         """What a method of the environments returns."""
-        return self._ask_envs(indices, worker.call_method, method_name, method_args, method_kwargs)
+        return self._call_envs(indices, worker.call_method, method_name, method_args, method_kwargs)
 
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether the environments are wrapped in a class."""
-        return self._ask_envs(indices, is_wrapped, wrapper_class)
+        return self._call_envs(indices, is_wrapped, wrapper_class)

@@ -8,27 +8,30 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol, TypeAlias, cast
 
-import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_policyopt.envs.shared import memory
-from sb3_policyopt.envs.shared.memory import Alertness, Block, Memory, Plan, fence
-from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Order, dumps, failure
+from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence
+from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Info, Order, StepInfos, dumps, failure
 from sb3_policyopt.parallel.mailboxes import yield_core
+from sb3_policyopt.saving.env_state import Env
 
-Env = gym.Env[Any, Any]
+Description: TypeAlias = tuple[spaces.Space[object], spaces.Space[object], dict[str, list[object]]]
+"""Observation space, action space and metadata of an environment."""
 
 GRACE = 5.0
 """Seconds to close the environments after the trainer has ended."""
 
 
-# ------------------------------------------------------------- what an environment can be asked, as SubprocVecEnv's workers do
+# ---------------------------------------------------------------------- what SB3's workers can call on an environment
 
 
-def get_attr(env: Env, name: str) -> Any:
+def get_attr(env: Env, name: str) -> object:
     """An attribute of an environment or of what it wraps."""
     return env.get_wrapper_attr(name)
 
@@ -42,24 +45,36 @@ def has_attr(env: Env, name: str) -> bool:
     return True
 
 
-def set_attr(env: Env, name: str, value: Any) -> None:
+def set_attr(env: Env, name: str, value: object) -> None:
     """Set an attribute of the outermost wrapper."""
     setattr(env, name, value)
 
 
-def call_method(env: Env, name: str, arguments: tuple[Any, ...], words: dict[str, Any]) -> Any:
+def call_method(env: Env, name: str, arguments: tuple[object, ...], options: dict[str, object]) -> object:
     """What a method of an environment returns."""
-    return env.get_wrapper_attr(name)(*arguments, **words)
+    return env.get_wrapper_attr(name)(*arguments, **options)
 
 
-def render(env: Env) -> Any:
+def render(env: Env) -> object:
     """A picture of an environment."""
     return env.render()
 
 
+class Rows(Protocol):
+    """Rows of an array, to which whatever an environment returns is written."""
+
+    def __setitem__(self, index: int, value: object) -> None:
+        """
+        Write a row.
+
+        :param index: of the environment in this worker
+        :param value: what NumPy can convert
+        """
+
+
 class Worker:
     """
-    Some of the environments, and the trainer's orders to them.
+    Some of the environments, and the orders that it executes on them.
 
     :param connection: to the trainer
     :param number: of this worker
@@ -69,9 +84,9 @@ class Worker:
     def __init__(self, connection: Connection, number: int, first: int) -> None:
         self.connection, self.number, self.first = connection, number, first
         self.envs: list[Env] = []
-        self.at = 0  # the environment that is being asked
+        self.current = 0  # the environment that is called
         self.finished = 0  # number of the last order
-        self.spins, self.alertness = False, Alertness()
+        self.spins, self.busy_wait = False, BusyWait()
 
     def make(self, env_fns: list[Callable[[], Env]]) -> None:
         """
@@ -80,7 +95,7 @@ class Worker:
         :param env_fns: what makes each
         :raises ValueError: if two of them make the same
         """
-        for self.at, make in enumerate(env_fns):
+        for self.current, make in enumerate(env_fns):
             self.envs.append(_patch_env(make()))
         if len({id(env.unwrapped) for env in self.envs}) < len(self.envs):
             raise ValueError(
@@ -88,43 +103,42 @@ class Worker:
                 "replace `lambda: env` by a function that calls `gym.make()` or the environment's class"
             )
 
-    def _in_turn(self) -> Iterator[tuple[int, Env]]:
+    def _numbered(self) -> Iterator[tuple[int, Env]]:
         """All environments with their numbers here; an exception is then known to come from the last one."""
         for index, env in enumerate(self.envs):
-            self.at = index
+            self.current = index
             yield index, env
 
     # ------------------------------------------------------------------ orders
 
     def serve(self) -> None:
-        """Do as told until told to close."""
+        """Execute orders until the order to close."""
         order = None
         while order is None or order.name != "close":
             order = self._next_order()
-            answer = self._answer(order)
+            answer = self._execute(order)
             if order.name == "step":
-                self._report(order.number, answer)
+                self._answer_step(order.number, answer)
             else:
-                self._note(order.number)
+                self._mark_done(order.number)
                 self.connection.send_bytes(answer)
 
-    def _answer(self, order: Order) -> bytes:
+    def _execute(self, order: Order) -> bytes:
         """
-        Do something and pickle what comes out.
+        Execute an order and pickle the result.
 
-        :param order: what to do
-        :return: number of the order, and the result or a :class:`Failure`; no bytes for a step about which there is nothing
-            to say
+        :param order: the order
+        :return: number of the order, and the result or a :class:`Failure`; no bytes for a step without infos
         """
         try:
             result = getattr(self, order.name)(*pickle.loads(order.arguments))
             return b"" if result is None and order.name == "step" else dumps((order.number, result))
         except Exception as error:
-            return dumps((order.number, failure(error, f"environment {self.first + self.at}")))
+            return dumps((order.number, failure(error, f"environment {self.first + self.current}")))
 
     def _next_order(self) -> Order:
         """
-        Wait for it.
+        Wait for the next order.
 
         :return: the order
         """
@@ -133,17 +147,17 @@ class Worker:
                 return Order(self.numbers[Block.ORDERED], "step", NO_ARGUMENTS)
             message = self.connection.recv_bytes()
             if self.spins:
-                self.numbers[Block.ASLEEP] = 0
-            if message:  # otherwise the trainer only says that it has written a number
+                self.numbers[Block.WORKER_SLEEPS] = 0
+            if message:  # an empty message only says that the trainer has written a number
                 order: Order = pickle.loads(message)
-                if order.number > self.finished:  # otherwise the trainer was interrupted before it could write the number
+                if order.number > self.finished:  # otherwise the trainer was interrupted before it had written the number
                     return order
 
     def _is_ordered(self) -> bool:
         """
-        Look for a new order, for a while.
+        Busy-wait for a new order.
 
-        :return: whether there is one; if not, the trainer has been told that this worker sleeps
+        :return: whether there is one; if not, the shared memory says that this worker sleeps
         """
         if not self.spins:
             return False
@@ -151,23 +165,23 @@ class Worker:
         if numbers[Block.ORDERED] > self.finished:
             return True
         now = time.perf_counter_ns()
-        end = self.alertness.until(now)
+        end = self.busy_wait.until(now)
         while now < end:
             yield_core()
             now = time.perf_counter_ns()
             if numbers[Block.ORDERED] > self.finished:
-                self.alertness.note(now, numbers[Block.ORDER_TIME])
+                self.busy_wait.record(now, numbers[Block.ORDER_TIME])
                 return True
-        numbers[Block.ASLEEP] = 1
+        numbers[Block.WORKER_SLEEPS] = 1
         fence()
         if numbers[Block.ORDERED] <= self.finished:
             return False
-        numbers[Block.ASLEEP] = 0
+        numbers[Block.WORKER_SLEEPS] = 0
         return True
 
-    def _note(self, number: int) -> None:
+    def _mark_done(self, number: int) -> None:
         """
-        Write down what is done.
+        Record that an order is done.
 
         :param number: of the order
         """
@@ -176,29 +190,29 @@ class Worker:
             self.numbers[Block.DONE_TIME] = time.perf_counter_ns()
             self.numbers[Block.DONE] = number
 
-    def _report(self, number: int, letter: bytes) -> None:
+    def _answer_step(self, number: int, infos: bytes) -> None:
         """
-        Tell the trainer that a step is done.
+        Send the infos of a step and record that it is done.
 
         :param number: of the order
-        :param letter: what is not in the arrays
+        :param infos: pickled; no bytes if there are none
         """
         if not self.spins:
-            self._note(number)
-            self.connection.send_bytes(letter or dumps((number, None)))
+            self._mark_done(number)
+            self.connection.send_bytes(infos or dumps((number, None)))
             return
-        by_pipe = len(letter) > len(self.letter)
+        by_pipe = len(infos) > len(self.infos)
         if not by_pipe:
-            self.letter[: len(letter)] = letter
-        self.numbers[Block.LETTER] = Block.BY_PIPE if by_pipe else len(letter)
-        self._note(number)
+            self.infos[: len(infos)] = infos
+        self.numbers[Block.INFO_LENGTH] = Block.BY_PIPE if by_pipe else len(infos)
+        self._mark_done(number)
         fence()
         if by_pipe:
-            self.connection.send_bytes(letter)
-        elif self.numbers[Block.AWAITED]:
+            self.connection.send_bytes(infos)
+        elif self.numbers[Block.TRAINER_SLEEPS]:
             self.connection.send_bytes(b"")
 
-    # ------------------------------------------------------------------ what may be ordered
+    # ------------------------------------------------------------------ the orders
 
     def share(self, plan: Plan) -> None:
         """
@@ -210,25 +224,25 @@ class Worker:
         here = slice(*plan.bounds[self.number])
         start = self.number * Block.NUMBERS
         self.numbers = block.numbers[start : start + Block.NUMBERS]
-        self.block, self.here, self.letter = block, here, block.letters[self.number]
-        self.rewards, self.dones = block.rewards[here], block.dones[here]
-        self.observations = {name: array[here] for name, array in block.observations.items()}
+        self.block, self.here, self.infos = block, here, block.infos[self.number]
+        self.rewards, self.dones = cast(Rows, block.rewards[here]), cast(Rows, block.dones[here])
+        self.observations = {name: cast(Rows, array[here]) for name, array in block.observations.items()}
         self.spins = plan.spins
 
-    def look_for_actions(self, dtype: Any, shape: tuple[int, ...]) -> None:
+    def set_action_layout(self, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
         """
-        How actions will lie in the shared memory from now on.
+        Set type and shape of the actions in the shared memory from now on.
 
         :param dtype: of the actions
         :param shape: of the actions of all environments
         """
         self.actions = self.block.actions_as(dtype, shape)[self.here]
 
-    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any], dict[str, Any]]:
+    def describe(self) -> Description:
         """Observation space, action space and metadata of the first environment."""
         return self.envs[0].observation_space, self.envs[0].action_space, self.envs[0].metadata
 
-    def reset(self, seeds: list[int | None], options: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def reset(self, seeds: list[int | None], options: list[dict[str, object]]) -> list[Info]:
         """
         Reset all environments.
 
@@ -237,14 +251,14 @@ class Worker:
         :return: their infos
         """
         infos = []
-        for index, env in self._in_turn():
-            words = {"options": options[index]} if options[index] else {}
-            observation, info = env.reset(seed=seeds[index], **words)
+        for index, env in self._numbered():
+            given = {"options": options[index]} if options[index] else {}
+            observation, info = env.reset(seed=seeds[index], **given)
             self._save(observation)
             infos.append(info)
         return infos
 
-    def step(self, actions: Iterable[Any] | None = None) -> dict[int, tuple[dict[str, Any], dict[str, Any] | None]] | None:
+    def step(self, actions: Iterable[object] | None = None) -> StepInfos | None:
         """
         Step all environments, and reset those whose episode ends.
 
@@ -252,10 +266,10 @@ class Worker:
         :return: of those whose info holds something besides ``TimeLimit.truncated``, which is False: number, info, and that of
             the reset if there was one; None if there are none
         """
-        held: dict[int, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+        held: StepInfos = {}
         if actions is None:
-            actions = self.actions.copy()  # theirs to keep
-        for (index, env), action in zip(self._in_turn(), actions, strict=True):
+            actions = self.actions.copy()  # a copy, which the environments may keep
+        for (index, env), action in zip(self._numbered(), actions, strict=True):
             observation, self.rewards[index], terminated, truncated, info = env.step(action)
             done = self.dones[index] = terminated or truncated
             cut_off = truncated and not terminated
@@ -271,28 +285,28 @@ class Worker:
 
     def _save(self, observation: Any) -> None:
         for name, array in self.observations.items():
-            array[self.at] = observation if name is None else observation[name]
+            array[self.current] = observation if name is None else observation[name]
 
-    def ask(self, question: Callable[..., Any], indices: list[int], arguments: bytes) -> list[Any]:
+    def call(self, function: Callable[..., object], indices: list[int], arguments: bytes) -> list[object]:
         """
-        Ask some of the environments something.
+        Call a function on some of the environments.
 
-        :param question: takes an environment and the arguments
+        :param function: takes an environment and the arguments
         :param indices: which of this worker's, in which order
         :param arguments: a pickled tuple, of which each environment gets one of its own
-        :return: the answers
+        :return: the results
         """
         answers = []
-        for self.at in indices:
-            answers.append(question(self.envs[self.at], *pickle.loads(arguments)))
+        for self.current in indices:
+            answers.append(function(self.envs[self.current], *pickle.loads(arguments)))
         return answers
 
-    def nothing(self) -> None:
-        """Answer, so that the trainer knows that all orders before are done."""
+    def no_operation(self) -> None:
+        """The answer shows that all earlier orders are done."""
 
     def close(self) -> None:
         """Close all environments."""
-        for _, env in self._in_turn():
+        for _, env in self._numbered():
             env.close()
 
 
@@ -300,10 +314,12 @@ class Worker:
 
 
 def end_with_the_trainer() -> None:
-    """Wait until the trainer is gone, give the environments some seconds to close, and end this process in any case."""
+    """Wait until the trainer has ended, then ``GRACE`` seconds for the environments to close, and end this process."""
     parent, number = multiprocessing.parent_process(), os.getppid()
     assert parent is not None
-    while parent.is_alive() and os.getppid() == number:  # either may fail: others may hold its pipe, or have started this one
+    while (
+        parent.is_alive() and os.getppid() == number
+    ):  # either may fail: another process may hold the pipe, or have started this one
         parent.join(1.0)
     time.sleep(GRACE)
     os._exit(1)
@@ -320,17 +336,17 @@ def main(connection: Connection, trainers_end: Connection, env_fns: list[Cloudpi
     :param first: number of its first environment
     """
     trainers_end.close()
-    # Ctrl-C reaches this process, too, but it is the trainer's to say what becomes of it.
+    # Ctrl-C reaches this process, too; the trainer decides whether the workers end.
     signal.signal(signal.SIGINT, lambda *_: None)
     threading.Thread(target=end_with_the_trainer, daemon=True).start()
     worker = Worker(connection, number, first)
     try:
         try:
             worker.make([wrapper.var for wrapper in env_fns])
-            answer: Any = worker.spaces()
+            answer: object = worker.describe()
         except Exception as error:
-            answer = failure(error, f"environment {first + worker.at}")
+            answer = failure(error, f"environment {first + worker.current}")
         connection.send_bytes(dumps((0, answer)))
         worker.serve()
-    except (EOFError, ConnectionError):  # the trainer is gone, or has heard enough
+    except (EOFError, ConnectionError):  # the trainer has ended or closed the connection
         worker.close()

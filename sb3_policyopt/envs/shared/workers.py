@@ -1,88 +1,59 @@
-"""The trainer's side of the worker processes: starting and ending them, orders and answers."""
+"""All worker processes, as the trainer sees them: starting and ending them, orders and answers."""
 
 import multiprocessing
 import pickle
-import select
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn
+from typing import NoReturn, Protocol, cast
 
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_policyopt.envs.shared import memory, worker
-from sb3_policyopt.envs.shared.memory import Alertness, Block, Memory, Plan, fence
-from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, unpack
+from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence
+from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, StepInfos, unpack
+from sb3_policyopt.envs.shared.worker_handle import WorkerHandle
 from sb3_policyopt.parallel.mailboxes import yield_core
 from sb3_policyopt.rollout.env_workers import WorkerDiedError
+from sb3_policyopt.saving.env_state import Env
 
-LOOK = 1.0
-"""Seconds between two looks at whether a silent worker still lives."""
+CHECK_INTERVAL = 1.0
+"""Seconds between two checks of whether a worker that sends nothing still exists."""
 
-ONE_WRITE = 2**14
-"""Bytes of a message that goes into a pipe as a whole or not at all."""
+ATOMIC_WRITE = 2**14
+"""Bytes of a message that is written into a pipe as a whole or not at all."""
 
-LAST_WORDS = 5.0
+CLOSE_TIMEOUT = 5.0
 """Seconds that a worker has to end after it has closed its environments."""
+
+
+class Context(Protocol):
+    """A context of :mod:`multiprocessing`."""
+
+    def Pipe(self) -> tuple[Connection, Connection]:
+        """Two connected ends."""
+
+    def Process(self, *, target: Callable[..., object], args: tuple[object, ...], daemon: bool) -> BaseProcess:
+        """
+        A process.
+
+        :param target: what it runs
+        :param args: for the function
+        :param daemon: whether Python ends it with the script
+        """
 
 
 def split(n_envs: int, n_workers: int) -> list[tuple[int, int]]:
     """
-    Give every worker neighbouring environments, as many as any other or one more.
+    Distribute the environments: neighbouring ones to each worker, and to each as many as to any other or one more.
 
     :param n_envs: number of environments
     :param n_workers: not more than that
     :return: of each worker, its first environment and the one after its last
     """
     return list(pairwise(number * n_envs // n_workers for number in range(n_workers + 1)))
-
-
-class Colleague:
-    """
-    One worker.
-
-    :param process: where it runs
-    :param connection: to it
-    :param first: its first environment
-    :param stop: the one after its last
-    """
-
-    def __init__(self, process: BaseProcess, connection: Connection, first: int, stop: int) -> None:
-        self.process, self.connection, self.first, self.stop = process, connection, first, stop
-        self.received: list[bytes] = []
-        self.numbers: memoryview[int]
-        self.letter: memoryview[int]
-        # A tenth of the time that `wait` takes, which makes such an object at each call; Windows has none.
-        self.poll = select.poll() if hasattr(select, "poll") else None
-        if self.poll is not None:
-            self.poll.register(connection.fileno(), select.POLLIN)
-            self.poll.register(process.sentinel, select.POLLIN)
-
-    def __str__(self) -> str:
-        count = self.stop - self.first
-        which = f"environment {self.first}" if count == 1 else f"environments {self.first} to {self.stop - 1}"
-        return f"The worker process of {which}"
-
-    def has_sent(self, patience: float) -> bool:
-        """
-        Sleep until the worker sends something or ends.
-
-        :param patience: seconds to wait at most
-        :return: whether there is something to receive, which may be that it has closed the connection
-        """
-        if self.poll is None:
-            return self.connection in wait([self.connection, self.process.sentinel], patience)
-        return self.connection.fileno() in dict(self.poll.poll(1000 * patience))
-
-    def how_it_ended(self) -> str:
-        """A sentence without its full stop."""
-        self.process.join(1.0)
-        code = self.process.exitcode
-        if code is None:
-            return f"{self} has closed its connection"
-        return f"{self} was killed by signal {-code}" if code < 0 else f"{self} ended with exit code {code}"
 
 
 class Workers:
@@ -95,14 +66,14 @@ class Workers:
     :raises ValueError: if a function cannot be sent to a process
     """
 
-    def __init__(self, env_fns: list[Callable[[], Any]], start_method: str, n_workers: int) -> None:
-        self.all: list[Colleague] = []
+    def __init__(self, env_fns: list[Callable[[], Env]], start_method: str, n_workers: int) -> None:
+        self.all: list[WorkerHandle] = []
         self.timeout: float | None = None
         self.closed = self.unfinished = False
-        self.torn = False  # whether a message was interrupted
-        self.spins, self.alertness = False, Alertness()
+        self.broken = False  # whether a message was interrupted half-way
+        self.spins, self.busy_wait = False, BusyWait()
         self.number = 0  # of the last order
-        context = multiprocessing.get_context(start_method)
+        context = cast(Context, multiprocessing.get_context(start_method))
         try:
             for bounds in split(len(env_fns), n_workers):
                 self._start(context, env_fns, *bounds)
@@ -111,7 +82,7 @@ class Workers:
             self.stop()
             raise
 
-    def _start(self, context: Any, env_fns: list[Callable[[], Any]], first: int, stop: int) -> None:
+    def _start(self, context: Context, env_fns: list[Callable[[], Env]], first: int, stop: int) -> None:
         """
         Start a worker.
 
@@ -135,55 +106,55 @@ class Workers:
             ) from error
         finally:
             theirs.close()
-        self.all.append(Colleague(process, ours, first, stop))
+        self.all.append(WorkerHandle(process, ours, first, stop))
 
     def share(self, plan: Plan) -> Block:
         """
-        Make the shared memory and give it to all.
+        Make the shared memory and let all workers open it.
 
-        :param plan: what for
+        :param plan: what it holds
         :return: the memory
         """
         shared = Memory(memory.size(plan))
         self._begin()
-        for colleague in self.all:
-            self._send(colleague, "share", pickle.dumps((plan,)))
-            shared.send(colleague.connection, colleague.process.pid or 0)
+        for handle in self.all:
+            self._send(handle, "share", pickle.dumps((plan,)))
+            shared.send(handle.connection, handle.process.pid or 0)
         self._end()
         shared.close_file()
         block = Block(plan, shared.map)
-        for number, colleague in enumerate(self.all):
-            colleague.numbers = block.numbers[number * Block.NUMBERS : (number + 1) * Block.NUMBERS]
-            colleague.letter = block.letters[number]
+        for number, handle in enumerate(self.all):
+            handle.numbers = block.numbers[number * Block.NUMBERS : (number + 1) * Block.NUMBERS]
+            handle.infos = block.infos[number]
         self.spins = plan.spins
         return block
 
-    def stop(self, patience: float = 0.0) -> None:
+    def stop(self, timeout: float = 0.0) -> None:
         """
-        End all workers, whatever they do.
+        End all workers, also those that do not respond.
 
-        :param patience: seconds in which they may end by themselves
+        :param timeout: seconds that they have to end by themselves
         """
         self.closed = True
-        self._join(patience)
-        for colleague in self.all:
-            colleague.process.terminate()
+        self._join(timeout)
+        for handle in self.all:
+            handle.process.terminate()
         self._join(1.0)
-        for colleague in self.all:
-            colleague.process.kill()
-            colleague.process.join()
-            colleague.connection.close()
+        for handle in self.all:
+            handle.process.kill()
+            handle.process.join()
+            handle.connection.close()
 
-    def _join(self, patience: float) -> None:
-        end = time.monotonic() + patience
-        for colleague in self.all:
-            colleague.process.join(max(0.0, end - time.monotonic()))
+    def _join(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        for handle in self.all:
+            handle.process.join(max(0.0, end - time.monotonic()))
 
     # ------------------------------------------------------------------ orders
 
-    def ask(self, name: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+    def call(self, name: str, arguments: Sequence[tuple[object, ...]] | None = None) -> list[object]:
         """
-        Have all workers do something and wait for it.
+        Have all workers execute an order, and wait for the results.
 
         :param name: of a method of ``worker.Worker``
         :param arguments: for each worker; none by default
@@ -192,122 +163,122 @@ class Workers:
         """
         pickled = [NO_ARGUMENTS] * len(self.all) if arguments is None else [pickle.dumps(given) for given in arguments]
         self._begin()
-        for colleague, given in zip(self.all, pickled, strict=True):
-            self._send(colleague, name, given)
+        for handle, given in zip(self.all, pickled, strict=True):
+            self._send(handle, name, given)
         return self._end()
 
-    def settle(self) -> None:
+    def finish_interrupted(self) -> None:
         """
-        Make sure that nothing is left of an order that was interrupted.
+        Wait for the end of an order that was interrupted.
 
-        :raises RuntimeError: if that cannot be
+        :raises RuntimeError: if the environments are closed, or a message was interrupted half-way
         """
         if self.closed:
             raise RuntimeError("the environments are closed")
-        if self.torn:
+        if self.broken:
             self.stop()
             raise RuntimeError("a message to a worker was interrupted half-way: the environments are closed, make them anew")
         if self.unfinished:
             self.number += 1
-            for colleague in self.all:
-                self._send(colleague, "nothing", NO_ARGUMENTS)
+            for handle in self.all:
+                self._send(handle, "no_operation", NO_ARGUMENTS)
             self._end()
 
     def _begin(self) -> None:
         """Before each order."""
-        self.settle()
+        self.finish_interrupted()
         self.number += 1
         self.unfinished = True
 
-    def _end(self) -> list[Any]:
+    def _end(self) -> list[object]:
         """Wait for the answers to an order."""
         answers = self._receive_all()
         self.unfinished = False
         return answers
 
-    def _send(self, colleague: Colleague, name: str, arguments: bytes) -> None:
+    def _send(self, handle: WorkerHandle, name: str, arguments: bytes) -> None:
         """
         Send an order.
 
-        :param colleague: to whom
+        :param handle: of the worker
         :param name: of a method
         :param arguments: a pickled tuple
         """
         message = pickle.dumps(Order(self.number, name, arguments))
         try:
-            self.torn = len(message) > ONE_WRITE
-            colleague.connection.send_bytes(message)
-            self.torn = False
+            self.broken = len(message) > ATOMIC_WRITE
+            handle.connection.send_bytes(message)
+            self.broken = False
         except OSError as error:
-            self._lost(colleague, error)
+            self._lost(handle, error)
         if self.spins:
-            colleague.numbers[Block.KIND] = Block.MESSAGE
-            colleague.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
-            colleague.numbers[Block.ORDERED] = self.number
+            handle.numbers[Block.KIND] = Block.MESSAGE
+            handle.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
+            handle.numbers[Block.ORDERED] = self.number
 
-    def _receive_all(self) -> list[Any]:
+    def _receive_all(self) -> list[object]:
         """Wait for the answers to the last order, and raise what an environment has raised."""
         start = time.monotonic()
-        answers = [self._receive(colleague, start) for colleague in self.all]
+        answers = [self._receive(handle, start) for handle in self.all]
         for answer in answers:
             if isinstance(answer, Failure):
                 self.unfinished = False
                 raise unpack(answer)
         return answers
 
-    def _receive(self, colleague: Colleague, start: float) -> Any:
+    def _receive(self, handle: WorkerHandle, start: float) -> object:
         """
         Wait for the answer to the last order.
 
-        :param colleague: whose
+        :param handle: of the worker
         :param start: when the waiting began
         :return: the answer
         """
         while True:
-            while colleague.received:
-                number, answer = pickle.loads(colleague.received.pop(0))
-                if number == self.number:  # others are answers for which an interrupted order did not wait
+            while handle.received:
+                number, answer = pickle.loads(handle.received.pop(0))
+                if number == self.number:  # others are answers to interrupted orders
                     return answer
-            self._listen(colleague, start)
+            self._wait_for_message(handle, start)
 
-    def _listen(self, colleague: Colleague, start: float) -> None:
+    def _wait_for_message(self, handle: WorkerHandle, start: float) -> None:
         """
         Sleep until a worker sends something.
 
-        :param colleague: which one
+        :param handle: of the worker
         :param start: when the waiting began
         :raises WorkerDiedError: if it has ended
         :raises TimeoutError: if it takes too long
         """
-        patience = LOOK if self.timeout is None else min(LOOK, max(0.0, start + self.timeout - time.monotonic()))
-        if colleague.has_sent(patience):
+        left = CHECK_INTERVAL if self.timeout is None else max(0.0, start + self.timeout - time.monotonic())
+        if handle.has_sent(min(CHECK_INTERVAL, left)):
             try:
-                self.torn = True
-                message = colleague.connection.recv_bytes()
-                self.torn = False
+                self.broken = True
+                message = handle.connection.recv_bytes()
+                self.broken = False
             except (EOFError, OSError) as error:
-                self._lost(colleague, error)
-            if message:  # otherwise it only wakes this process
-                colleague.received.append(message)
+                self._lost(handle, error)
+            if message:  # an empty message only wakes this process
+                handle.received.append(message)
             return
-        if not colleague.process.is_alive():
-            self._lost(colleague, None)
+        if not handle.process.is_alive():
+            self._lost(handle, None)
         if self.timeout is not None and time.monotonic() - start >= self.timeout:
             self.stop()
             raise TimeoutError(
-                f"{colleague} has not answered for {self.timeout} seconds. The environments are closed. "
+                f"{handle} has not answered for {self.timeout} seconds. The environments are closed. "
                 "If they may take longer, raise `timeout`"
             )
 
-    def _lost(self, colleague: Colleague, error: BaseException | None) -> NoReturn:
+    def _lost(self, handle: WorkerHandle, error: BaseException | None) -> NoReturn:
         """
-        End everything after the end of a worker.
+        Stop all workers after one of them has ended.
 
-        :param colleague: which one
+        :param handle: of the worker that has ended
         :param error: how it was noticed
         :raises WorkerDiedError: always
         """
-        ended = colleague.how_it_ended()
+        ended = handle.how_it_ended()
         if self.number == 0:
             ended += (
                 " before it had made its environments. If it says above that the main module must be imported safely, "
@@ -318,7 +289,7 @@ class Workers:
 
     # ------------------------------------------------------------------ steps
 
-    def begin_step(self, actions: Sequence[list[Any]] | None = None) -> None:
+    def begin_step(self, actions: Sequence[list[object]] | None = None) -> None:
         """
         Let all workers step.
 
@@ -327,73 +298,73 @@ class Workers:
         if actions is not None or not self.spins:
             given = [NO_ARGUMENTS] * len(self.all) if actions is None else [pickle.dumps((some,)) for some in actions]
             self._begin()
-            for colleague, arguments in zip(self.all, given, strict=True):
-                self._send(colleague, "step", arguments)
+            for handle, arguments in zip(self.all, given, strict=True):
+                self._send(handle, "step", arguments)
             return
         self._begin()
-        for colleague in self.all:
-            colleague.numbers[Block.AWAITED] = 0
-            colleague.numbers[Block.KIND] = Block.STEP
-            colleague.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
-            colleague.numbers[Block.ORDERED] = self.number  # seen by the worker after the actions: see SPINS
+        for handle in self.all:
+            handle.numbers[Block.TRAINER_SLEEPS] = 0
+            handle.numbers[Block.KIND] = Block.STEP
+            handle.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
+            handle.numbers[Block.ORDERED] = self.number  # seen by the worker after the actions: see SPINS
         fence()
-        for colleague in self.all:
-            if colleague.numbers[Block.ASLEEP]:
+        for handle in self.all:
+            if handle.numbers[Block.WORKER_SLEEPS]:
                 try:
-                    colleague.connection.send_bytes(b"")
+                    handle.connection.send_bytes(b"")
                 except OSError as error:
-                    self._lost(colleague, error)
+                    self._lost(handle, error)
 
-    def end_step(self) -> list[Any]:
+    def end_step(self) -> list[StepInfos | None]:
         """
         Wait for the end of the step.
 
-        :return: of each worker, what is not in the shared memory; None if there is nothing
+        :return: of each worker, the infos; None if there are none
         :raises Exception: what an environment has raised
         """
         if not self.spins:
-            return self._end()
+            return cast(list[StepInfos | None], self._end())
         start = time.monotonic()
-        letters = [self._letter(colleague, start) for colleague in self.all]
+        answers = [self._step_infos(handle, start) for handle in self.all]
         self.unfinished = False
-        for letter in letters:
-            if isinstance(letter, Failure):
-                raise unpack(letter)
-        return letters
+        for answer in answers:
+            if isinstance(answer, Failure):
+                raise unpack(answer)
+        return cast(list[StepInfos | None], answers)
 
-    def _letter(self, colleague: Colleague, start: float) -> Any:
+    def _step_infos(self, handle: WorkerHandle, start: float) -> object:
         """
-        Wait for a worker, and read what is not in the arrays.
+        Wait for a worker to end its step, and read the infos.
 
-        :param colleague: which one
+        :param handle: of the worker
         :param start: when the waiting began
-        :return: None if there is nothing
+        :return: None if there are none; a failure if an environment has raised an exception
         """
-        numbers = colleague.numbers
+        numbers = handle.numbers
         if numbers[Block.DONE] < self.number:
-            self._stay_awake(numbers)
+            self._busy_wait(numbers)
         while numbers[Block.DONE] < self.number:
-            numbers[Block.AWAITED] = 1
+            numbers[Block.TRAINER_SLEEPS] = 1
             fence()
             if numbers[Block.DONE] < self.number:
-                self._listen(colleague, start)
-            numbers[Block.AWAITED] = 0
-        length = numbers[Block.LETTER]
+                self._wait_for_message(handle, start)
+            numbers[Block.TRAINER_SLEEPS] = 0
+        length = numbers[Block.INFO_LENGTH]
         if length == Block.BY_PIPE:
-            return self._receive(colleague, start)
-        return pickle.loads(colleague.letter[:length])[1] if length else None
+            return self._receive(handle, start)
+        return pickle.loads(handle.infos[:length])[1] if length else None
 
-    def _stay_awake(self, numbers: "memoryview[int]") -> None:
+    def _busy_wait(self, numbers: "memoryview[int]") -> None:
         """
-        Look for a while whether a worker is done.
+        Busy-wait until a worker is done, or the time for that is over.
 
         :param numbers: the worker's
         """
         now = time.perf_counter_ns()
-        end = self.alertness.until(now)
+        end = self.busy_wait.until(now)
         while now < end:
             yield_core()
             now = time.perf_counter_ns()
             if numbers[Block.DONE] >= self.number:
-                self.alertness.note(now, numbers[Block.DONE_TIME])
+                self.busy_wait.record(now, numbers[Block.DONE_TIME])
                 return
