@@ -18,6 +18,8 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_policyopt.errors import StateNotKeptError as StateNotKeptError
+
 STATE_METHODS = (("get_state", "set_state"), ("clone_state", "restore_state"))
 
 #: Attributes that show, describe or log an environment, or repeat the arguments it was made with.
@@ -33,10 +35,6 @@ _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.
 
 #: What looks like a Python object but only points to a simulation elsewhere, and pickles without it.
 _HANDLES = ("pybullet", "pybullet_utils", "pybullet_envs")
-
-
-class StateNotKeptError(Exception):
-    """An environment's state cannot be kept; the message says which part of it."""
 
 
 def layers(env: gym.Env[Any, Any]) -> list[gym.Env[Any, Any]]:

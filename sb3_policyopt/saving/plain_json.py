@@ -20,6 +20,8 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
+from sb3_policyopt.errors import PickleRequiredError as PickleRequiredError
+
 _CLASSES: dict[str, type] = {
     f"stable_baselines3.{cls.__name__}": cls
     for cls in (
@@ -39,10 +41,6 @@ _SCHEDULES: dict[type, tuple[str, ...]] = {
     ConstantSchedule: ("val",),
     LinearSchedule: ("start", "end", "end_fraction"),
 }
-
-
-class PickleRequiredError(ValueError):
-    """A saved agent cannot be loaded without unpickling parts of it, that is, without running code that it contains."""
 
 
 def encode(value: Any) -> Any:

@@ -46,6 +46,16 @@ AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
 PathOrFile = str | Path | io.BufferedIOBase
 
 
+def policy_alias(model: BaseAlgorithm) -> str | None:
+    """
+    Look up the name by which a constructor takes the policy of an agent.
+
+    :param model: the agent
+    :return: such as "MlpPolicy", None for a class without an alias
+    """
+    return next((alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class), None)
+
+
 def describe(model: BaseAlgorithm, names: "list[str] | None" = None) -> dict[str, Any]:
     """
     Describe an agent in plain JSON: what its zip holds, but for the tensors.
@@ -58,11 +68,10 @@ def describe(model: BaseAlgorithm, names: "list[str] | None" = None) -> dict[str
         state_dicts, variables = model._get_torch_save_params()
         tensors = {name.split(".")[0] for name in state_dicts + variables}
         names = [name for name in vars(model) if name not in tensors.union(model._excluded_save_params())]
-    policy = next((alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class), None)
     return {
         "format": FORMAT,
         "algorithm": type(model).__name__,
-        "policy": policy,
+        "policy": policy_alias(model),
         "versions": installed_versions(),
         "attributes": {name: encode(getattr(model, name)) for name in names if name not in _TRANSIENT},
     }

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import Client
+from hub_client import Client
 from loopback import Repo
 from runs import make_run
 

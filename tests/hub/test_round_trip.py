@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import yaml
-from conftest import Client
+from hub_client import Client
 from loopback import Hub
 from runs import make_run
 

@@ -1,7 +1,5 @@
 """Rules about the value function, and the scale of rewards and gradients."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -60,7 +58,7 @@ def reward_scale(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 def _rewards_are_normalised(settings: Settings) -> bool:
     """Whether the zoo's ``normalize`` covers rewards: true, or a dict (perhaps as text) without ``norm_reward: False``."""
-    normalize: Any = settings.get("normalize")
+    normalize = settings.get("normalize")
     if isinstance(normalize, dict):
         return bool(normalize.get("norm_reward", True))
     if isinstance(normalize, str):

@@ -1,11 +1,11 @@
-"""Rules about the run as a whole: its settings, what was skipped, how it ended."""
+"""Rules about the whole run: its settings, skipped updates, its end."""
 
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, learning, rule, values
+from sb3_policyopt.doctor.rule import Finding, Settings, learning, number, rule, values
 from sb3_policyopt.plots.runs import NONFINITE, STEPS
 
 
@@ -45,8 +45,10 @@ def skipped_updates(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 @rule(settings=("n_timesteps",))
 def stopped_early(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The run ended before the steps that it was asked for."""
-    asked, done = float(settings["n_timesteps"]), float(log[STEPS].max()) if len(log) else 0.0
+    """The run ended before the requested number of steps."""
+    asked, done = number(settings, "n_timesteps"), float(log[STEPS].max()) if len(log) else 0.0
+    if not asked:
+        return None
     unfinished = settings.get("finished") is False
     if not unfinished and (settings.get("finished") is True or done >= 0.95 * asked):
         return None
@@ -62,7 +64,7 @@ def stopped_early(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 @rule(columns=("train/learning_rate", "train/clip_range", "train/target_kl"))
 def zero_coefficient(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """Nothing can be learnt with a coefficient of zero. A linear schedule rightly ends there, in the last update."""
+    """A coefficient is zero, so that the update is, too. A linear schedule may be zero in the last update."""
     names = ("learning_rate", "clip_range", "target_kl")
     zero = {name: int((values(log, f"train/{name}")[:-1] <= 0).sum()) for name in names}
     rows = {name: len(values(log, f"train/{name}")) for name in names}
@@ -81,7 +83,7 @@ def zero_coefficient(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 @rule(columns=("rollout/ep_rew_mean",))
 def return_collapsed(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The run learnt and then lost what it had learnt."""
+    """The return rose and fell again."""
     course = learning(log)
     if course is None or not course.rose or course.kept:
         return None
@@ -97,7 +99,7 @@ def return_collapsed(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 @rule(columns=(STEPS,))
 def no_episode(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """Not one return was logged."""
+    """No return was logged."""
     if len(log) < 3 or any(len(values(log, name)) for name in ("rollout/ep_rew_mean", "eval/mean_reward")):
         return None
     return Finding(
@@ -113,8 +115,8 @@ def no_episode(log: pd.DataFrame, settings: Settings) -> Finding | None:
 @rule(settings=("batch_size",))
 def truncated_minibatch(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The last minibatch of each epoch is smaller than the others."""
-    batch_size, rollout = int(settings["batch_size"]), _rollout_size(log, settings)
-    if not rollout or rollout <= batch_size or rollout % batch_size == 0:
+    batch_size, rollout = int(number(settings, "batch_size") or 0), _rollout_size(log, settings)
+    if not batch_size or not rollout or rollout <= batch_size or rollout % batch_size == 0:
         return None
     rest = rollout % batch_size
     return Finding(
@@ -131,8 +133,9 @@ def truncated_minibatch(log: pd.DataFrame, settings: Settings) -> Finding | None
 
 def _rollout_size(log: pd.DataFrame, settings: Settings) -> int:
     """Samples of one rollout, from the settings or else from the log: steps per iteration. 0 if unknown."""
-    if isinstance(settings.get("n_steps"), int) and isinstance(settings.get("n_envs"), int):
-        return int(settings["n_steps"] * settings["n_envs"])
+    n_steps, n_envs = settings.get("n_steps"), settings.get("n_envs")
+    if isinstance(n_steps, int) and isinstance(n_envs, int):
+        return n_steps * n_envs
     if "time/iterations" not in log:
         return 0
     rows = log[[STEPS, "time/iterations"]].dropna()

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, rule, values
+from sb3_policyopt.doctor.rule import Finding, Settings, number, rule, values
 from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
 
 _KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
@@ -21,15 +21,14 @@ _ADVICE = {
 def _steps(log: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The accepted steps: columns kl, bound, predicted (NaN where not logged)."""
     table = pd.DataFrame({"kl": log.get(_KL), "predicted": log.get(_PREDICTED)}, index=log.index).astype(float)
-    known = settings.get("target_kl")
-    constant = float(known) if isinstance(known, int | float) else np.nan
-    table["bound"] = log[_BOUND].astype(float) if _BOUND in log else constant
+    constant = number(settings, "target_kl")
+    table["bound"] = log[_BOUND].astype(float) if _BOUND in log else np.nan if constant is None else constant
     return table[log[SUCCESS].astype(float) > 0.5] if SUCCESS in log else table
 
 
 @rule(columns=(SUCCESS,))
 def steps_rejected(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The line search refuses many steps, and each refusal is a rollout thrown away."""
+    """The line search rejects many steps; the rollout of a rejected step has no effect."""
     success = values(log, SUCCESS)
     rate = float(success.mean())
     if len(success) < 5 or rate >= 0.5:
@@ -41,7 +40,7 @@ def steps_rejected(log: pd.DataFrame, settings: Settings) -> Finding | None:
     told = "; ".join(f"{word.replace('_', ' ')}: {outcomes[word]:.3g}" for word in reasons)
     return Finding(
         "error" if rate < 0.1 else "warning",
-        "The line search rejects most policy steps, so that most rollouts are collected for nothing.",
+        "The line search rejects most policy steps, so that most rollouts have no effect on the policy.",
         f"{int(success.sum())} of {len(success)} steps were accepted" + (f" ({told})." if told else "."),
         _ADVICE.get(reasons[0], _CONSERVATIVE) if reasons else _CONSERVATIVE,
         "Backtracking line search of TRPO (arXiv 1502.05477, app. C): a step is taken only if the KL is within the "
@@ -52,7 +51,7 @@ def steps_rejected(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 @rule(columns=(_KL,))
 def trust_region_left(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """Steps are longer than the bound allows, which only ``line_search=False`` lets happen."""
+    """Steps are longer than the bound allows, which is possible only with ``line_search=False``."""
     steps = _steps(log, settings).dropna(subset=["kl", "bound"])
     outside = steps["kl"] > 1.05 * steps["bound"]
     if len(steps) < 3 or outside.mean() <= 0.1:
