@@ -18,7 +18,7 @@ class PickleRequiredError(ValueError):
 
 
 class StateNotKeptError(Exception):
-    """An environment's state cannot be kept; the message says which part of it."""
+    """An environment's state cannot be saved; the message says which part of it."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -41,7 +41,7 @@ class UserError(Exception):
 
 
 class HubError(RuntimeError):
-    """Publishing or loading failed; the message is one sentence that gives the reason and the remedy."""
+    """Publishing or loading failed; the message is one sentence with the reason and the remedy."""
 
 
 class HubUserError(HubError, UserError):

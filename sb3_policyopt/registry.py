@@ -32,7 +32,7 @@ def resolve(reference: str) -> object:
 @dataclass(frozen=True)
 class Algorithm:
     """
-    What the rest of the package has to know of an algorithm.
+    The entry of an algorithm.
 
     :param name: rl-zoo3's key: the name of the class in lower case, because rl-zoo3 finds the class of a published agent by it
     :param class_reference: the class, as ``module:attribute``

@@ -1,9 +1,9 @@
 """
 The exit codes of every command, and how an error becomes one.
 
-0 success; 1 what the command does failed (a training, the Hub, a bug), or the doctor found something; 2 the command was not
-understood, or asks for what is missing or cannot be read; 130 interrupted. Errors are printed as one sentence, except a bug,
-which keeps its traceback.
+0 success; 1 the training, the Hub or the network failed, the doctor has a finding, or there is a bug; 2 the command line is
+not valid, or names what is missing or cannot be read; 130 interrupted. Errors are printed as one sentence, except a bug, which
+is printed with its traceback.
 """
 
 import sys

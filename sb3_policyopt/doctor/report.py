@@ -78,7 +78,7 @@ def to_text(report: Report) -> str:
     verdict = f"Findings: {len(report.findings)}." if report.findings else "Healthy: nothing looks wrong."
     checks = f"Checks made: {len(report.made)}."
     if report.not_made:
-        checks += f" Nothing to look at for: {', '.join(report.not_made)}."
+        checks += f" No data for: {', '.join(report.not_made)}."
     parts.append(textwrap.fill(f"{verdict} {checks}", _WIDTH))
     return "\n\n".join(parts)
 

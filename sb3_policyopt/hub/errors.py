@@ -31,7 +31,7 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
     except errors.LocalTokenNotFoundError as error:
         raise HubError("no Hugging Face token found: run `hf auth login`, or set the environment variable HF_TOKEN") from error
     except errors.GatedRepoError as error:
-        raise HubError(f"{repo_id} is gated: ask for access on its page on the Hub first") from error
+        raise HubError(f"{repo_id} is gated: request access on its page on the Hub first") from error
     except errors.RepositoryNotFoundError as error:
         raise HubUserError(
             f"there is no repository {repo_id}, or it is private and your token has no access to it: "

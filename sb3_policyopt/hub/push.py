@@ -42,7 +42,7 @@ def push_to_hub(
     """
     Evaluate an agent, film it, write its model card, and publish everything on the Hugging Face Hub in one commit.
 
-    Nothing is sent before all of it is built and checked; a failure leaves no empty repository.
+    The files are sent after all of them are built and checked. If the upload fails, a repository that it created is deleted.
 
     :param model: a trained agent of this package
     :param repo_id: where to publish, ``"name/repository"``
@@ -147,7 +147,7 @@ def _agent_of_model(
     run_folder: "str | Path | None",
     scratch: Path,
 ) -> Agent:
-    """Save the model into ``scratch``, and take from it what was not given."""
+    """Save the model into ``scratch``, and take from it the arguments that are None."""
     env = model.get_env()
     spec = env.get_attr("spec")[0] if env is not None else None
     if env_id is None:

@@ -60,10 +60,10 @@ def run(name: str, argv: list[str]) -> None:
     :raises UserError: if an option names what is missing
     """
     command = COMMANDS[name]
-    if not preflight.wants_help(argv):
+    if not preflight.requests_help(argv):
         command.check(argv)
     with ExitStack() as context:
-        if name == "train" and not preflight.wants_help(argv):
+        if name == "train" and not preflight.requests_help(argv):
             argv = context.enter_context(ranks.training_options(argv))
         context.enter_context(command_line(name, argv))
         if name == "train":

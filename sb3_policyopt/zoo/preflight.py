@@ -32,7 +32,7 @@ def parse(argv: list[str], *options: tuple[str, ...], **defaults: str) -> argpar
     :param argv: the command line
     :param options: the spellings of each option that takes one value
     :param defaults: default by option name
-    :return: the values, None where neither given nor defaulted
+    :return: the values, None for an option without value and default
     """
     parser = argparse.ArgumentParser(add_help=False)
     for names in options:
@@ -42,7 +42,7 @@ def parse(argv: list[str], *options: tuple[str, ...], **defaults: str) -> argpar
     return parser.parse_known_args(argv)[0]
 
 
-def wants_help(argv: list[str]) -> bool:
+def requests_help(argv: list[str]) -> bool:
     """
     Test whether a command line requests help, for which no checks are made.
 

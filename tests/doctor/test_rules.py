@@ -55,7 +55,7 @@ def test_every_rule_has_a_test_that_provokes_it():
 
 
 @pytest.mark.parametrize("name", ["ppo healthy", "trpo healthy"])
-def test_healthy_run_gives_no_alarm(trained, name):
+def test_healthy_run_has_no_finding(trained, name):
     report = examine(read_run(trained(name)))
     assert report.findings == ()
     assert len(report.made) >= 12
@@ -154,7 +154,7 @@ def test_dividing_batch_size_is_fine(tmp_path):
     assert "truncated_minibatch" in report.made and not {f.rule for f in report.findings} & {"truncated_minibatch"}
 
 
-def test_normalised_rewards_are_not_on_a_wild_scale(tmp_path):
+def test_normalised_rewards_have_no_unsuitable_scale(tmp_path):
     rows = [{STEPS: i, "train/value_loss": 1e9, "train/explained_variance": 0.9} for i in range(1, 6)]
     write(tmp_path, rows)
     assert "reward_scale" in found(tmp_path)
@@ -164,7 +164,7 @@ def test_normalised_rewards_are_not_on_a_wild_scale(tmp_path):
 
 
 def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path):
-    """The same metrics alarm in a run that did not learn."""
+    """The same metrics give findings in a run that did not learn."""
     sick = [
         {"train/explained_variance": -0.5, "train/entropy_loss": -0.7 * 0.5**i, "train/clip_fraction": 0.1} for i in range(12)
     ]
@@ -183,7 +183,7 @@ CELLS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e-30, 1e30]))
 @pytest.mark.fast
 @given(st.data())
 def test_no_log_breaks_a_rule(data):
-    """Whatever numbers a log holds, every rule either says something or nothing."""
+    """For every log, each rule returns a finding or None."""
     columns = data.draw(st.lists(st.sampled_from(COLUMNS), min_size=1, unique=True))
     rows = data.draw(st.integers(1, 25))
     log = pd.DataFrame({c: data.draw(st.lists(CELLS, min_size=rows, max_size=rows)) for c in columns})

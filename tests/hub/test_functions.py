@@ -1,4 +1,4 @@
-"""``push_to_hub`` and ``load_from_hub`` as functions, for those who do without the zoo."""
+"""``push_to_hub`` and ``load_from_hub`` as functions, without rl-zoo3."""
 
 import pytest
 from hub_client import Client

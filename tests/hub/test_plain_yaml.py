@@ -1,4 +1,4 @@
-"""YAML of strangers is data or an error; what we publish tells nothing about the machine."""
+"""YAML from other authors is data or an error; published YAML contains no facts about the machine."""
 
 from collections import OrderedDict
 

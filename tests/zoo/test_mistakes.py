@@ -1,4 +1,4 @@
-"""What a user can get wrong is answered in one sentence with exit code 2, and leaves nothing behind."""
+"""A mistake of the user is reported in one sentence with exit code 2, and leaves no files."""
 
 import json
 import subprocess

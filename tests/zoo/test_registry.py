@@ -13,7 +13,7 @@ from sb3_policyopt.cli.main import main
 from sb3_policyopt.doctor.report import examine, settings_of, to_text
 from sb3_policyopt.doctor.rules import rules_of
 from sb3_policyopt.doctor.rules.critic import useless_critic
-from sb3_policyopt.hub.agent import agent_of_run
+from sb3_policyopt.hub.agent import Agent, agent_of_run
 from sb3_policyopt.hub.card import Card
 from sb3_policyopt.hub.evaluation import Protocol, Score
 from sb3_policyopt.plots import plot_run
@@ -56,11 +56,20 @@ def third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Algorithm
     del hyperparams_opt.HYPERPARAMS_SAMPLER["third"], hyperparams_opt.HYPERPARAMS_CONVERTER["third"]
 
 
+def train() -> None:
+    assert main(["train", "--algo", "third", "--env", "CartPole-v1", "--seed", "1", "--eval-freq", "-1"]) == 0
+
+
+def card_of(agent: Agent) -> str:
+    protocol, score = Protocol("CartPole-v1"), Score([1.0], [1])
+    return str(Card(agent, protocol, score, "me/it", None, "", "mit", {"zip_sha256": ""}, False, False))
+
+
 def test_all_parts_find_a_third_algorithm(third: Algorithm, capsys: pytest.CaptureFixture[str]) -> None:
     assert rl_zoo3.ALGOS["third"] is third.load_class() is Third
     assert hyperparams_opt.HYPERPARAMS_SAMPLER["third"] is hyperparams_opt.sample_ppo_params
     assert hyperparams.load("third")["CartPole-v1"]["n_steps"] == 32
-    assert main(["train", "--algo", "third", "--env", "CartPole-v1", "--seed", "1", "--eval-freq", "-1"]) == 0
+    train()
     run = read_run("logs/third/CartPole-v1_1")
     assert run.algo == "third", "the folder decides between two algorithms that log the same metric"
     assert settings_of(run)["n_steps"] == 32 and settings_of(run)["clip_range"] == 0.2
@@ -74,9 +83,7 @@ def test_all_parts_find_a_third_algorithm(third: Algorithm, capsys: pytest.Captu
 
     agent = agent_of_run(run.path, "third", "CartPole-v1")
     assert (agent.class_name, agent.name) == ("Third", "third-CartPole-v1")
-    card = str(
-        Card(agent, Protocol("CartPole-v1"), Score([1.0], [1]), "me/it", None, "", "mit", {"zip_sha256": ""}, False, False)
-    )
+    card = card_of(agent)
     assert "from stable_baselines3 import PPO" in card and "# **Third** agent" in card
     capsys.readouterr()
     assert main(["push_to_hub", "--algo", "fourth", "--env", "CartPole-v1", "-orga", "me"]) == 2
@@ -85,11 +92,9 @@ def test_all_parts_find_a_third_algorithm(third: Algorithm, capsys: pytest.Captu
 
 def test_without_a_stock_class_the_card_has_no_code_for_it(third: Algorithm) -> None:
     registry.register(Algorithm(**{**vars(third), "stock": None}))
-    assert main(["train", "--algo", "third", "--env", "CartPole-v1", "--seed", "1", "--eval-freq", "-1"]) == 0
+    train()
     agent = agent_of_run(Path("logs/third/CartPole-v1_1"), "third", "CartPole-v1")
-    card = str(
-        Card(agent, Protocol("CartPole-v1"), Score([1.0], [1]), "me/it", None, "", "mit", {"zip_sha256": ""}, False, False)
-    )
+    card = card_of(agent)
     assert card.count("```python") == 1
 
 
