@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_policyopt.errors import StateNotKeptError
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.parallel.collectives import from_rank_0, gather
 from sb3_policyopt.parallel.launcher import rank, world_size
@@ -20,7 +21,6 @@ from sb3_policyopt.parallel.rollouts import adopt_moments
 from sb3_policyopt.saving import checkpoint_file, generators, logs
 from sb3_policyopt.saving.attributes import ChangingAttributes
 from sb3_policyopt.saving.checkpoint_file import Checkpoint, RankState
-from sb3_policyopt.saving.env_state import StateNotKeptError
 from sb3_policyopt.saving.environments import VecEnvState
 from sb3_policyopt.setup import arguments
 

@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_policyopt.cli.exit_codes import FAILURE, SUCCESS
 from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
 
-_EPILOG = "Exit code: 0 when nothing looks wrong, 1 when something does, 2 when a run cannot be read."
+_EPILOG = "Exit code: 0 if there is no finding, 1 if there is one, 2 if a run cannot be read."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run the command.
 
     :param argv: arguments after ``doctor``; None takes those of the process
-    :return: 0 healthy, 1 something looks wrong
+    :return: 0 if no rule has a finding, else 1
     :raises UserError: if a run cannot be read
     """
     arguments = _parser().parse_args(argv)
@@ -26,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         reports = [examine(read_run(path)) for argument in arguments.runs for path in find_runs(argument)]
     print("\n\n".join(to_text(report) for report in reports))
-    return int(any(report.findings for report in reports))
+    return FAILURE if any(report.findings for report in reports) else SUCCESS
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sb3-policyopt doctor",
-        description="Read the log of a training run and say what looks wrong, by which numbers, and what to try.",
+        description="Read the log of a training run and list its problems, with the numbers behind them and what to try.",
         epilog=_EPILOG,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, csv log, or a folder of run folders")

@@ -2,49 +2,47 @@
 
 import argparse
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sb3_policyopt.errors import UserError, user_errors
-
-_ALGORITHMS = ("ppo", "trpo")
+from sb3_policyopt import registry
+from sb3_policyopt.errors import PickleRequiredError, UserError, user_errors
 
 
-def push_main(argv: "Sequence[str] | None" = None) -> int:
+def push_main(argv: "Sequence[str] | None" = None) -> None:
     """
     Publish the agent of a run folder.
 
     :param argv: the arguments after ``push_to_hub``
-    :return: 0; what goes wrong is an exception
+    :raises UserError: if the agent is missing or cannot be read
+    :raises HubError: if the Hub or the network fails
     """
-    return _run(_push, _push_parser().parse_args(argv))
+    args = _push_parser().parse_args(argv)
+    with user_errors(OSError, ValueError):
+        _push(args)
 
 
-def load_main(argv: "Sequence[str] | None" = None) -> int:
+def load_main(argv: "Sequence[str] | None" = None) -> None:
     """
     Download an agent as a run folder.
 
     :param argv: the arguments after ``load_from_hub``
-    :return: 0; what goes wrong is an exception
+    :raises UserError: if the agent is missing, cannot be read, or needs ``--trust``
+    :raises HubError: if the Hub or the network fails
     """
-    return _run(_load, _load_parser().parse_args(argv))
+    args = _load_parser().parse_args(argv)
+    with user_errors(OSError, ValueError), _flag_instead_of_argument():
+        _load(args)
 
 
-def _run(action: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Carry out a command; an interruption leaves nothing behind, and says so."""
-    from sb3_policyopt.saving.plain_json import PickleRequiredError
-
+@contextmanager
+def _flag_instead_of_argument() -> Iterator[None]:
+    """Within this context, an error that names the argument ``safe=False`` names the flag of the command instead."""
     try:
-        with user_errors(OSError, ValueError):
-            action(args)
-    except UserError as error:
-        if isinstance(error.__cause__, PickleRequiredError):
-            raise UserError(str(error).replace("load it with safe=False", "pass --trust")) from error
-        raise
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt("interrupted, and nothing is left behind") from error
-    return 0
+        yield
+    except PickleRequiredError as error:
+        raise UserError(str(error).replace("load it with safe=False", "pass --trust")) from error
 
 
 def _push(args: argparse.Namespace) -> None:
@@ -105,14 +103,14 @@ def _load(args: argparse.Namespace) -> None:
 
 
 def _acts_at_random(env_id: str) -> bool:
-    """Atari and MiniGrid agents are evaluated with sampled actions, as in the zoo: a fixed one may stay stuck for ever."""
+    """Whether an evaluation samples actions: in Atari and MiniGrid, as rl-zoo3, where a deterministic agent may not move."""
     return env_id.startswith(("ALE/", "MiniGrid-")) or "NoFrameskip" in env_id
 
 
 def _common_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"sb3-policyopt {command}", description=description)
     parser.add_argument("--env", required=True, help="environment ID")
-    parser.add_argument("--algo", required=True, choices=_ALGORITHMS, help="RL algorithm")
+    parser.add_argument("--algo", required=True, choices=tuple(registry.ALGORITHMS), help="RL algorithm")
     parser.add_argument("-f", "--folder", default=Path("logs"), type=Path, help="log folder (default: logs)")
     parser.add_argument("-name", "--repo-name", help="repository name, by default 'algo-env'")
     parser.add_argument("--revision", help="branch of the repository (to load: also a tag or a commit)")
@@ -123,7 +121,7 @@ def _common_parser(command: str, description: str) -> argparse.ArgumentParser:
 def _push_parser() -> argparse.ArgumentParser:
     parser = _common_parser(
         "push_to_hub",
-        "Evaluate a trained agent, film it, write its model card, and publish all of it on the Hugging Face Hub.",
+        "Evaluate a trained agent, film it, write its model card, and publish everything on the Hugging Face Hub.",
     )
     add = parser.add_argument
     add("-orga", "--organization", required=True, help="your user name or organization on the Hub")
@@ -142,9 +140,9 @@ def _push_parser() -> argparse.ArgumentParser:
     add("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register the environment")
     add("--device", default="auto", help="PyTorch device (cpu, cuda, …)")
     add("--num-threads", default=-1, type=int, help="number of threads of PyTorch (-1: its default)")
-    add("--private", action="store_true", help="only you can see the repository, if it is created now")
+    add("--private", action="store_true", help="if the repository is created now, only its owner has access")
     add("--license", default="mit", help="licence of the agent, as the Hub abbreviates it (mit, apache-2.0, cc-by-4.0, …)")
-    add("--dry-run", type=Path, metavar="FOLDER", help="build everything in FOLDER, and send nothing")
+    add("--dry-run", type=Path, metavar="FOLDER", help="write all files into FOLDER, and send nothing")
     return parser
 
 
@@ -154,16 +152,26 @@ def _load_parser() -> argparse.ArgumentParser:
     add("-orga", "--organization", default="sb3", help="user name or organization on the Hub")
     add("--exp-id", default=0, type=int, help="number of the run (0: a new one, -1: no run folder)")
     add("--force", action="store_true", help="replace the run folder if it exists")
-    add("--trust", action="store_true", help="take pickles and Python code as they are: only from authors you trust")
+    add(
+        "--trust",
+        action="store_true",
+        help="load pickles, which can run any code: only from authors you trust",
+    )
     return parser
 
 
 class _KeyValue(argparse.Action):
     """Collect ``key:value`` pairs, as the zoo does; values are Python literals, and strings where they are not."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: "str | None" = None) -> None:
-        pairs: dict[str, Any] = {}
-        for pair in values:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: "str | Sequence[object] | None",
+        option_string: "str | None" = None,
+    ) -> None:
+        pairs: dict[str, object] = {}
+        for pair in map(str, values or ()):
             key, colon, value = pair.partition(":")
             if not colon:
                 parser.error(f"{option_string} expects KEY:VALUE, not {pair!r}")

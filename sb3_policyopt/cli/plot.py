@@ -8,17 +8,16 @@ from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
 
 _DESCRIPTION = """\
-Draw training runs on one page: the learning curve with its evaluations, and the health of the updates
+Draw training runs on one page: the learning curve with its evaluations, and the metrics of the updates
 (TRPO: true and predicted KL against the bound, line search, conjugate gradient;
 PPO: KL, clipped samples, entropy, explained variance)."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     """
     Run the command.
 
     :param argv: arguments after ``plot``; None takes those of the process
-    :return: 0
     :raises UserError: if a run cannot be read or drawn
     """
     arguments = _parser().parse_args(argv)
@@ -30,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = [run for path in arguments.runs for run in find_runs(path)]
         out = arguments.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path()) / "training.png"
         print(draw_page([read_run(path) for path in paths], out, arguments.group == "seeds"))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,6 +39,6 @@ def _parser() -> argparse.ArgumentParser:
         "--group",
         choices=("seeds", "none"),
         default="seeds",
-        help="seeds: repetitions of one experiment are one curve, with its bootstrap interval; none: every run alone",
+        help="seeds: repetitions of one experiment are one curve, with its bootstrap interval; none: each run separately",
     )
     return parser

@@ -1,1 +1,1 @@
-"""Reads a training log and says in plain sentences what looks wrong and what to try (needs the ``plots`` extra)."""
+"""Rules that find problems in a training log, and a report of them in sentences (needs the ``plots`` extra)."""

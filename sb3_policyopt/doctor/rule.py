@@ -1,27 +1,27 @@
-"""What a rule is, and the few questions that many rules ask of a log."""
+"""The type of a rule, and functions of a log that several rules use."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 Severity = Literal["error", "warning"]
-Settings = Mapping[str, Any]
+Settings = Mapping[str, object]
 """Hyperparameters under the names of the constructors, and facts of the run (``n_timesteps``, ``finished``, ...)."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """
-    One thing that looks wrong.
+    One problem of a run.
 
-    :param severity: "error" when the run as it is cannot be trusted, "warning" when it may cost performance
+    :param severity: "error" when the result of the run is not valid, "warning" when its performance may be lower
     :param what: the finding, one sentence
-    :param evidence: the numbers behind it
+    :param evidence: the numbers that it is based on
     :param advice: what to try
-    :param source: where the criterion comes from
+    :param source: reference for the criterion
     :param rule: name of the rule that found it, filled in by :class:`Rule`
     """
 
@@ -39,7 +39,7 @@ Check = Callable[[pd.DataFrame, Settings], Finding | None]
 @dataclass(frozen=True)
 class Rule:
     """
-    A check, and what it needs in order to be made.
+    A check, and the metrics and settings that it needs.
 
     :param check: pure function of the log (one row per dump, sorted by steps) and the settings
     :param columns: metrics of which at least one must have been logged
@@ -56,7 +56,7 @@ class Rule:
         return self.check.__name__
 
     def applies(self, log: pd.DataFrame, settings: Settings) -> bool:
-        """Whether log and settings hold what the check needs."""
+        """Whether log and settings contain what the check needs."""
         logged = not self.columns or any(column in log and log[column].notna().any() for column in self.columns)
         return logged and all(settings.get(name) is not None for name in self.settings)
 
@@ -70,6 +70,23 @@ def rule(columns: tuple[str, ...] = (), settings: tuple[str, ...] = ()) -> Calla
     :return: decorator
     """
     return lambda check: Rule(check, columns, settings)
+
+
+def number(settings: Settings, name: str) -> float | None:
+    """
+    Read a setting that is a number.
+
+    :param settings: the settings
+    :param name: of the setting
+    :return: None if it is missing or not a number
+    """
+    value = settings.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)  # YAML 1.1 reads 1e6 as a string
+    except ValueError:
+        return None
 
 
 def values(log: pd.DataFrame, column: str) -> np.ndarray:
@@ -89,7 +106,7 @@ def values(log: pd.DataFrame, column: str) -> np.ndarray:
 
 def latter_half(numbers: np.ndarray) -> np.ndarray:
     """
-    What remains when the beginning of the training is left out.
+    The second half of a series.
 
     :param numbers: shape [K]
     :return: shape [K - K // 2]
@@ -100,7 +117,7 @@ def latter_half(numbers: np.ndarray) -> np.ndarray:
 
 def step_of_maximum(log: pd.DataFrame, column: str) -> int:
     """
-    When a metric was largest.
+    Find the step at which a metric was largest.
 
     :param log: the log
     :param column: metric with at least one finite value
@@ -113,7 +130,7 @@ def step_of_maximum(log: pd.DataFrame, column: str) -> int:
 @dataclass(frozen=True)
 class Learning:
     """
-    The course of the return, in three numbers (means over a tenth of the run).
+    The return at three times of the run (means over a tenth of it).
 
     :param start: at the beginning
     :param best: at its highest
@@ -126,23 +143,23 @@ class Learning:
 
     @property
     def rose(self) -> bool:
-        """Whether the best was clearly above the start: by more than 0.3 of the return's size, as noise alone seldom is."""
+        """Whether the best was clearly above the start: by more than 0.3 of its size, more than noise usually causes."""
         return self.best - self.start > 0.3 * max(abs(self.start), abs(self.best))
 
     @property
     def kept(self) -> bool:
-        """Whether more than half of the rise is still there at the end."""
+        """Whether more than half of the rise remains at the end."""
         return self.end - self.start > 0.5 * (self.best - self.start)
 
     @property
     def succeeded(self) -> bool:
-        """Whether the return rose and stayed up."""
+        """Whether the return rose and did not fall again."""
         return self.rose and self.kept
 
 
 def learning(log: pd.DataFrame) -> Learning | None:
     """
-    How the return went.
+    Summarise the return over the run.
 
     :param log: the log
     :return: None if fewer than five returns were logged
@@ -157,10 +174,10 @@ def learning(log: pd.DataFrame) -> Learning | None:
 
 def succeeded(log: pd.DataFrame) -> bool:
     """
-    Whether the run learnt. Some symptoms (a bad critic, little entropy) are normal once a task is solved.
+    Test whether the return rose and did not fall again. A bad critic and little entropy are normal after a task is solved.
 
     :param log: the log
-    :return: False also when it is unknown
+    :return: False also when there are too few returns
     """
     course = learning(log)
     return course is not None and course.succeeded

@@ -1,5 +1,5 @@
 """
-Publish agents to the Hugging Face Hub, and load them back without running anybody's code (needs the ``hub`` extra)::
+Publish agents to the Hugging Face Hub, and load agents without running code from them (needs the ``hub`` extra)::
 
     from sb3_policyopt.hub import load_from_hub, push_to_hub
 
@@ -8,7 +8,7 @@ Publish agents to the Hugging Face Hub, and load them back without running anybo
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from sb3_policyopt.hub.errors import HubError
@@ -20,12 +20,12 @@ __all__ = ["HubError", "load_from_hub", "push_to_hub"]
 _MODULES = {"HubError": "errors", "load_from_hub": "load", "push_to_hub": "push"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import huggingface_hub, and torch, when they are needed: the command line answers --help without."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return cast(object, getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"huggingface_hub", "yaml", "imageio_ffmpeg"}:
             raise

@@ -1,4 +1,4 @@
-"""What is published: a saved agent, how it was trained, and where it stands on the disk."""
+"""A saved agent: its files, its hyperparameters, and the arguments of its training."""
 
 import inspect
 import json
@@ -6,20 +6,14 @@ import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.hub.errors import HubUserError
-from sb3_policyopt.hub.plain_yaml import load_plain
-from sb3_policyopt.saving.plain_json import PickleRequiredError
-from sb3_policyopt.saving.safe_zip import SelfDescribing, without_pickles
-
-ALGORITHMS: dict[str, type[SelfDescribing]] = {"ppo": PPO, "trpo": TRPO}
-# Where the class of that name is found without this package.
-STOCK_MODULES = {"PPO": "stable_baselines3", "TRPO": "sb3_contrib"}
+from sb3_policyopt import registry
+from sb3_policyopt.errors import HubUserError, PickleRequiredError
+from sb3_policyopt.hyperparams.zoo_yaml import load_plain
+from sb3_policyopt.saving.safe_zip import policy_alias, without_pickles
 
 
 @dataclass(frozen=True)
@@ -27,38 +21,38 @@ class Agent:
     """
     A saved agent.
 
-    :param algo: the zoo's key, such as "ppo"
+    :param algo: name of a registered algorithm, such as "ppo"
     :param env_id: Gymnasium id of the environment it was trained on
-    :param zip_path: what ``model.save()`` wrote
-    :param config: hyperparameters in the zoo's form
-    :param arguments: command line of the training, in the zoo's form
+    :param zip_path: the file that ``model.save()`` wrote
+    :param config: hyperparameters as in rl-zoo3's ``config.yml``
+    :param arguments: command line of the training as in rl-zoo3's ``args.yml``
     :param env_kwargs: arguments of the environment
     :param statistics_path: pickle of the ``VecNormalize``, if there was one
-    :param run_folder: what the training wrote, if it wrote any
+    :param run_folder: folder with the logs of the training, if there are any
     """
 
     algo: str
     env_id: str
     zip_path: Path
-    config: dict[str, Any]
-    arguments: dict[str, Any]
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, object]
+    arguments: dict[str, object]
+    env_kwargs: dict[str, object] = field(default_factory=dict)
     statistics_path: "Path | None" = None
     run_folder: "Path | None" = None
 
     @property
     def class_name(self) -> str:
-        """Name of the algorithm's class, by which the zoo's download tools know it."""
-        return self.algo.upper()
+        """Name of the algorithm's class."""
+        return registry.title(self.algo)
 
     @property
     def name(self) -> str:
         """The zoo's name of the model, and the default name of its repository."""
         return f"{self.algo}-{file_name_of(self.env_id)}"
 
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, int | float | str]:
         """
-        Read the plain numbers and strings that the zip stores; nothing is unpickled.
+        Read the numbers and strings among the attributes in the zip; nothing is unpickled.
 
         :return: attributes of the saved model, by name
         """
@@ -78,7 +72,7 @@ class Agent:
 
 def file_name_of(env_id: str) -> str:
     """
-    Make a file name of an environment's id, as the zoo does.
+    Convert an environment's id to a file name, as rl-zoo3 does.
 
     :param env_id: Gymnasium id, such as "ALE/Pong-v5" or "package:Name-v0"
     :return: the name, such as "ALE-Pong-v5" or "Name-v0"
@@ -91,7 +85,7 @@ def find_run(folder: Path, algo: str, env_id: str, exp_id: int) -> Path:
     Find the folder of a zoo run.
 
     :param folder: the log folder
-    :param algo: the zoo's key of the algorithm
+    :param algo: name of the algorithm
     :param env_id: Gymnasium id
     :param exp_id: number of the run; 0 for the latest, -1 for a log folder without numbers
     :return: ``folder/algo/env_n``
@@ -111,7 +105,7 @@ def latest_run(folder: Path, algo: str, env_id: str) -> int:
     Find the number of the latest run.
 
     :param folder: the log folder
-    :param algo: the zoo's key of the algorithm
+    :param algo: name of the algorithm
     :param env_id: Gymnasium id
     :return: the number, 0 if there is no run
     """
@@ -125,7 +119,7 @@ def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") ->
     Read the folder of a zoo run.
 
     :param run: the folder
-    :param algo: the zoo's key of the algorithm
+    :param algo: name of the algorithm
     :param env_id: Gymnasium id
     :param checkpoint: "last" (end of the training), "best" (of the evaluations), "last checkpoint", or a number of steps
     :return: the agent
@@ -135,6 +129,7 @@ def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") ->
     zip_path = _checkpoint(run, name, checkpoint)
     config = _read_yaml(run / name / "config.yml")
     arguments = _read_yaml(run / name / "args.yml")
+    env_kwargs = arguments.get("env_kwargs") or config.get("env_kwargs")
     statistics = run / name / "vecnormalize.pkl"
     if config.get("normalize") and not statistics.is_file():
         raise HubUserError(f"the run normalised its observations or rewards, but {statistics} is missing")
@@ -144,7 +139,7 @@ def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") ->
         zip_path,
         config,
         arguments,
-        env_kwargs=dict(arguments.get("env_kwargs") or config.get("env_kwargs") or {}),
+        env_kwargs=dict(env_kwargs) if isinstance(env_kwargs, dict) else {},
         statistics_path=statistics if config.get("normalize") else None,
         run_folder=run,
     )
@@ -169,7 +164,7 @@ def _checkpoint(run: Path, name: str, checkpoint: str) -> Path:
     return path
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise HubUserError(f"{path} is missing: it is written by `sb3-policyopt train`")
     try:
@@ -178,16 +173,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise HubUserError(str(error)) from error
 
 
-def config_of_model(model: BaseAlgorithm) -> dict[str, Any]:
+def config_of_model(model: BaseAlgorithm) -> dict[str, object]:
     """
-    Write the hyperparameters of a model in the zoo's form: what differs from the defaults of its class.
+    List the hyperparameters of a model that differ from the defaults of its class, as in rl-zoo3's ``config.yml``.
 
     :param model: the agent
-    :return: what could stand in the zoo's YAML file; schedules that it cannot express are left out
+    :return: value by name; schedules that rl-zoo3's YAML cannot express are omitted
     """
-    policy = next((alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class), None)
-    config: dict[str, Any] = {"n_envs": model.n_envs, "n_timesteps": model.num_timesteps}
-    config["policy"] = policy or model.policy_class.__name__
+    config: dict[str, object] = {"n_envs": model.n_envs, "n_timesteps": model.num_timesteps}
+    config["policy"] = policy_alias(model) or model.policy_class.__name__
     if model.policy_kwargs:
         config["policy_kwargs"] = python_source(model.policy_kwargs)
     elsewhere = {"self", "policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
@@ -199,8 +193,8 @@ def config_of_model(model: BaseAlgorithm) -> dict[str, Any]:
     return config
 
 
-def _zoo_value(value: Any) -> Any:
-    """A number, a string, or the zoo's ``lin_x`` for a schedule from x to 0; None for what its YAML cannot say."""
+def _zoo_value(value: object) -> bool | int | float | str | None:
+    """A number, a string, or rl-zoo3's ``lin_x`` for a schedule from x to 0; None for what its YAML cannot express."""
     while isinstance(value, FloatSchedule):
         value = value.value_schedule
     if isinstance(value, ConstantSchedule):
@@ -210,9 +204,9 @@ def _zoo_value(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
-def python_source(value: Any) -> str:
+def python_source(value: object) -> str:
     """
-    Write policy arguments as the expression that the zoo evaluates.
+    Write policy arguments as the expression that rl-zoo3 evaluates.
 
     :param value: literals, containers and classes
     :return: Python source; classes of ``torch.nn`` and ``torch.optim`` as ``nn.ReLU`` and ``th.optim.Adam``

@@ -1,13 +1,14 @@
-"""The model card: metadata that the Hub reads, and text for people."""
+"""The model card: metadata for the Hub, and text for readers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from sb3_policyopt.hub.agent import STOCK_MODULES, Agent
+from sb3_policyopt import registry
+from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.evaluation import Protocol, Score, requirement
-from sb3_policyopt.hub.plain_yaml import dump_plain
+from sb3_policyopt.hyperparams.zoo_yaml import dump_plain
 
 HOMEPAGE = "https://github.com/sb3-policyopt/sb3-policyopt"
 
@@ -15,16 +16,16 @@ HOMEPAGE = "https://github.com/sb3-policyopt/sb3-policyopt"
 @dataclass(frozen=True)
 class Card:
     """
-    All that a card tells.
+    The contents of a card.
 
     :param agent: the agent
     :param protocol: how it was evaluated
     :param score: the result
-    :param repo_id: where it will stand
+    :param repo_id: the repository, ``"name/repository"``
     :param revision: the branch, if not the main one
     :param endpoint: address of the Hub
     :param license: identifier of the licence, as the Hub lists them
-    :param provenance: what the training recorded
+    :param provenance: the record of the training
     :param has_video: whether there is a ``replay.mp4``
     :param has_picture: whether there is a ``training.png``
     """
@@ -36,7 +37,7 @@ class Card:
     revision: "str | None"
     endpoint: str
     license: str
-    provenance: dict[str, Any]
+    provenance: Mapping[str, object]
     has_video: bool
     has_picture: bool
 
@@ -55,7 +56,7 @@ class Card:
 
 def metadata(card: Card) -> ModelCardData:
     """
-    Write what the Hub reads: filters, widget, download counter and leaderboards hang on it.
+    Make the metadata, which the Hub uses for filters, widget, download counter and leaderboards.
 
     :param card: the card
     :return: the YAML head of the ``README.md``
@@ -100,7 +101,7 @@ def _headline(card: Card) -> str:
         f"with {seed}.\n\n"
         f"Trained with [sb3-policyopt]({HOMEPAGE}), {agent.class_name} for "
         "[Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3). "
-        "The returns of the single episodes stand in [results.json](results.json)."
+        "The returns of the single episodes are in [results.json](results.json)."
     )
 
 
@@ -115,12 +116,13 @@ def _pictures(card: Card) -> str:
 
 
 def _usage(card: Card) -> str:
-    stock = STOCK_MODULES[card.agent.class_name]
-    blocks = (
-        ("With sb3-policyopt", '"sb3-policyopt[hub]"', "python", _own_code(card)),
-        (f"With {stock} alone", f"{stock} huggingface_hub", "python", _stock_code(card)),
-        ("With the RL Zoo", '"sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)),
-    )
+    stock = registry.find(card.agent.algo).stock
+    blocks = [("With sb3-policyopt", '"sb3-policyopt[hub]"', "python", _own_code(card))]
+    if stock is not None:
+        module, _, class_name = stock.partition(":")
+        code = _stock_code(card, module, class_name)
+        blocks.append((f"With {module} alone", f"{module} huggingface_hub", "python", code))
+    blocks.append(("With the RL Zoo", '"sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)))
     environment = requirement(card.agent.env_id)
     environment = f' "{environment}"' if environment else ""
     return "## Use it\n\n" + "\n\n".join(
@@ -146,11 +148,11 @@ def _own_code(card: Card) -> list[str]:
     ]
 
 
-def _stock_code(card: Card) -> list[str]:
+def _stock_code(card: Card, module: str, class_name: str) -> list[str]:
     """The same without this package."""
     revision = f', revision="{card.revision}"' if card.revision else ""
     extra = ["from huggingface_hub import hf_hub_download"]
-    extra.append(f"from {STOCK_MODULES[card.agent.class_name]} import {card.agent.class_name}")
+    extra.append(f"from {module} import {class_name}")
     normalize: list[str] = []
     if card.agent.statistics_path:
         extra.append("from stable_baselines3.common.vec_env import VecNormalize")
@@ -160,7 +162,7 @@ def _stock_code(card: Card) -> list[str]:
             "env.norm_reward = False  # report the rewards themselves",
         ]
     imports, env = card.protocol.code(normalize)
-    load = f'model = {card.agent.class_name}.load(hf_hub_download("{card.repo_id}", "{card.agent.name}.zip"{revision}))'
+    load = f'model = {class_name}.load(hf_hub_download("{card.repo_id}", "{card.agent.name}.zip"{revision}))'
     return [*_imports(card.protocol, *imports, *extra), "", load, *env, *_evaluation_code(card)]
 
 
@@ -197,41 +199,41 @@ def _zoo_code(card: Card) -> list[str]:
 
 
 def _hyperparameters(card: Card) -> str:
-    steps = card.agent.arguments.get("n_timesteps") or 0  # the command line's, which goes before the configuration's
-    config = card.agent.config | ({"n_timesteps": steps} if steps > 0 else {})
+    steps = card.agent.arguments.get("n_timesteps")  # of the command line, which overrides the configuration
+    config = card.agent.config | ({"n_timesteps": steps} if isinstance(steps, int) and steps > 0 else {})
     block = dump_plain({card.agent.env_id: config}).splitlines()
     command = f"sb3-policyopt train --algo {card.agent.algo} --env {card.agent.env_id} -conf hyperparameters.yml"
     return (
-        "## Hyperparameters\n\nWhat is not listed has its default. Saved as `hyperparameters.yml`, they train such an agent "
-        f"again with\n`{command}`.\n\n{_fenced('yaml', block)}"
+        "## Hyperparameters\n\nWhat is not listed has its default. To train such an agent again, save them as "
+        f"`hyperparameters.yml` and run\n`{command}`.\n\n{_fenced('yaml', block)}"
     )
 
 
 def _provenance(card: Card) -> str:
-    text = "## Provenance\n\nAs recorded when the agent was trained; all of it stands in [provenance.json](provenance.json)."
+    text = "## Provenance\n\nAs recorded when the agent was trained; the whole record is [provenance.json](provenance.json)."
     rows = [f"| {label} | {_cell(value)} |" for label, value in _facts(card) if value not in (None, "", {})]
     return "\n".join([text, "", "| fact | value |", "|---|---|", *rows])
 
 
-def _facts(card: Card) -> list[tuple[str, Any]]:
-    """The rows of the provenance table; what the training has not recorded is None."""
+def _facts(card: Card) -> list[tuple[str, object]]:
+    """The rows of the provenance table; None where the training has recorded no value."""
     provenance, stored = card.provenance, card.agent.stored()
     git, seconds, cores = (provenance.get(key) for key in ("git", "wall_time_seconds", "processor_cores"))
     machine = [provenance.get("platform"), cores and f"{cores} cores", provenance.get("device")]
     return [
         ("training began", provenance.get("started")),
-        ("training took", seconds and f"{seconds:,.0f} s"),
+        ("training took", f"{seconds:,.0f} s" if isinstance(seconds, int | float) else None),
         ("environment steps", f"{stored.get('num_timesteps', 0):,}"),
         ("seed", stored.get("seed")),
         ("environments", stored.get("n_envs")),
         ("machine", ", ".join(str(part) for part in machine if part)),
-        ("git commit", git and git["commit"] + (" with changes" if git.get("modified") else "")),
+        ("git commit", f"{git['commit']}{' with changes' if git.get('modified') else ''}" if isinstance(git, dict) else None),
         ("packages", provenance.get("versions")),
         (f"SHA-256 of {card.agent.name}.zip", f"`{provenance['zip_sha256']}`"),
     ]
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
     return " ".join(text.replace("|", "\\|").split())
 
@@ -245,9 +247,9 @@ def _trust(card: Card) -> str:
         )
     return (
         "## Trust\n\nA saved agent of Stable-Baselines3 contains pickles, which run code when they are loaded. "
-        "`load_from_hub` of sb3-policyopt does not touch them: it reads tensors, and the plain JSON and arrays that stand "
-        "beside the pickles here. The code without sb3-policyopt does unpickle: run it only if you trust the author of this "
-        "repository."
+        "`load_from_hub` of sb3-policyopt does not load them: it reads tensors, and the plain JSON and arrays that this "
+        "repository has in addition. The code without sb3-policyopt does unpickle: run it only if you trust the author of "
+        "this repository."
     )
 
 

@@ -1,4 +1,4 @@
-"""Everything that can go wrong between us and the Hub, in one sentence each."""
+"""The errors of ``huggingface_hub`` as one sentence each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,25 +16,25 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
     Turn the errors of ``huggingface_hub`` into a :class:`HubError` of one sentence.
 
     :param repo_id: the repository concerned
-    :param filename: the file that was asked for, if any
-    :param revision: the branch, tag or commit that was asked for, if any
+    :param filename: the file that was requested, if any
+    :param revision: the branch, tag or commit that was requested, if any
     :raises HubError: for every failure of the Hub, the network, or the arguments sent to them
     """
     try:
         yield
     except HubError:
         raise
-    except errors.HFValidationError as error:
+    except errors.HFValidationError as error:  # a name that the Hub does not allow
         raise HubUserError(_one_line(error)) from error
     except errors.OfflineModeIsEnabled as error:
         raise HubError(_one_line(error)) from error
     except errors.LocalTokenNotFoundError as error:
         raise HubError("no Hugging Face token found: run `hf auth login`, or set the environment variable HF_TOKEN") from error
     except errors.GatedRepoError as error:
-        raise HubError(f"{repo_id} is gated: ask for access on its page on the Hub first") from error
+        raise HubError(f"{repo_id} is gated: request access on its page on the Hub first") from error
     except errors.RepositoryNotFoundError as error:
         raise HubUserError(
-            f"there is no repository {repo_id}, or it is private and your token has no right to see it: "
+            f"there is no repository {repo_id}, or it is private and your token has no access to it: "
             "check the name, and log in with `hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
@@ -49,14 +49,14 @@ def one_sentence(repo_id: str, filename: "str | None" = None, revision: "str | N
         if not is_network_error(error):
             raise
         raise HubError(f"the Hub cannot be reached ({type(error).__name__}): check your network") from error
-    except (RuntimeError, ValueError) as error:  # how huggingface_hub wraps the failure of one file among several
+    except (RuntimeError, ValueError) as error:  # how huggingface_hub wraps the failure of one of several files
         reason = "" if error.__cause__ is None else f" ({_one_line(error.__cause__)})"
         raise HubError(_one_line(error).rstrip(".") + reason) from error
 
 
 def is_network_error(error: Exception) -> bool:
     """
-    Tell whether the Hub could not be reached at all.
+    Test whether the Hub could not be reached.
 
     :param error: what ``huggingface_hub`` raised
     :return: True for a failure of its HTTP client (httpx or requests) or for its offline mode, not for an answer of the Hub

@@ -1,8 +1,9 @@
-"""How an agent is evaluated: once to run it, once as the code that the model card shows."""
+"""The evaluation of an agent: a function that runs it, and the same as code for the model card."""
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -12,9 +13,25 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
-from sb3_policyopt.hub.plain_yaml import wrappers
+from sb3_policyopt import registry
+from sb3_policyopt.hub.plain_yaml import Wrappers, wrappers
 
-Wrappers = list[tuple[str, dict[str, Any]]]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Env = gym.Env[object, object]
+AnyEnv = TypeVar("AnyEnv", Env, VecEnv)
+
+
+class Settings(TypedDict, total=False):
+    """The fields of a :class:`Protocol` that rl-zoo3's ``config.yml`` does not contain."""
+
+    env_kwargs: dict[str, object]
+    imports: tuple[str, ...]
+    n_envs: int
+    n_episodes: int
+    deterministic: bool
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,7 @@ class Protocol:
     """
 
     env_id: str
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, object] = field(default_factory=dict)
     env_wrappers: Wrappers = field(default_factory=list)
     vec_env_wrappers: Wrappers = field(default_factory=list)
     frame_stack: int = 0
@@ -46,27 +63,28 @@ class Protocol:
     seed: int = 0
 
     @classmethod
-    def from_config(cls, env_id: str, config: dict[str, Any], **settings: Any) -> "Protocol":
+    def from_config(cls, env_id: str, config: Mapping[str, object], **settings: "Unpack[Settings]") -> "Protocol":
         """
-        Take what concerns the environment from hyperparameters in the zoo's form.
+        Read the wrappers of the environment from hyperparameters in rl-zoo3's form.
 
         :param env_id: Gymnasium id
         :param config: contents of ``config.yml``
         :param settings: the other fields
         :return: the protocol
         """
+        frame_stack = config.get("frame_stack")
         settings["imports"] = tuple(settings.get("imports") or _registering_modules(env_id))
         return cls(
             env_id,
             env_wrappers=wrappers(config.get("env_wrapper")),
             vec_env_wrappers=wrappers(config.get("vec_env_wrapper")),
-            frame_stack=int(config.get("frame_stack") or 0),
+            frame_stack=frame_stack if isinstance(frame_stack, int) else 0,
             **settings,
         )
 
     def make_env(self, statistics: "VecNormalize | None" = None, n_envs: "int | None" = None) -> VecEnv:
         """
-        Make the environment, in the order of the zoo: wrappers, normalisation, frame stack.
+        Make the environment, in rl-zoo3's order: wrappers, normalisation, frame stack.
 
         :param statistics: a ``VecNormalize`` attached to no environment, whose statistics are to be used
         :param n_envs: another number of copies
@@ -82,7 +100,7 @@ class Protocol:
             wrapper_class=self._wrap if self.env_wrappers else None,
         )
         for name, arguments in self.vec_env_wrappers:
-            env = _by_name(name)(env, **arguments)
+            env = _wrapped(env, name, arguments)
         if statistics is not None:
             statistics.set_venv(env)
             statistics.training = False
@@ -90,9 +108,9 @@ class Protocol:
             env = statistics
         return VecFrameStack(env, self.frame_stack) if self.frame_stack else env
 
-    def _wrap(self, env: "gym.Env[Any, Any]") -> "gym.Env[Any, Any]":
+    def _wrap(self, env: Env) -> Env:
         for name, arguments in self.env_wrappers:
-            env = _by_name(name)(env, **arguments)
+            env = _wrapped(env, name, arguments)
         return env
 
     def evaluate(self, model: BaseAlgorithm, env: VecEnv) -> "Score":
@@ -165,7 +183,7 @@ class Score:
 
 def requirement(env_id: str) -> str:
     """
-    Name what has to be installed for an environment.
+    Name the package that an environment needs.
 
     :param env_id: Gymnasium id, registered
     :return: a requirement for pip, or "" if Gymnasium alone suffices or the package is not known
@@ -183,14 +201,14 @@ def requirement(env_id: str) -> str:
 
 
 def _registering_modules(env_id: str) -> tuple[str, ...]:
-    """The package that registers an environment, where it is not Gymnasium's own and its id betrays it."""
+    """The package that registers an environment, if its id shows that it is not one of Gymnasium's own."""
     patterns = {"ALE/": "ale_py", "NoFrameskip-v": "ale_py", "MiniGrid-": "minigrid", "BulletEnv-v": "pybullet_envs_gymnasium"}
     return tuple(module for pattern, module in patterns.items() if pattern in env_id)
 
 
-def _by_name(name: str) -> Any:
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+def _wrapped(env: AnyEnv, name: str, arguments: Mapping[str, object]) -> AnyEnv:
+    wrapper = cast(Callable[..., AnyEnv], registry.resolve(":".join(name.rsplit(".", 1))))
+    return wrapper(env, **arguments)
 
 
 def _import(name: str) -> str:
@@ -198,5 +216,5 @@ def _import(name: str) -> str:
     return f"from {module} import {attribute}"
 
 
-def _call(inner: str, name: str, arguments: dict[str, Any]) -> str:
+def _call(inner: str, name: str, arguments: Mapping[str, object]) -> str:
     return f"{name.rpartition('.')[2]}({', '.join([inner, *(f'{key}={value!r}' for key, value in arguments.items())])})"

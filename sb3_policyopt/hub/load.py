@@ -1,21 +1,25 @@
-"""Load an agent from the Hub, by default without running anybody's code."""
+"""Load an agent from the Hub, by default without running code that it contains."""
 
 import pickle
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_policyopt.hub.agent import ALGORITHMS, file_name_of, latest_run
-from sb3_policyopt.hub.errors import HubUserError, is_network_error, one_sentence
+from sb3_policyopt import registry
+from sb3_policyopt.errors import HubUserError, PickleRequiredError
+from sb3_policyopt.hub.agent import file_name_of, latest_run
+from sb3_policyopt.hub.errors import is_network_error, one_sentence
 from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
-from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, load_plain
-from sb3_policyopt.saving.plain_json import PickleRequiredError
+from sb3_policyopt.hub.plain_yaml import check_config
+from sb3_policyopt.hyperparams.zoo_yaml import dump_plain, load_plain
 from sb3_policyopt.saving.safe_zip import SelfDescribing, read_description
 
 _METRICS = "train_eval_metrics.zip"
@@ -23,7 +27,7 @@ _METRICS = "train_eval_metrics.zip"
 
 def load_from_hub(
     repo_id: str,
-    env: Any = None,
+    env: "GymEnv | None" = None,
     *,
     filename: "str | None" = None,
     revision: "str | None" = None,
@@ -36,7 +40,7 @@ def load_from_hub(
     Load an agent from the Hugging Face Hub.
 
     By default nothing is unpickled: the agent is rebuilt from tensors and plain JSON, its normalisation statistics from plain
-    arrays. Agents published by other tools have no such data, and are refused.
+    arrays. Agents published by other tools have no such data, and raise a PickleRequiredError.
 
     :param repo_id: the repository, ``"name/repository"``
     :param env: the environment to run or train in; with statistics it is wrapped in them
@@ -44,8 +48,8 @@ def load_from_hub(
     :param revision: branch, tag or commit; by default the main branch
     :param token: access token; by default the one stored by ``hf auth login``, or ``HF_TOKEN``
     :param device: where PyTorch runs the agent
-    :param safe: pass False to unpickle, and so to run whatever code the author put in; only for authors you trust
-    :param kwargs: further arguments of ``PPO.load`` or ``TRPO.load``
+    :param safe: pass False to unpickle, which runs any code that the files contain; only for authors you trust
+    :param kwargs: further arguments of the algorithm's ``load``
     :return: the agent, and its normalisation (or None). Without ``env`` the normalisation is attached to no environment:
         ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. Its statistics are frozen (``training=False``)
     :raises HubError: if there is no such repository or file, or the Hub cannot be reached
@@ -78,13 +82,13 @@ def download_run(
     safe: bool = True,
 ) -> Path:
     """
-    Download an agent as a run folder of the zoo.
+    Download an agent as a run folder of rl-zoo3.
 
-    The zoo unpickles what it finds there, so that by default every file is rebuilt here from plain data: the zip and the
-    statistics are loaded without unpickling and saved again, the YAML is checked and written anew.
+    rl-zoo3 unpickles the files of a run folder. So by default every file is made anew from plain data: the zip and the
+    statistics are loaded without unpickling and saved again, the YAML is checked and written again.
 
     :param repo_id: the repository, ``"name/repository"``
-    :param algo: the zoo's key of the algorithm
+    :param algo: name of the algorithm
     :param env_id: Gymnasium id of the environment
     :param folder: the log folder
     :param exp_id: number of the run; 0 for a new one, -1 for a log folder without numbers
@@ -103,7 +107,7 @@ def download_run(
         raise HubUserError(f"{run} exists: pass --force to replace it, or --exp-id 0 for a new folder")
     files = _files(repo_id, revision)
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside the target: what is complete is renamed into place, what is not leaves nothing behind.
+    # In the folder of the target: a complete download is renamed, an incomplete one is deleted.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
         new = Path(scratch) / "run"
         (new / name).mkdir(parents=True)
@@ -163,7 +167,7 @@ def _copy_yaml(source: _Source, name: str, target: Path, safe: bool) -> None:
 
 
 def _extract_metrics(path: str, run: Path) -> None:
-    """Extract monitor files and evaluations, by their bare names: nothing lands outside the run folder."""
+    """Extract monitor files and evaluations that have no folder in their names: none is written outside the run folder."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.namelist():
             name = PurePosixPath(entry).name
@@ -197,19 +201,19 @@ def _only_zip(repo_id: str, files: list[str]) -> str:
 
 
 def _class_of(path: str, filename: str, safe: bool) -> type[SelfDescribing]:
-    """The algorithm, by the description in the zip, or by the zoo's file name where there is none."""
+    """The algorithm, by the description in the zip, or by rl-zoo3's file name if there is none."""
     try:
         algo = str(read_description(path)["algorithm"]).lower()
     except PickleRequiredError:
         if safe:
             raise
         algo = filename.partition("-")[0]
-    if algo not in ALGORITHMS:
-        raise HubUserError(f"{filename} holds an agent of {algo}; only PPO and TRPO can be loaded")
-    return ALGORITHMS[algo]
+    if algo not in registry.ALGORITHMS:
+        raise HubUserError(f"{filename} holds an agent of {algo}; only {registry.class_names()} can be loaded")
+    return registry.find(algo).load_class()
 
 
-def _load_statistics(download: Any, files: list[str], repo_id: str, safe: bool) -> "VecNormalize | None":
+def _load_statistics(download: Callable[[str], str], files: list[str], repo_id: str, safe: bool) -> "VecNormalize | None":
     if "vec_normalize.npz" in files:
         statistics = load_statistics(download("vec_normalize.npz"))
     elif "vec_normalize.pkl" not in files:

@@ -1,8 +1,8 @@
-"""``VecNormalize`` statistics as plain arrays, beside the pickle that stock tools read."""
+"""``VecNormalize`` statistics as plain arrays, in addition to the pickle that other tools read."""
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +28,8 @@ def save_statistics(vec_normalize: VecNormalize, path: "str | Path") -> None:
     arrays = {
         f"{name}/{field}": np.asarray(getattr(moment, field)) for name, moment in moments.items() for field in vars(moment)
     }
-    np.savez(path, settings=np.array(json.dumps(encode(settings))), **cast(Any, arrays))
+    arrays["settings"] = np.array(json.dumps(encode(settings)))
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def load_statistics(path: "str | Path") -> VecNormalize:
@@ -46,7 +47,7 @@ def load_statistics(path: "str | Path") -> VecNormalize:
 
 def statistics_to_pickle(path: "str | Path", target: "str | Path") -> None:
     """
-    Convert the plain statistics to the pickle that the zoo reads.
+    Convert the plain statistics to the pickle that rl-zoo3 reads.
 
     :param path: the ``.npz``
     :param target: the ``.pkl`` to write
@@ -56,7 +57,7 @@ def statistics_to_pickle(path: "str | Path", target: "str | Path") -> None:
 
 
 def _load_attached(path: "str | Path") -> VecNormalize:
-    """The wrapper around an environment that has spaces and nothing else."""
+    """The wrapper, around an environment that has only spaces."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -72,10 +73,10 @@ def _load_attached(path: "str | Path") -> VecNormalize:
     return attached
 
 
-class _NoEnv(gym.Env[Any, Any]):
+class _NoEnv(gym.Env[object, object]):
     """Spaces without an environment."""
 
-    def __init__(self, observation_space: "spaces.Space[Any]", action_space: "spaces.Space[Any]") -> None:
+    def __init__(self, observation_space: "spaces.Space[object]", action_space: "spaces.Space[object]") -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
 

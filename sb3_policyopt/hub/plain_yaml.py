@@ -1,19 +1,19 @@
 """
-The YAML files of a zoo run, read and written without running code.
+Checks of the YAML files of a run: no code in what is downloaded, no private facts in what is published.
 
-The zoo reads its own files with ``yaml.UnsafeLoader``, and evaluates some strings in them as Python. What comes from the Hub
-must therefore be reduced to plain data before the zoo sees it, and what goes to the Hub is plain from the start.
+rl-zoo3 reads its files with ``yaml.UnsafeLoader``, and evaluates some strings in them as Python. Files from the Hub are
+therefore reduced to plain data before rl-zoo3 reads them.
 """
 
 import ast
 import re
 from collections.abc import Mapping
 from pathlib import PurePath, PureWindowsPath
-from typing import Any
 
-import yaml
+Wrappers = list[tuple[str, dict[str, object]]]
+"""Dotted names of wrappers with their keyword arguments, innermost first."""
 
-# The settings of a command line that say how an agent was trained; all others (folders, storages, accounts) stay at home.
+# The arguments of a training that are published; others (folders, storages, accounts) are not.
 PUBLIC_ARGUMENTS = (
     "algo",
     "env",
@@ -29,7 +29,7 @@ PUBLIC_ARGUMENTS = (
     "seed",
     "vec_env",
 )
-# Strings that the zoo passes to eval().
+# Strings that rl-zoo3 passes to eval().
 EVALUATED = ("normalize", "policy_kwargs", "monitor_kwargs", "replay_buffer_kwargs", "replay_buffer_class")
 _WRAPPER_KEYS = ("env_wrapper", "vec_env_wrapper", "callback")
 _KNOWN_WRAPPERS = re.compile(
@@ -45,83 +45,32 @@ _PATH = re.compile(r"(?<![\w.:/])(~?/[\w.+@ -]*[\w.+@-])+/?|[A-Za-z]:\\[\w.+@\\ 
 _URL = re.compile(r"\w+://\S+")
 
 
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """``SafeLoader`` that also knows the two harmless Python tags in the zoo's files; any other tag is an error."""
-
-
-_PYTHON = "tag:yaml.org,2002:python/"
-_PlainLoader.add_constructor(
-    _PYTHON + "object/apply:collections.OrderedDict",
-    lambda loader, node: dict(*loader.construct_sequence(node, deep=True)),  # type: ignore[arg-type]
-)
-_PlainLoader.add_constructor(
-    _PYTHON + "tuple",
-    lambda loader, node: list(loader.construct_sequence(node, deep=True)),  # type: ignore[arg-type]
-)
-
-
-def load_plain(text: str, name: str) -> dict[str, Any]:
+def check_config(config: Mapping[str, object], name: str) -> None:
     """
-    Read a YAML mapping that contains nothing but plain data.
+    Check that rl-zoo3 can use a ``config.yml`` without running code from it.
 
-    :param text: the YAML
-    :param name: what to call it in an error
-    :return: the mapping
-    :raises ValueError: if it is not YAML, not a mapping, or contains a Python object
-    """
-    try:
-        mapping = yaml.load(text, Loader=_PlainLoader)
-    except (yaml.YAMLError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name} is not plain YAML: {reason}") from error
-    if mapping is None:
-        return {}
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{name} is not a YAML mapping")
-    return mapping
-
-
-def dump_plain(mapping: Mapping[str, Any]) -> str:
-    """
-    Write a mapping as YAML that any loader reads.
-
-    :param mapping: plain data
-    :return: the YAML, keys in their order
-    """
-    return str(yaml.safe_dump(_plain(mapping), sort_keys=False, allow_unicode=True))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def check_config(config: Mapping[str, Any], name: str) -> None:
-    """
-    Make sure that the zoo can use a ``config.yml`` without running code that its author chose.
-
-    :param config: hyperparameters in the zoo's form
+    :param config: hyperparameters in rl-zoo3's form
     :param name: what to call them in an error
-    :raises ValueError: if a string that the zoo evaluates is more than a literal, or a wrapper is not a known one
+    :raises ValueError: if a string that rl-zoo3 evaluates is not a literal, or a wrapper is not a known one
     """
     for key in EVALUATED:
-        if isinstance(config.get(key), str) and not is_literal(config[key]):
-            raise ValueError(f"{key} in {name} is Python code that is not a plain literal: {config[key]!r}")
+        value = config.get(key)
+        if isinstance(value, str) and not is_literal(value):
+            raise ValueError(f"{key} in {name} is Python code that is not a plain literal: {value!r}")
     for key in _WRAPPER_KEYS:
         for wrapper, _ in wrappers(config.get(key)):
             if not _KNOWN_WRAPPERS.fullmatch(wrapper):
                 raise ValueError(f"{key} in {name} names {wrapper}, which is not one of the known wrappers")
 
 
-def wrappers(entry: Any) -> list[tuple[str, dict[str, Any]]]:
+def wrappers(entry: object) -> Wrappers:
     """
-    Read the zoo's ``env_wrapper`` entry.
+    Read an ``env_wrapper`` entry of rl-zoo3.
 
     :param entry: a dotted name, a mapping ``{name: arguments}``, a list of these, or None
     :return: dotted names with their keyword arguments, innermost first
     """
-    pairs: list[tuple[str, dict[str, Any]]] = []
+    pairs: Wrappers = []
     for item in entry if isinstance(entry, list) else [entry]:
         if isinstance(item, Mapping):
             pairs.extend((str(name), dict(arguments or {})) for name, arguments in item.items())
@@ -132,7 +81,7 @@ def wrappers(entry: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def is_literal(source: str) -> bool:
     """
-    Tell whether a Python expression only spells out data.
+    Test whether a Python expression is plain data.
 
     :param source: an expression such as ``dict(net_arch=[64], activation_fn=nn.ReLU)``
     :return: True if it consists of literals, ``dict(…)`` with keywords, and names of ``torch.nn`` or ``torch.optim``
@@ -159,17 +108,21 @@ def _is_literal_node(node: "ast.AST | None") -> bool:
     return False
 
 
-def without_private_facts(value: Any) -> Any:
+def without_private_facts(mapping: Mapping[str, object]) -> dict[str, object]:
     """
-    Remove what tells about the machine: folders are cut from paths, and addresses (storages, remotes) are dropped.
+    Remove facts about the machine: folders are cut from paths, and addresses (storages, remotes) are replaced.
 
-    :param value: JSON-like data
+    :param mapping: JSON-like data
     :return: the same with every string cleaned
     """
+    return {key: _clean(value) for key, value in mapping.items()}
+
+
+def _clean(value: object) -> object:
     if isinstance(value, Mapping):
-        return {key: without_private_facts(item) for key, item in value.items()}
+        return without_private_facts(value)
     if isinstance(value, (list, tuple)):
-        return [without_private_facts(item) for item in value]
+        return [_clean(item) for item in value]
     if not isinstance(value, str):
         return value
     return _PATH.sub(lambda match: _last_component(match.group()), _URL.sub("(address removed)", value))

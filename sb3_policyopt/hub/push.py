@@ -2,16 +2,18 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from huggingface_hub import HfApi
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
 
-from sb3_policyopt.hub.agent import ALGORITHMS, Agent, config_of_model
-from sb3_policyopt.hub.errors import HubUserError
+from sb3_policyopt import registry
+from sb3_policyopt.errors import HubUserError
+from sb3_policyopt.hub.agent import Agent, config_of_model
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.repository import Report, build, check
 from sb3_policyopt.hub.upload import check_repository, send
@@ -22,8 +24,8 @@ def push_to_hub(
     repo_id: str,
     env_id: "str | None" = None,
     *,
-    env_kwargs: "dict[str, Any] | None" = None,
-    config: "dict[str, Any] | None" = None,
+    env_kwargs: "Mapping[str, object] | None" = None,
+    config: "Mapping[str, object] | None" = None,
     zip_path: "str | Path | None" = None,
     run_folder: "str | Path | None" = None,
     n_eval_episodes: int = 10,
@@ -40,21 +42,21 @@ def push_to_hub(
     """
     Evaluate an agent, film it, write its model card, and publish everything on the Hugging Face Hub in one commit.
 
-    Nothing is sent before all of it is built and checked; a failure leaves no empty repository.
+    The files are sent after all of them are built and checked. If the upload fails, a repository that it created is deleted.
 
-    :param model: a trained PPO or TRPO
+    :param model: a trained agent of this package
     :param repo_id: where to publish, ``"name/repository"``
     :param env_id: Gymnasium id of the environment; by default that of the model's environment
     :param env_kwargs: arguments of the environment; by default those of the model's environment
-    :param config: hyperparameters in the zoo's form, with ``env_wrapper`` and ``frame_stack`` if there are any; by default
-        read off the model
-    :param zip_path: the zip to publish, if the model is saved already; it goes up byte for byte
-    :param run_folder: what the training wrote (``progress.csv``, monitor files, ``provenance.json``), if it wrote any
+    :param config: hyperparameters in rl-zoo3's form, with ``env_wrapper`` and ``frame_stack`` if there are any; by default
+        taken from the model
+    :param zip_path: the zip to publish, if the model is saved already; it is uploaded byte for byte
+    :param run_folder: folder with the logs of the training (``progress.csv``, monitor files, ``provenance.json``), if any
     :param n_eval_episodes: how many episodes are counted
     :param deterministic: whether actions are the mode of the policy, or sampled
     :param seed: seed of the evaluation
     :param video_length: length of the video in steps, 0 for no video
-    :param private: whether only you can see a repository that is created now
+    :param private: whether a repository that is created now is private
     :param revision: branch to commit to; by default the main one
     :param token: access token; by default the one stored by ``hf auth login``, or ``HF_TOKEN``
     :param commit_message: message of the commit
@@ -64,8 +66,8 @@ def push_to_hub(
     :raises HubError: if anything fails; the message is one sentence
     """
     algo = type(model).__name__.lower()
-    if algo not in ALGORITHMS:
-        raise HubUserError(f"only PPO and TRPO can be published, not {type(model).__name__}")
+    if algo not in registry.ALGORITHMS:
+        raise HubUserError(f"only {registry.class_names()} can be published, not {type(model).__name__}")
     with tempfile.TemporaryDirectory() as scratch:
         agent = _agent_of_model(model, algo, env_id, env_kwargs, config, zip_path, run_folder, Path(scratch))
         protocol = Protocol.from_config(
@@ -112,7 +114,7 @@ def push_agent(
     :param repo_id: where to publish, ``"name/repository"``
     :param protocol: how to evaluate it
     :param device: where PyTorch evaluates the agent
-    :param report: where to tell what is going on
+    :param report: called with each message about the progress
     :return: address of the commit, or the folder of the dry run
     :raises HubError: if anything fails; the message is one sentence
     """
@@ -139,13 +141,13 @@ def _agent_of_model(
     model: BaseAlgorithm,
     algo: str,
     env_id: "str | None",
-    env_kwargs: "dict[str, Any] | None",
-    config: "dict[str, Any] | None",
+    env_kwargs: "Mapping[str, object] | None",
+    config: "Mapping[str, object] | None",
     zip_path: "str | Path | None",
     run_folder: "str | Path | None",
     scratch: Path,
 ) -> Agent:
-    """Save what is in memory into ``scratch``, and read off the model what was not told."""
+    """Save the model into ``scratch``, and take from it the arguments that are None."""
     env = model.get_env()
     spec = env.get_attr("spec")[0] if env is not None else None
     if env_id is None:
@@ -161,26 +163,26 @@ def _agent_of_model(
     if vec_normalize is not None:
         vec_normalize.save(str(scratch / "vecnormalize.pkl"))
     if config is None:
-        config = config_of_model(model)
+        config = of_model = config_of_model(model)
         stacked = unwrap_vec_wrapper(env, VecFrameStack) if env is not None else None
         if isinstance(stacked, VecFrameStack):
-            config["frame_stack"] = stacked.stacked_obs.n_stack
+            of_model["frame_stack"] = stacked.stacked_obs.n_stack
         if vec_normalize is not None:
-            config["normalize"] = {"norm_obs": vec_normalize.norm_obs, "norm_reward": vec_normalize.norm_reward}
+            of_model["normalize"] = {"norm_obs": vec_normalize.norm_obs, "norm_reward": vec_normalize.norm_reward}
     return Agent(
         algo,
         env_id,
         Path(zip_path),
-        config,
+        dict(config),
         {"algo": algo, "env": env_id, "env_kwargs": env_kwargs, "seed": model.seed},
-        env_kwargs=env_kwargs,
+        env_kwargs=dict(env_kwargs),
         statistics_path=scratch / "vecnormalize.pkl" if vec_normalize is not None else None,
         run_folder=None if run_folder is None else Path(run_folder),
     )
 
 
-def _changed_arguments(spec: Any) -> dict[str, Any]:
-    """The arguments of an environment, but for those with which it is registered."""
+def _changed_arguments(spec: EnvSpec) -> dict[str, object]:
+    """The arguments of an environment that differ from those with which it is registered."""
     registered = gym.spec(spec.id).kwargs | {"render_mode": spec.kwargs.get("render_mode")}
     return {name: value for name, value in spec.kwargs.items() if name not in registered or registered[name] != value}
 

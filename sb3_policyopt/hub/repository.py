@@ -4,23 +4,25 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import RepoCard, constants
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_policyopt.hub.agent import ALGORITHMS, Agent
+from sb3_policyopt import registry
+from sb3_policyopt.errors import HubError
+from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.card import Card
-from sb3_policyopt.hub.errors import HubError
 from sb3_policyopt.hub.evaluation import Protocol, Score
 from sb3_policyopt.hub.normalization import save_statistics
-from sb3_policyopt.hub.plain_yaml import PUBLIC_ARGUMENTS, dump_plain, without_private_facts
-from sb3_policyopt.hub.video import record_video, render_without_display
+from sb3_policyopt.hub.plain_yaml import PUBLIC_ARGUMENTS, without_private_facts
+from sb3_policyopt.hub.video import record_video
+from sb3_policyopt.hyperparams.zoo_yaml import dump_plain
+from sb3_policyopt.process import render_without_display
 from sb3_policyopt.saving.safe_zip import read_description
 
 Report = Callable[[str], None]
@@ -43,21 +45,22 @@ def build(
     :param agent: the agent
     :param protocol: how to evaluate it
     :param folder: where to write, empty
-    :param repo_id: where it will stand
+    :param repo_id: the repository, ``"name/repository"``
     :param revision: the branch, if not the main one
     :param license: licence of the agent
     :param video_length: length of the video in steps, 0 for no video
     :param device: where PyTorch evaluates the agent
-    :param report: where to tell what is going on
+    :param report: called with each message about the progress
     :raises HubError: if the agent does not run in its environment
     """
     render_without_display()
     shutil.copyfile(agent.zip_path, folder / f"{agent.name}.zip")
-    if agent.stored().get("tensorboard_log"):
-        report("The zip, which goes up as it is, tells where your TensorBoard logs are: " + agent.stored()["tensorboard_log"])
+    tensorboard_log = agent.stored().get("tensorboard_log")
+    if tensorboard_log:
+        report(f"The zip, which is published unchanged, contains the path of your TensorBoard logs: {tensorboard_log}")
     provenance = _write_records(agent, folder)
     try:
-        model = ALGORITHMS[agent.algo].load(agent.zip_path, device=device)
+        model = registry.find(agent.algo).load_class().load(agent.zip_path, device=device)
         env = protocol.make_env(_statistics(agent))
         report(f"Evaluating {protocol.n_episodes} episodes of {agent.env_id}")
         score = protocol.evaluate(model, env)
@@ -91,7 +94,7 @@ def check(folder: Path, agent: Agent) -> None:
 
     :param folder: the repository
     :param agent: the agent
-    :raises HubError: if the zip differs from the trained one, the card is not one, or it names a file that is missing
+    :raises HubError: if the zip differs from the trained one, the card has no results, or a file is missing
     """
     published = folder / f"{agent.name}.zip"
     if sha256(published.read_bytes()).digest() != sha256(agent.zip_path.read_bytes()).digest():
@@ -105,7 +108,7 @@ def check(folder: Path, agent: Agent) -> None:
 
 
 def _statistics(agent: Agent) -> "VecNormalize | None":
-    """The statistics of the user's own training: their pickle is opened as the training left it."""
+    """The statistics of the user's own training, read from the pickle that the training wrote."""
     if agent.statistics_path is None:
         return None
     with agent.statistics_path.open("rb") as file:
@@ -115,7 +118,7 @@ def _statistics(agent: Agent) -> "VecNormalize | None":
     return statistics
 
 
-def _write_records(agent: Agent, folder: Path) -> dict[str, Any]:
+def _write_records(agent: Agent, folder: Path) -> dict[str, object]:
     """Write configuration, arguments, statistics, metrics and provenance; return the provenance."""
     arguments = {"algo": agent.algo, "env": agent.env_id, "env_kwargs": None} | _public(agent.arguments)
     for name, content in (("config.yml", agent.config), ("args.yml", arguments), ("env_kwargs.yml", agent.env_kwargs)):
@@ -135,21 +138,22 @@ def _write_records(agent: Agent, folder: Path) -> dict[str, Any]:
 
 
 def _metrics(agent: Agent) -> list[Path]:
-    """The logs of the training: what it recorded, monitor files, evaluations."""
+    """The logs of the training: ``progress.csv``, monitor files, evaluations."""
     files = sorted(agent.run_folder.iterdir()) if agent.run_folder else []
     return [path for path in files if path.suffix == ".csv" or path.name == "evaluations.npz"]
 
 
-def _public(arguments: dict[str, Any]) -> dict[str, Any]:
+def _public(arguments: Mapping[str, object]) -> dict[str, object]:
     return {name: arguments[name] for name in PUBLIC_ARGUMENTS if name in arguments}
 
 
-def _provenance(agent: Agent) -> dict[str, Any]:
-    """What the training recorded, or else what the zip says of the versions it was saved with."""
+def _provenance(agent: Agent) -> dict[str, object]:
+    """The record of the training, or without one the versions that the zip names."""
     recorded = agent.run_folder / "provenance.json" if agent.run_folder else None
     if recorded is not None and recorded.is_file():
-        facts = dict(json.loads(recorded.read_text(encoding="utf-8")))
-        facts["arguments"] = _public(facts.get("arguments") or {})
+        facts: dict[str, object] = dict(json.loads(recorded.read_text(encoding="utf-8")))
+        arguments = facts.get("arguments")
+        facts["arguments"] = _public(arguments) if isinstance(arguments, dict) else {}
     else:
         stored = agent.stored()
         facts = {name: stored.get(key) for name, key in (("seed", "seed"), ("n_timesteps", "num_timesteps"))}
@@ -157,7 +161,7 @@ def _provenance(agent: Agent) -> dict[str, Any]:
             lines = archive.read("system_info.txt").decode().splitlines()
         facts["versions"] = dict(line.removeprefix("- ").split(": ", 1) for line in lines if ": " in line)
     facts["zip_sha256"] = sha256(agent.zip_path.read_bytes()).hexdigest()
-    return dict(without_private_facts(facts))
+    return without_private_facts(facts)
 
 
 def _write_results(protocol: Protocol, score: Score, folder: Path) -> None:
@@ -173,7 +177,7 @@ def _write_results(protocol: Protocol, score: Score, folder: Path) -> None:
     _write_json(folder / "results.json", results)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -181,13 +185,13 @@ def _film(agent: Agent, model: BaseAlgorithm, protocol: Protocol, path: Path, n_
     env = protocol.make_env(_statistics(agent), n_envs=1)
     problem = record_video(model, env, path, n_steps, protocol.deterministic)
     env.close()
-    report("No video, and the card shows none: " + problem if problem else f"Recorded {n_steps} steps")
+    report("No video: " + problem if problem else f"Recorded {n_steps} steps")
 
 
 def _draw(agent: Agent, path: Path, report: Report) -> bool:
-    """Draw the page of the training, if it left anything to draw."""
+    """Draw the page of the training, if it has logs."""
     if agent.run_folder is None or not _metrics(agent):
-        report("No picture of the training, which left no logs")
+        report("No picture of the training, which has no logs")
         return False
     from sb3_policyopt.plots import plot_run
 

@@ -1,26 +1,27 @@
-"""One repository and one commit, or nothing."""
+"""The upload: one repository and one commit, or no change."""
 
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from sb3_policyopt.errors import HubError, HubUserError
 from sb3_policyopt.hub.agent import Agent
-from sb3_policyopt.hub.errors import HubError, HubUserError, one_sentence
+from sb3_policyopt.hub.errors import one_sentence
 
-# Files of an earlier upload that the new one may lack; the Hub's other files (a .gitattributes, a LICENSE) stay.
+# Files of an earlier upload that the new one may lack; other files of the repository (.gitattributes, LICENSE) are kept.
 _OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip"]
 
 
 def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> None:
     """
-    Refuse early what the Hub or common sense would refuse after the work is done.
+    Check before the evaluation that the agent can be published.
 
     :param api: the Hub
     :param repo_id: where the agent is to be published
     :param agent: the agent
     :param private: whether the repository is to be private
-    :raises HubError: if there is no valid token, or another agent stands there, or a public repository
+    :raises HubError: if there is no valid token, or the repository holds another agent or is public although ``private``
     """
     with one_sentence(repo_id):
         api.whoami()
@@ -45,11 +46,11 @@ def send(api: HfApi, folder: Path, repo_id: str, private: bool, revision: "str |
     :param api: the Hub
     :param folder: the files
     :param repo_id: the repository, created if there is none
-    :param private: whether only its owner sees a repository that is created
+    :param private: whether a repository that is created is private
     :param revision: the branch, created if there is none; by default the main one
     :param commit_message: message of the commit
     :return: address of the commit
-    :raises HubError: if anything fails; a repository that was created is removed again
+    :raises HubError: if anything fails; a repository that was created is deleted again
     """
     created = False
     with one_sentence(repo_id, revision=revision):
@@ -64,7 +65,7 @@ def send(api: HfApi, folder: Path, repo_id: str, private: bool, revision: "str |
                 commit_message=commit_message,
                 delete_patterns=_OPTIONAL_FILES,
             )
-        except BaseException as error:  # Ctrl-C as well: nobody wants half a repository
+        except BaseException as error:  # Ctrl-C as well: an incomplete repository is deleted
             if created:
                 _delete(api, repo_id, error)
             raise

@@ -1,23 +1,15 @@
 """A video of an agent, made without a display and without an installed ffmpeg."""
 
-import os
-import sys
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-
-def render_without_display() -> None:
-    """
-    Let MuJoCo render through EGL, in memory, where no display is found. Call it before the environment is made.
-
-    A choice of the user's (``MUJOCO_GL``) stands.
-    """
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+Observation = np.ndarray | dict[str, np.ndarray]
+Frames = Generator[np.ndarray, None, None]
 
 
 def record_video(model: BaseAlgorithm, env: VecEnv, path: Path, n_steps: int, deterministic: bool) -> "str | None":
@@ -33,17 +25,17 @@ def record_video(model: BaseAlgorithm, env: VecEnv, path: Path, n_steps: int, de
     """
     try:
         _encode(_frames(model, env, n_steps, deterministic), path, _frames_per_second(env))
-    except Exception as error:  # whatever a renderer may raise: the agent is worth publishing without a film
+    except Exception as error:  # a renderer may raise any error; the agent is published without a video
         path.unlink(missing_ok=True)
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
-def _frames(model: BaseAlgorithm, env: VecEnv, n_steps: int, deterministic: bool) -> Any:
-    observation: Any = env.reset()
+def _frames(model: BaseAlgorithm, env: VecEnv, n_steps: int, deterministic: bool) -> Frames:
+    observation = env.reset()
     yield _frame(env)
     for _ in range(n_steps):
-        action, _ = model.predict(observation, deterministic=deterministic)
+        action, _ = model.predict(cast(Observation, observation), deterministic=deterministic)
         observation, _, _, _ = env.step(action)
         yield _frame(env)
 
@@ -52,7 +44,7 @@ def _frame(env: VecEnv) -> np.ndarray:
     frame = env.render(mode="rgb_array")
     if frame is None:
         raise RuntimeError("the environment renders no image")
-    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # yuv420p needs even sides
+    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # yuv420p needs even side lengths
 
 
 def _frames_per_second(env: VecEnv) -> float:
@@ -60,7 +52,7 @@ def _frames_per_second(env: VecEnv) -> float:
     return float(metadata.get("render_fps") or 30)
 
 
-def _encode(frames: Any, path: Path, frames_per_second: float) -> None:
+def _encode(frames: Frames, path: Path, frames_per_second: float) -> None:
     import imageio_ffmpeg
 
     first = next(frames)

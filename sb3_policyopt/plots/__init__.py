@@ -6,7 +6,7 @@ from pathlib import Path
 
 def plot_run(run: str | Path, out: str | Path) -> Path:
     """
-    Draw the page of one run: learning curve, evaluations and the health of the updates.
+    Draw the page of one run: learning curve, evaluations and the metrics of the updates.
 
     :param run: run folder (``logs/{algo}/{env}_{n}``, or any folder with ``progress.csv``), or a csv file
     :param out: picture to write; its suffix chooses the format (``.png``, ``.pdf``, ``.svg``)

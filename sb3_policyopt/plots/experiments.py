@@ -1,14 +1,18 @@
-"""Which runs are repetitions of one experiment, and what to call each on the page."""
+"""Which runs are repetitions of one experiment, and how each is labelled on the page."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+from sb3_policyopt import registry
 from sb3_policyopt.plots.runs import Run
 
+Color = str | tuple[float, float, float, float]
+"""As matplotlib takes it: hexadecimal, or RGBA."""
+
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that people with any common colour blindness can tell apart (Okabe and Ito 2008), without the pale yellow."""
+"""Colours that people with the common kinds of colour blindness can distinguish (Okabe and Ito 2008), without the yellow."""
 _MAX_NAMED_DIFFERENCES = 3
 
 
@@ -23,7 +27,7 @@ class Experiment:
     """
 
     label: str
-    color: Any
+    color: Color
     runs: tuple[Run, ...]
 
     @property
@@ -34,13 +38,13 @@ class Experiment:
 
 def group(runs: Sequence[Run], pool_seeds: bool = True) -> list[Experiment]:
     """
-    Sort runs into experiments.
+    Group runs into experiments.
 
     :param runs: in the order of the legend
-    :param pool_seeds: join runs with the same algorithm, environment, log folder and hyperparameters (the seed apart)
+    :param pool_seeds: join runs with the same algorithm, environment, log folder and hyperparameters (except the seed)
     :return: one experiment per curve
     """
-    members: dict[Any, list[Run]] = {}
+    members: dict[object, list[Run]] = {}
     for run in runs:
         members.setdefault(_identity(run) if pool_seeds and run.env else run.path.resolve(), []).append(run)
     groups = list(members.values())
@@ -48,13 +52,13 @@ def group(runs: Sequence[Run], pool_seeds: bool = True) -> list[Experiment]:
     return [Experiment(label, color, tuple(g)) for label, color, g in zip(_labels(groups), colors, groups, strict=True)]
 
 
-def _identity(run: Run) -> tuple[Any, ...]:
+def _identity(run: Run) -> tuple[str, str, Path, str]:
     hyperparameters = {key: value for key, value in run.hyperparameters.items() if key != "seed"}
     addresses = r" at 0x[0-9a-f]+"  # of functions and other objects, which differ from process to process
     return run.algo, run.env, run.path.resolve().parent, re.sub(addresses, "", repr(sorted(hyperparameters.items())))
 
 
-def _colors(count: int) -> list[Any]:
+def _colors(count: int) -> list[Color]:
     if count <= len(_OKABE_ITO):
         return list(_OKABE_ITO[:count])
     from matplotlib import colormaps
@@ -63,20 +67,20 @@ def _colors(count: int) -> list[Any]:
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """As short as tells them apart: algorithm, then environment, hyperparameters, log folder, run folder."""
+    """Short labels that differ: the algorithm, then environment, hyperparameters, log folder, run folder as needed."""
     firsts = [g[0] for g in groups]
-    labels = [run.algo.upper() or run.path.stem for run in firsts]
-    ways: tuple[Callable[[list[Run]], list[str]], ...] = (
+    labels = [registry.title(run.algo) or run.path.stem for run in firsts]
+    distinctions: tuple[Callable[[list[Run]], list[str]], ...] = (
         lambda runs: [run.env for run in runs],
         _differences,
         lambda runs: [_log_folder(run) for run in runs],
         lambda runs: [run.path.name for run in runs],
         lambda runs: [str(run.path) for run in runs],
     )
-    for way in ways:
+    for distinguish in distinctions:
         for label in {label for label in labels if labels.count(label) > 1}:
             alike = [i for i, other in enumerate(labels) if other == label]
-            parts = way([firsts[i] for i in alike])
+            parts = distinguish([firsts[i] for i in alike])
             if len(set(parts)) > 1:
                 for i, part in zip(alike, parts, strict=True):
                     labels[i] = f"{label}, {part}" if part else label
@@ -93,6 +97,6 @@ def _differences(runs: list[Run]) -> list[str]:
 
 
 def _log_folder(run: Run) -> str:
-    """The part of ``{logs}/{algo}/{env}_{n}`` that names the collection of runs."""
+    """The folder ``logs`` in ``{logs}/{algo}/{env}_{n}``."""
     parent = run.path.resolve().parent
     return parent.parent.name if parent.name == run.algo else parent.name

@@ -1,4 +1,4 @@
-"""The one place that says how to install what pictures and diagnosis need."""
+"""The check that the optional packages of plots and doctor are installed."""
 
 from importlib.util import find_spec
 

@@ -1,8 +1,7 @@
-"""Draws the page: the learning curve on top, below it the health of the updates."""
+"""Draws the page: the learning curve on top, below it the metrics of the updates."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,14 +10,15 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from sb3_policyopt.plots.experiments import Experiment, group
+from sb3_policyopt import registry
+from sb3_policyopt.plots.experiments import Color, Experiment, group
 from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
-from sb3_policyopt.plots.panels import PANELS, Panel
+from sb3_policyopt.plots.panels import Panel, panels_of
 from sb3_policyopt.plots.runs import RETURN, Run
 from sb3_policyopt.plots.statistics import Band, bootstrap_interval, interquartile_mean, pool
 
 _COLUMNS = 4
-_ROOMY_LEGEND = 6  # up to so many experiments have two lines each in the legend
+_ROOMY_LEGEND = 6  # up to this number of experiments, the legend has two lines for each
 _FORMATS = (".png", ".pdf", ".svg", ".jpg")
 _STYLE = {
     "font.size": 9,
@@ -47,20 +47,28 @@ def draw_page(runs: Sequence[Run], out: Path, pool_seeds: bool = True) -> Path:
         raise ValueError(f"Cannot draw into {out.name}: the name must end in one of {', '.join(_FORMATS)}.")
     from matplotlib import rc_context
 
-    experiments = group(runs, pool_seeds)
-    sections = [(algo, _drawable(panels, experiments, algo)) for algo, panels in PANELS.items()]
-    sections = [(algo, panels) for algo, panels in sections if panels]
-    if not sections and not any(_has_returns(run) for run in runs):
-        names = ", ".join(str(run.path) for run in runs)
-        raise ValueError(f"There is nothing to draw in {names}: no return and no train/ metric.")
     with rc_context(_STYLE):
-        figure = _figure(experiments, sections)
+        figure = make_figure(runs, pool_seeds)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=130)
     return out
 
 
-def _figure(experiments: Sequence[Experiment], sections: Sequence[tuple[str, list[Panel]]]) -> Figure:
+def make_figure(runs: Sequence[Run], pool_seeds: bool = True) -> Figure:
+    """
+    Draw runs on one page.
+
+    :param runs: at least one
+    :param pool_seeds: see :func:`sb3_policyopt.plots.plot_runs`
+    :return: the figure
+    :raises ValueError: when there is no run, or nothing in them can be drawn
+    """
+    experiments = group(runs, pool_seeds)
+    sections = [(algo, _drawable(panels_of(algo), experiments, algo)) for algo in registry.ALGORITHMS]
+    sections = [(algo, panels) for algo, panels in sections if panels]
+    if not sections and not any(_has_returns(run) for run in runs):
+        names = ", ".join(str(run.path) for run in runs)
+        raise ValueError(f"There is nothing to draw in {names}: no return and no train/ metric.")
     rows = [-(-len(panels) // _COLUMNS) for _, panels in sections]
     heights = [3.3, *(2.2 * n + 0.4 for n in rows)]
     figure = Figure(figsize=(15, sum(heights)), layout="constrained")
@@ -112,15 +120,15 @@ def _draw_evaluations(axes: Axes, experiment: Experiment) -> None:
     axes.plot(band.steps, band.centre, color=experiment.color, linestyle="--", linewidth=1, marker="o", markersize=4, zorder=3)
 
 
-def _draw_curves(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], color: Any, linestyle: str = "-") -> None:
-    """Each run faintly, and on top of them the smoothed or pooled curve with its interval."""
+def _draw_curves(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], color: Color, linestyle: str = "-") -> None:
+    """Draw each run as a thin line, and over them the smoothed or pooled curve with its interval."""
     curves = [curve for curve in curves if len(curve[0])]
     if not curves:
         return
     band: Band = pool(curves)
     marker = "o" if len(band.steps) == 1 else ""
     axes.plot(band.steps, band.centre, color=color, linestyle=linestyle, marker=marker)
-    if linestyle != "-":  # a companion: its noise would only hide the metric itself
+    if linestyle != "-":  # a companion: its single runs would hide the metric itself
         return
     for steps, values in curves:
         axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
@@ -164,7 +172,7 @@ def _final_return(run: Run) -> float:
 
 
 def _draw_section(part: SubFigure, algo: str, panels: Sequence[Panel], n_rows: int, experiments: Sequence[Experiment]) -> None:
-    part.suptitle(f"{algo.upper()}: health of the updates", fontsize=11, x=0.005, ha="left")
+    part.suptitle(f"{registry.title(algo)}: metrics of the updates", fontsize=11, x=0.005, ha="left")
     grid = part.subplots(n_rows, _COLUMNS, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
         axes.set_title(panel.title, loc="left")
@@ -199,7 +207,7 @@ def _draw_panel(axes: Axes, panel: Panel, experiments: Sequence[Experiment]) -> 
 
 
 def _draw_outcomes(axes: Axes, experiments: Sequence[Experiment]) -> None:
-    """How often the line search ended in which way: one bar per outcome and experiment."""
+    """Draw the frequency of each outcome of the line search: one bar for each outcome and experiment."""
     counts = [line_search_outcomes(pd.concat([run.metrics for run in e.runs], ignore_index=True)) for e in experiments]
     words = sorted({word for c in counts for word in c}, key=lambda word: (word != "accepted", word))
     height = 0.8 / len(experiments)

@@ -1,7 +1,10 @@
-"""What the page shows of the updates' health, algorithm by algorithm."""
+"""Which metrics of the updates the page shows, for each algorithm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from sb3_policyopt import registry
 from sb3_policyopt.plots.outcomes import SUCCESS
 
 
@@ -55,4 +58,12 @@ TRPO_PANELS = (
     STD,
 )
 
-PANELS = {"ppo": PPO_PANELS, "trpo": TRPO_PANELS}
+
+def panels_of(algo: str) -> Sequence[Panel]:
+    """
+    Look up the panels of an algorithm.
+
+    :param algo: name of a registered algorithm
+    :return: its panels, in their order on the page
+    """
+    return cast(Sequence[Panel], registry.resolve(registry.find(algo).panels))

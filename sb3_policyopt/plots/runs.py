@@ -1,4 +1,4 @@
-"""Reads what a training run leaves behind: the csv log, evaluations, Monitor files and the configuration."""
+"""Reads the files of a training run: the csv log, evaluations, Monitor files and the configuration."""
 
 import csv
 import json
@@ -7,17 +7,17 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sb3_policyopt import registry
 from sb3_policyopt.plots.config import read_config
 
 STEPS = "time/total_timesteps"
 RETURN = "rollout/ep_rew_mean"
 NONFINITE = "nonfinite"
-"""Column naming, row by row, the metrics that were written as nan or inf (an empty cell was not written at all)."""
+"""Column with the names of the metrics that were logged as nan or inf in each row (an empty cell was not logged)."""
 
 _MONITOR_WINDOW = 100  # episodes, as in SB3's ``stats_window_size``
 _MAX_ROLLOUT_ROWS = 2000
@@ -28,13 +28,13 @@ class Run:
     """
     One training run.
 
-    :param path: what the user named: a folder or a csv file
-    :param algo: "ppo", "trpo", another folder name of the zoo, or "" when unknown
+    :param path: the folder or csv file that was given
+    :param algo: name of a registered algorithm, such as "ppo", or "" when unknown
     :param env: environment id, or "" when unknown
     :param metrics: one row per line of the log, sorted by ``time/total_timesteps``; a cell that was not written is NaN
     :param evaluations: columns ``timesteps`` and ``mean`` (mean return of the evaluation's episodes)
-    :param hyperparameters: the arguments of the training, as far as they were written down
-    :param facts: what else is known of this run: ``seed``, ``finished``, ...
+    :param hyperparameters: the arguments of the training, as far as they were recorded
+    :param facts: what else was recorded of this run: ``seed``, ``finished``, ...
     """
 
     path: Path
@@ -42,8 +42,8 @@ class Run:
     env: str
     metrics: pd.DataFrame
     evaluations: pd.DataFrame
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, object] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
 
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -62,11 +62,11 @@ class Run:
 
 def find_runs(path: str | Path) -> list[Path]:
     """
-    The runs that a path stands for: itself, or the run folders directly inside it.
+    Find the runs of a path: the path itself, or the run folders directly inside it.
 
     :param path: run folder, csv file, or a folder of run folders such as ``logs/ppo``
     :return: at least one path, in the order of their numbers (``_2`` before ``_10``)
-    :raises ValueError: when there is none
+    :raises ValueError: when there is no run
     """
     path = Path(path)
     if not path.exists():
@@ -85,7 +85,7 @@ def read_run(path: str | Path) -> Run:
 
     :param path: a folder with ``progress.csv``, ``evaluations.npz`` or ``*.monitor.csv``, or one such csv file
     :return: the run
-    :raises ValueError: when the path is no run, or holds not a single readable number
+    :raises ValueError: when the path is no run, or contains no number that can be read
     """
     path = Path(path)
     if not path.exists():
@@ -113,8 +113,10 @@ def _is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("progress.csv", "evaluations.npz")) or any(folder.glob("*.monitor.csv"))
 
 
-def _natural_order(path: Path) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """A key that orders the numbers in a name by their values: every odd part of the split is a number."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if position % 2 else (0, part) for position, part in enumerate(parts)]
 
 
 def _empty_log() -> pd.DataFrame:
@@ -136,8 +138,8 @@ def _read_progress(path: Path) -> pd.DataFrame:
     """
     Read a log of SB3's csv writer.
 
-    A killed process leaves a torn last line, a resumed one may start over with another header in the same file: each line is
-    read by the header above it, so that neither shifts a column.
+    The last line of a killed process may be incomplete, and a resumed one may write another header into the same file. Each
+    line is read by the header above it, so that no value moves to another column.
     """
     header: list[str] = []
     rows: list[dict[str, str]] = []
@@ -164,7 +166,7 @@ def _to_table(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
 
 
 def _to_numbers(texts: pd.Series) -> pd.Series:
-    """Numbers where the column holds any, else the words as they are."""
+    """Convert a column to numbers, unless most of it is text."""
     numbers = pd.to_numeric(texts, errors="coerce").astype(float)
     written = texts.fillna("").astype(str) != ""
     words = written & numbers.isna() & ~texts.isin(["nan"])
@@ -172,7 +174,7 @@ def _to_numbers(texts: pd.Series) -> pd.Series:
 
 
 def _read_monitor(paths: Sequence[Path]) -> pd.DataFrame:
-    """Mean return and length of the last 100 episodes, against the steps of all environments together."""
+    """Mean return and length of the last 100 episodes, by the total number of steps of all environments."""
     episodes = []
     for path in paths:
         try:
@@ -203,16 +205,14 @@ def _read_evaluations(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"timesteps": steps, "mean": mean}).dropna()
 
 
-def _algorithm(folder: Path, metrics: pd.DataFrame, facts: dict[str, Any]) -> str:
-    if "train/clip_fraction" in metrics:
-        return "ppo"
-    if "train/is_line_search_success" in metrics:
-        return "trpo"
-    known = {"ppo", "trpo"} & {str(facts.get("algo", "")).lower(), folder.resolve().parent.name.lower()}
-    return known.pop() if len(known) == 1 else ""
+def _algorithm(folder: Path, metrics: pd.DataFrame, facts: dict[str, object]) -> str:
+    """The algorithm, by the metrics in the log; if several or none match, by the configuration and the name of the folder."""
+    logged = [name for name, algorithm in registry.ALGORITHMS.items() if algorithm.metric in metrics]
+    named = {str(facts.get("algo", "")).lower(), folder.resolve().parent.name.lower()} & set(logged or registry.ALGORITHMS)
+    return named.pop() if len(named) == 1 else next(iter(logged), "")
 
 
-def _environment(folder: Path, facts: dict[str, Any]) -> str:
+def _environment(folder: Path, facts: dict[str, object]) -> str:
     if facts.get("env"):
         return str(facts["env"])
     zoo_folder = re.fullmatch(r"(.+-v\d+)_\d+", folder.resolve().name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-_POINTS = 200  # of a pooled curve: more cannot be told apart on a page
+_POINTS = 200  # of a pooled curve: more cannot be distinguished on a page
 _RESAMPLES = 1000
 _SMOOTHING = 40  # a curve is averaged over 1/40 of its length
 
@@ -55,7 +55,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def smooth(values: np.ndarray) -> np.ndarray:
     """
-    Centred moving average over 1/40 of the curve, so that short curves stay as they are.
+    Centred moving average over 1/40 of the curve, which leaves curves of fewer than 80 points unchanged.
 
     :param values: shape [K]
     :return: shape [K]

@@ -9,9 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
-
-class WorkerDiedError(RuntimeError):
-    """A worker process of a ``SubprocVecEnv`` or ``SharedMemoryVecEnv`` ended although nobody closed it."""
+from sb3_policyopt.errors import WorkerDiedError as WorkerDiedError
 
 
 @contextmanager

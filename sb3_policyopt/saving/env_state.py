@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 import gymnasium as gym
 import numpy as np
 
+from sb3_policyopt.errors import StateNotKeptError
+
 Env: TypeAlias = gym.Env[Any, Any]
 """An environment with any observations and actions."""
 
@@ -37,10 +39,6 @@ _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.
 
 _HANDLES = ("pybullet", "pybullet_utils", "pybullet_envs")
 """Packages whose objects refer to a simulation outside of Python, and are pickled without its state."""
-
-
-class StateNotKeptError(Exception):
-    """An environment's state cannot be kept; the message names the part."""
 
 
 class ClonesState(Protocol):

@@ -8,7 +8,8 @@ from typing import ClassVar, Protocol, TypedDict, cast
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from sb3_policyopt.saving.env_state import Env, StateNotKeptError, capture_env, restore_env
+from sb3_policyopt.errors import StateNotKeptError
+from sb3_policyopt.saving.env_state import Env, capture_env, restore_env
 
 CAPTURE = "capture_training_state"
 RESTORE = "restore_training_state"

@@ -20,6 +20,8 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
+from sb3_policyopt.errors import PickleRequiredError
+
 Tagged: TypeAlias = dict[str, Any]
 """A JSON object with a tag, which determines its other keys and their types."""
 
@@ -42,10 +44,6 @@ _SCHEDULES: dict[type, tuple[str, ...]] = {
     ConstantSchedule: ("val",),
     LinearSchedule: ("start", "end", "end_fraction"),
 }
-
-
-class PickleRequiredError(ValueError):
-    """A saved agent cannot be loaded without unpickling parts of it, that is, without running code that it contains."""
 
 
 def encode(value: object) -> object:

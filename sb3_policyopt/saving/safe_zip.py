@@ -24,7 +24,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_policyopt.saving.plain_json import PickleRequiredError, decode, encode
+from sb3_policyopt.errors import PickleRequiredError
+from sb3_policyopt.saving.plain_json import decode, encode
 from sb3_policyopt.saving.provenance import installed_versions
 
 DESCRIPTION = "policyopt.json"
@@ -64,6 +65,16 @@ class Description(TypedDict):
     attributes: dict[str, object]
 
 
+def policy_alias(model: BaseAlgorithm) -> str | None:
+    """
+    Look up the name by which a constructor takes the policy of an agent.
+
+    :param model: the agent
+    :return: such as "MlpPolicy", None for a class without an alias
+    """
+    return next((alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class), None)
+
+
 def describe(model: BaseAlgorithm, names: list[str] | None = None) -> Description:
     """
     Describe an agent in plain JSON: what its zip holds, but for the tensors.
@@ -76,11 +87,10 @@ def describe(model: BaseAlgorithm, names: list[str] | None = None) -> Descriptio
         state_dicts, variables = model._get_torch_save_params()
         tensors = {name.split(".")[0] for name in state_dicts + variables}
         names = [name for name in vars(model) if name not in tensors.union(model._excluded_save_params())]
-    policy = next((alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class), None)
     return {
         "format": FORMAT,
         "algorithm": type(model).__name__,
-        "policy": policy,
+        "policy": policy_alias(model),
         "versions": installed_versions(),
         "attributes": {name: encode(getattr(model, name)) for name in names if name not in _TRANSIENT},
     }

@@ -1,8 +1,8 @@
 """
-rl-zoo3 with this package's algorithms: importing this module registers them as ``ppo`` and ``trpo``.
+rl-zoo3 with this package's algorithms: importing this module registers them under their names, ``ppo`` and ``trpo``.
 
-So ``python -m rl_zoo3.train --algo trpo --gym-packages sb3_policyopt.zoo`` trains ours, and so does
-``sb3-policyopt train --algo trpo``. The other algorithms of the zoo stay what they are.
+Then ``python -m rl_zoo3.train --algo trpo --gym-packages sb3_policyopt.zoo`` trains this package's TRPO, and so does
+``sb3-policyopt train --algo trpo``. The other algorithms of rl-zoo3 are unchanged.
 """
 
 from sb3_policyopt.zoo.registration import register

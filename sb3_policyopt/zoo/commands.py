@@ -1,12 +1,10 @@
-"""rl-zoo3's commands, run in this process with PPO and TRPO registered; their options pass through unchanged."""
+"""rl-zoo3's commands, run in this process with the algorithms of this package registered; their options are unchanged."""
 
 import argparse
-import importlib
-import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +12,22 @@ from typing import Any, NamedTuple
 from gymnasium.error import DependencyNotInstalled
 
 import sb3_policyopt.zoo  # noqa: F401  registers the algorithms
+from sb3_policyopt import registry
 from sb3_policyopt.errors import UserError
+from sb3_policyopt.process import render_without_display, replaced
 from sb3_policyopt.zoo import preflight, shims
 from sb3_policyopt.zoo import torchrun as ranks
+from sb3_policyopt.zoo.experiment import VEC_ENVS
 
 
 class ZooCommand(NamedTuple):
     """
-    A command of rl-zoo3: ``module:function`` to call or ``module`` to run as a script, and what is done before.
+    A command of rl-zoo3.
 
-    ``records`` marks the commands that render without a window, ``draws`` those that end by showing figures.
+    :param target: ``module:function`` to call, or ``module`` to run as a script
+    :param check: checks the options and raises a :class:`sb3_policyopt.errors.UserError`
+    :param records: whether it renders off screen
+    :param draws: whether it ends by showing figures
     """
 
     target: str
@@ -32,7 +36,7 @@ class ZooCommand(NamedTuple):
     draws: bool = False
 
 
-#: The backends of matplotlib that draw into files only; it picks one of them where there is no display.
+#: The backends of matplotlib that draw into files only; matplotlib chooses one of them if there is no display.
 FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
 COMMANDS = {
@@ -47,19 +51,19 @@ COMMANDS = {
 }
 
 
-def run(name: str, argv: list[str]) -> int:
+def run(name: str, argv: list[str]) -> None:
     """
     Run a command of rl-zoo3.
 
     :param name: its name
     :param argv: its options
-    :return: exit code
+    :raises UserError: if an option names what is missing
     """
     command = COMMANDS[name]
-    if not preflight.wants_help(argv):
+    if not preflight.requests_help(argv):
         command.check(argv)
     with ExitStack() as context:
-        if name == "train" and not preflight.wants_help(argv):
+        if name == "train" and not preflight.requests_help(argv):
             argv = context.enter_context(ranks.training_options(argv))
         context.enter_context(command_line(name, argv))
         if name == "train":
@@ -76,8 +80,7 @@ def run(name: str, argv: list[str]) -> int:
         try:
             call(command.target)
         except DependencyNotInstalled as error:
-            raise UserError(f"{error} (pip install 'sb3-policyopt[envs]' brings what the environments need)") from error
-    return 0
+            raise UserError(f"{error} (pip install 'sb3-policyopt[envs]' installs what the environments need)") from error
 
 
 def call(target: str) -> None:
@@ -86,56 +89,46 @@ def call(target: str) -> None:
 
     :param target: ``module:function`` or ``module``
     """
-    module, _, function = target.partition(":")
-    if function:
-        getattr(importlib.import_module(module), function)()
+    if ":" in target:
+        function = registry.resolve(target)
+        assert callable(function)
+        function()
     else:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(target, run_name="__main__")
 
 
-@contextmanager
-def command_line(name: str, argv: list[str]) -> Iterator[None]:
+def command_line(name: str, argv: list[str]) -> AbstractContextManager[None]:
     """
-    Within this context, ``sys.argv`` is the command line of one command.
+    Within the context, ``sys.argv`` is the command line of one command.
 
     :param name: name of the command
     :param argv: its options
+    :return: the context
     """
-    original = sys.argv
-    sys.argv = [f"sb3-policyopt {name}", *argv]
-    try:
-        yield
-    finally:
-        sys.argv = original
+    return replaced(sys, "argv", [f"sb3-policyopt {name}", *argv])
 
 
-@contextmanager
-def our_vec_envs_among_choices() -> Iterator[None]:
-    """Within this context, ``--vec-env`` takes "envpool" and "shared", which :class:`.experiment.Experiment` understands."""
-    original = argparse._ActionsContainer.add_argument
+def our_vec_envs_among_choices() -> AbstractContextManager[None]:
+    """
+    Within the context, ``--vec-env`` also takes the ``VEC_ENVS`` of :class:`.experiment.Experiment`.
 
-    def add_argument(self: Any, *names: str, **options: Any) -> argparse.Action:
+    :return: the context
+    """
+    owner = argparse._ActionsContainer  # the class that defines the method
+    original = owner.add_argument
+
+    def add_argument(self: argparse.ArgumentParser, *names: str, **options: Any) -> argparse.Action:
         if "--vec-env" in names:
-            options["choices"] = [*options["choices"], "envpool", "shared"]
+            options["choices"] = [*options["choices"], *VEC_ENVS]
         return original(self, *names, **options)
 
-    argparse._ActionsContainer.add_argument = add_argument  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        argparse._ActionsContainer.add_argument = original  # type: ignore[method-assign]
-
-
-def render_without_display() -> None:
-    """Let MuJoCo render on a Linux machine without a display, where it would look for a window."""
-    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"))):
-        os.environ["MUJOCO_GL"] = "egl"
+    return replaced(owner, "add_argument", add_argument)
 
 
 @contextmanager
 def figures_without_display(name: str) -> Iterator[None]:
     """
-    Within this context, figures that no window can show are written into the current folder.
+    Within this context, figures are written into the current folder if there is no display.
 
     :param name: name of the command, for the names of the files
     """
@@ -144,7 +137,6 @@ def figures_without_display(name: str) -> Iterator[None]:
     if plt.get_backend().lower() not in FILE_BACKENDS:
         yield
         return
-    original = plt.show
 
     def save(*_: object, **__: object) -> None:
         for number in plt.get_fignums():
@@ -152,11 +144,8 @@ def figures_without_display(name: str) -> Iterator[None]:
             plt.figure(number).savefig(path)
             print(f"No display: the figure is in {path}")
 
-    plt.show = save
-    try:
+    with replaced(plt, "show", save):
         yield
-    finally:
-        plt.show = original
 
 
 train = partial(run, "train")

@@ -1,29 +1,28 @@
-"""One training or search of rl-zoo3, with our hyperparameters, records of the run, and errors in one sentence."""
+"""One training or search of rl-zoo3, with this package's hyperparameters, records of the run, and one-sentence errors."""
 
 import contextlib
-import difflib
 import inspect
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_policyopt import hyperparams
-from sb3_policyopt.errors import UserError
+from sb3_policyopt import hyperparams, registry
+from sb3_policyopt.errors import UserError, did_you_mean
 from sb3_policyopt.recording import RunRecorder
 
-#: Command-line arguments that may hold a password, or belong to a service.
+#: Command-line arguments that may contain a password, or belong to a service.
 PRIVATE_ARGUMENTS = ("storage", "track", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_tags")
 
-#: What ``--vec-env`` takes beside the zoo's own choices.
+#: Choices of ``--vec-env`` in addition to those of rl-zoo3.
 VEC_ENVS = ("envpool", "shared")
 
-#: A ValueError raised by these is about an argument.
+#: A ValueError or TypeError raised in these packages is about a hyperparameter.
 LIBRARIES = ("sb3_policyopt", "stable_baselines3", "sb3_contrib")
 
 
@@ -31,33 +30,35 @@ class Experiment(ExperimentManager):
     """
     rl-zoo3's experiment with four additions.
 
-    Without ``-conf``, PPO and TRPO read the hyperparameters of this package (in which TRPO's ``target_kl`` is on its own
-    scale, and which know Atari and the MuJoCo environments of version 5). The run folder gets ``progress.csv`` and
-    ``provenance.json``. A training that fails before it starts leaves no run folder behind. With ``vec_env_type="envpool"``
-    the environments are EnvPool's, with "shared" a :class:`sb3_policyopt.envs.SharedMemoryVecEnv`.
+    Without ``-conf``, the algorithms of this package read its own hyperparameters (in which TRPO's ``target_kl`` bounds the
+    joint KL divergence, and which have entries for Atari and for the MuJoCo environments of version 5). The run folder
+    contains ``progress.csv`` and ``provenance.json`` too. If a training fails before it starts, its run folder is removed.
+    With ``vec_env_type="envpool"`` the environments are EnvPool's, with "shared" a
+    :class:`sb3_policyopt.envs.SharedMemoryVecEnv`.
     """
 
-    def __init__(self, *args: Any, config: str | None = None, vec_env_type: str = "dummy", **kwargs: Any) -> None:
+    def __init__(self, *args: object, config: str | None = None, vec_env_type: str = "dummy", **kwargs: object) -> None:
         self.on_envpool = vec_env_type == "envpool"
-        self.wrapper_in_words: Any = None
+        self.wrapper_entry: object = None
         known = "dummy" if vec_env_type in VEC_ENVS else vec_env_type
         super().__init__(*args, config=config, vec_env_type=known, **kwargs)
         if vec_env_type == "shared":
             from sb3_policyopt.envs import SharedMemoryVecEnv
 
             self.vec_env_class = SharedMemoryVecEnv
-        if config is None and self.algo in hyperparams.ALGORITHMS:
+        if config is None and self.algo in registry.ALGORITHMS:
             self.config = str(hyperparams.path(self.algo))
         self.recorder: RunRecorder | None = None
 
-    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, object]] | None:
         """
         Read the hyperparameters and create the environment and the model.
 
         :return: the model and its hyperparameters, None for a search
+        :raises UserError: if a hyperparameter is unknown or has an invalid value
         """
         try:
-            prepared: tuple[BaseAlgorithm, dict[str, Any]] | None = super().setup_experiment()
+            prepared: tuple[BaseAlgorithm, dict[str, object]] | None = super().setup_experiment()
             return prepared
         except BaseException as error:
             self._discard_run_folder()
@@ -66,9 +67,9 @@ class Experiment(ExperimentManager):
                 raise
             raise UserError(sentence) from error
 
-    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        """Keep what the configuration says of wrappers, before the zoo makes functions of it."""
-        self.wrapper_in_words = hyperparams.get("env_wrapper")
+    def _preprocess_hyperparams(self, hyperparams: Mapping[str, object]) -> object:
+        """Store the configuration's entry of wrappers, which rl-zoo3 then replaces by functions."""
+        self.wrapper_entry = hyperparams.get("env_wrapper")
         return super()._preprocess_hyperparams(hyperparams)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
@@ -90,7 +91,7 @@ class Experiment(ExperimentManager):
             n_envs,
             self.seed,
             env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
-            env_wrapper=self.wrapper_in_words,
+            env_wrapper=self.wrapper_entry,
             frame_stack=self.frame_stack,
             monitor_dir=None if unlogged else self.save_path,
             info_keywords=tuple(self.monitor_kwargs.get("info_keywords", ())),
@@ -100,28 +101,26 @@ class Experiment(ExperimentManager):
         return self._maybe_normalize(env, eval_env)
 
     def _mistake(self, error: BaseException) -> str | None:
-        """Put a mistake in the hyperparameters into one sentence; None if the error is something else."""
+        """Describe a mistake in the hyperparameters in one sentence; None if the error has another cause."""
         known = inspect.signature(ALGOS[self.algo].__init__).parameters
         unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unknown is not None:
-            nearest = difflib.get_close_matches(unknown[1], known, n=1)
-            hint = f", did you mean {nearest[0]}?" if nearest else ""
-            return f"{self.algo} has no hyperparameter {unknown[1]}{hint}"
+            return f"{self.algo} has no hyperparameter {unknown[1]}{did_you_mean(unknown[1], known)}"
         if isinstance(error, (ValueError, TypeError)) and _raised_in(error, LIBRARIES):
             return str(error)
         return None
 
     def _discard_run_folder(self) -> None:
-        """Remove the folder of a run that never trained, which ``enjoy`` would take for the latest one."""
+        """Remove the folder of a run that did not train, which ``enjoy`` would otherwise load as the latest one."""
         files = [path for path in Path(self.save_path).rglob("*") if path.is_file()]
         if all(path.name.endswith(".monitor.csv") for path in files):
             shutil.rmtree(self.save_path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # other runs are in it
+            with contextlib.suppress(OSError):  # it contains other runs
                 Path(self.log_path).rmdir()
 
-    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+    def _save_config(self, saved_hyperparams: dict[str, object]) -> None:
         super()._save_config(saved_hyperparams)
-        # What describes the environment is no argument of the algorithm.
+        # Entries that describe the environment are not arguments of the algorithm.
         given = {key: value for key, value in saved_hyperparams.items() if key in self._hyperparams}
         arguments = {
             key: value for key, value in vars(self.args).items() if value is not None and key not in PRIVATE_ARGUMENTS
@@ -138,7 +137,7 @@ class Experiment(ExperimentManager):
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
-        Train, and bring the records up to date however the training ends.
+        Train, and update the records, also if the training ends by an exception.
 
         :param model: the model
         """
@@ -149,7 +148,11 @@ class Experiment(ExperimentManager):
                 self.recorder.save()
 
     def hyperparameters_optimization(self) -> None:
-        """Search for hyperparameters."""
+        """
+        Search for hyperparameters.
+
+        :raises UserError: if no trial was completed
+        """
         try:
             super().hyperparameters_optimization()
         except ValueError as error:
@@ -159,7 +162,7 @@ class Experiment(ExperimentManager):
 
 
 def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:
-    """Tell whether the line that raised an error belongs to one of some packages."""
+    """Test whether the line that raised an error belongs to one of some packages."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

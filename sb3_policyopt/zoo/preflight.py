@@ -1,8 +1,7 @@
-"""Looks at a command line before rl-zoo3 does, for what it would answer with a traceback."""
+"""Checks of a command line for mistakes that rl-zoo3 would report with a traceback."""
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import io
 import pickle
@@ -15,7 +14,7 @@ import rl_zoo3.import_envs
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_model_path
 
-from sb3_policyopt.errors import UserError
+from sb3_policyopt.errors import UserError, did_you_mean
 
 #: What to install for environments that are not registered, by a part of their id.
 PACKAGES = {
@@ -33,7 +32,7 @@ def parse(argv: list[str], *options: tuple[str, ...], **defaults: str) -> argpar
     :param argv: the command line
     :param options: the spellings of each option that takes one value
     :param defaults: default by option name
-    :return: the values, None where neither given nor defaulted
+    :return: the values, None for an option without value and default
     """
     parser = argparse.ArgumentParser(add_help=False)
     for names in options:
@@ -43,34 +42,35 @@ def parse(argv: list[str], *options: tuple[str, ...], **defaults: str) -> argpar
     return parser.parse_known_args(argv)[0]
 
 
-def wants_help(argv: list[str]) -> bool:
+def requests_help(argv: list[str]) -> bool:
     """
-    Tell whether a command line only asks for help, which needs no checks.
+    Test whether a command line requests help, for which no checks are made.
 
     :param argv: the command line
-    :return: whether it does
+    :return: True if it has ``-h`` or ``--help``
     """
     return "-h" in argv or "--help" in argv
 
 
 def check_algorithm(algo: str) -> None:
     """
-    Refuse an algorithm that the zoo does not know.
+    Check that an algorithm is registered with rl-zoo3.
 
     :param algo: its key
+    :raises UserError: if it is not
     """
     if algo not in rl_zoo3.ALGOS:
-        nearest = difflib.get_close_matches(algo.lower(), rl_zoo3.ALGOS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(sorted(rl_zoo3.ALGOS))}"
-        raise UserError(f"there is no algorithm {algo}: {hint}")
+        known = f" (there are {', '.join(sorted(rl_zoo3.ALGOS))})"
+        raise UserError(f"there is no algorithm {algo}{did_you_mean(algo.lower(), rl_zoo3.ALGOS, known)}")
 
 
 def check_environment(env_id: str, packages: list[str]) -> None:
     """
-    Refuse an environment that is not registered.
+    Check that an environment is registered.
 
     :param env_id: its id
     :param packages: modules that register environments
+    :raises UserError: if it is not, or a module cannot be imported
     """
     for package in packages:
         try:
@@ -82,16 +82,16 @@ def check_environment(env_id: str, packages: list[str]) -> None:
     for part, distribution in PACKAGES.items():
         if part in env_id and not any(part in known for known in gym.envs.registry):
             raise UserError(f"{env_id} is not registered: pip install {distribution}")
-    nearest = difflib.get_close_matches(env_id, gym.envs.registry, n=1)
-    hint = f", did you mean {nearest[0]}?" if nearest else " (--gym-packages MODULE imports what registers it)"
-    raise UserError(f"there is no environment {env_id}{hint}")
+    otherwise = " (--gym-packages MODULE imports the module that registers it)"
+    raise UserError(f"there is no environment {env_id}{did_you_mean(env_id, gym.envs.registry, otherwise)}")
 
 
 def check_configuration(config: str | None) -> None:
     """
-    Refuse a configuration that is neither a file nor a module.
+    Check that a configuration is a file or a module.
 
-    :param config: what ``-conf`` was given
+    :param config: the value of ``-conf``, None if it was not given
+    :raises UserError: if it is neither
     """
     if config is None:
         return
@@ -112,6 +112,7 @@ def check_training(argv: list[str]) -> None:
     Check the options of ``train``.
 
     :param argv: the command line
+    :raises UserError: if one of them names what is missing
     """
     options = parse(
         argv, ("--algo",), ("--env",), ("-conf", "--conf-file"), ("-i", "--trained-agent"), algo="ppo", env="CartPole-v1"
@@ -125,9 +126,10 @@ def check_training(argv: list[str]) -> None:
 
 def check_agent(argv: list[str]) -> None:
     """
-    Check that the agent exists that ``enjoy``, ``record_video`` or ``record_training`` shall load.
+    Check that the agent exists which ``enjoy``, ``record_video`` or ``record_training`` will load.
 
     :param argv: the command line
+    :raises UserError: if it does not
     """
     options = parse(
         argv,
@@ -144,7 +146,7 @@ def check_agent(argv: list[str]) -> None:
     check_algorithm(options.algo)
     check_environment(options.env, options.gym_packages)
     if "rl-trained-agents" in options.folder or not options.exp_id.lstrip("-").isdigit():
-        return  # fetched from the Hub by the zoo; or refused by its own parser
+        return  # rl-zoo3 downloads the agent, or its parser reports the number
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             get_model_path(
@@ -163,9 +165,10 @@ def check_agent(argv: list[str]) -> None:
 
 def check_runs(argv: list[str]) -> None:
     """
-    Check that ``plot_train`` or ``all_plots`` has something to draw.
+    Check that there are runs for ``plot_train`` or ``all_plots``.
 
     :param argv: the command line
+    :raises UserError: if there are none
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-a", "--algo", "--algos", nargs="+", default=[])
@@ -184,9 +187,10 @@ def check_runs(argv: list[str]) -> None:
 
 def check_input(argv: list[str]) -> None:
     """
-    Check that ``plot_from_file`` has something to read.
+    Check that the file of ``plot_from_file`` exists and holds several runs of each method.
 
     :param argv: the command line
+    :raises UserError: if it does not
     """
     given = parse(argv, ("-i", "--input")).input
     if given is None:
@@ -198,7 +202,7 @@ def check_input(argv: list[str]) -> None:
         results = pickle.load(file)
     results.pop("results_table", None)
     if any(np.ndim(method["last_evals"]) == 0 for methods in results.values() for method in methods.values()):
-        raise UserError(f"-i {given}: plot_from_file compares methods by their spread, which takes two runs of each or more")
+        raise UserError(f"-i {given}: plot_from_file compares distributions and needs at least two runs of each method")
 
 
 def check_benchmark(argv: list[str]) -> None:
@@ -206,6 +210,7 @@ def check_benchmark(argv: list[str]) -> None:
     Check that there are agents to evaluate.
 
     :param argv: the command line
+    :raises UserError: if there are none
     """
     folder = Path(parse(argv, ("--log-dir",), log_dir="rl-trained-agents/").log_dir)
     if not any(folder.glob("*/*/*/args.yml")):

@@ -1,22 +1,24 @@
 """Search space of TRPO for ``-optimize``."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import optuna
 from rl_zoo3.hyperparams_opt import convert_onpolicy_params
 
 
-def sample_trpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_trpo_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Mapping[str, object]
+) -> dict[str, object]:
     """
     Sample TRPO's hyperparameters.
 
-    The zoo searches ``target_kl`` per action dimension. Ours bounds the KL divergence of the whole action, whose Fisher matrix
-    grows with the number of dimensions too, so that the ranges of ``target_kl`` and ``cg_damping`` grow with it.
+    rl-zoo3 searches ``target_kl`` per action dimension. Here it bounds the joint KL divergence of the action, which grows with
+    the number of dimensions, and so does the Fisher matrix: the ranges of ``target_kl`` and ``cg_damping`` are scaled by it.
 
     :param trial: the trial of the study
     :param n_actions: dimensions of a Box action space, 0 for the others
     :param n_envs: number of parallel environments
-    :param additional_args: what off-policy algorithms need
+    :param additional_args: arguments of off-policy algorithms, not used
     :return: constructor arguments
     """
     dimensions = max(n_actions, 1)
@@ -34,8 +36,8 @@ def sample_trpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
         "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
         "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
     }
-    converted: dict[str, Any] = convert_onpolicy_params(sampled)
-    # What the trial's parameters hide; rl-zoo3's samplers show the same three.
+    converted: dict[str, object] = convert_onpolicy_params(sampled)
+    # Not among the trial's parameters, which are transformed; rl-zoo3's samplers record the same three.
     for name in ("gamma", "n_steps", "batch_size"):
         trial.set_user_attr(name, converted[name])
     return converted

@@ -1,9 +1,9 @@
 """
-Faults of rl-zoo3 2.9 that hit every algorithm, mended from outside.
+Corrections of faults in rl-zoo3 2.9 that affect every algorithm, applied to its classes at run time.
 
-Each function mends one fault and says which. It runs only while ``needed`` finds the fault in the installed version, so
-that a newer rl-zoo3 without the fault is left alone; ``tests/zoo/test_shims.py`` has a test for each that fails when the
-function can be deleted.
+Each function corrects one fault, which its docstring describes. It is applied only if ``needed`` finds the fault in the
+installed version; a newer rl-zoo3 without the fault stays unchanged. ``tests/zoo/test_shims.py`` has a test for each that
+fails when the function can be deleted.
 """
 
 import argparse
@@ -19,30 +19,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+import optuna
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import exp_manager, utils
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import StoreDict
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_policyopt.process import replaced
+
+Arguments = dict[str, object]
+"""Arguments of an algorithm or a policy, by name."""
 
 _SHIMS: dict[str, tuple[Callable[[], bool], Callable[[], None]]] = {}
 
 
 def shim(needed: Callable[[], bool]) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """
-    Register a function that mends a fault.
+    Register a function that corrects a fault.
 
     :param needed: whether the installed rl-zoo3 has the fault
     :return: the decorator
     """
 
-    def register(mend: Callable[[], None]) -> Callable[[], None]:
-        _SHIMS[mend.__name__] = (needed, mend)
-        return mend
+    def register(correct: Callable[[], None]) -> Callable[[], None]:
+        _SHIMS[correct.__name__] = (needed, correct)
+        return correct
 
     return register
 
@@ -50,7 +57,7 @@ def shim(needed: Callable[[], bool]) -> Callable[[Callable[[], None]], Callable[
 @cache
 def apply() -> tuple[str, ...]:
     """
-    Mend the faults that the installed rl-zoo3 has, once.
+    Correct the faults that the installed rl-zoo3 has, once.
 
     :return: the names of the functions that were needed
     """
@@ -60,7 +67,7 @@ def apply() -> tuple[str, ...]:
     return wanted
 
 
-def source(function: Callable[..., Any]) -> str:
+def source(function: Callable[..., object]) -> str:
     """
     Read the source of a function of rl-zoo3, of the original one if it has been wrapped.
 
@@ -85,7 +92,7 @@ def script_source(name: str) -> str:
 
 
 class _TrialId(int):
-    """A trial number that is true even if it is 0."""
+    """A trial number whose truth value is True, also for 0."""
 
     def __bool__(self) -> bool:
         return True
@@ -93,14 +100,14 @@ class _TrialId(int):
 
 @shim(needed=lambda: "and self.trial_id:" in source(ExperimentManager.read_hyperparameters))
 def trial_zero() -> None:
-    """``--trial-id 0`` is taken for "no trial", and the first trial of a study cannot be loaded."""
+    """``--trial-id 0`` means "no trial", so the first trial of a study cannot be loaded."""
     original = ExperimentManager.read_hyperparameters
 
     @wraps(original)
-    def read_hyperparameters(self: Any) -> Any:
+    def read_hyperparameters(self: ExperimentManager) -> tuple[Arguments, Arguments]:
         if self.trial_id is not None:
             self.trial_id = _TrialId(self.trial_id)
-        return original(self)
+        return cast(tuple[Arguments, Arguments], original(self))
 
     ExperimentManager.read_hyperparameters = read_hyperparameters
 
@@ -111,17 +118,18 @@ def trial_zero() -> None:
     )
 )
 def no_folder_for_a_search() -> None:
-    """``-optimize`` leaves an empty run folder, which ``enjoy`` then takes for the latest run."""
+    """``-optimize`` leaves an empty run folder, which ``enjoy`` then loads as the latest run."""
     create_log_folder, create_envs = ExperimentManager.create_log_folder, ExperimentManager.create_envs
 
     @wraps(create_log_folder)
-    def create_log_folder_of_a_run(self: Any) -> None:
+    def create_log_folder_of_a_run(self: ExperimentManager) -> None:
         if not self.optimize_hyperparameters:
             create_log_folder(self)
 
     @wraps(create_envs)
-    def create_envs_without_log(self: Any, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
-        return create_envs(self, n_envs, eval_env=eval_env, no_log=no_log or self.optimize_hyperparameters)
+    def create_envs_without_log(self: ExperimentManager, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        no_log = no_log or self.optimize_hyperparameters
+        return cast(VecEnv, create_envs(self, n_envs, eval_env=eval_env, no_log=no_log))
 
     ExperimentManager.create_log_folder = create_log_folder_of_a_run
     ExperimentManager.create_envs = create_envs_without_log
@@ -133,46 +141,46 @@ def trial_normalises_with_its_own_gamma() -> None:
     objective, maybe_normalize = ExperimentManager.objective, ExperimentManager._maybe_normalize
 
     @wraps(objective)
-    def objective_of_one_trial(self: Any, trial: Any) -> float:
-        manager = copy.copy(self)  # trials may run in threads of their own
+    def objective_of_one_trial(self: ExperimentManager, trial: optuna.Trial) -> float:
+        manager = copy.copy(self)  # trials may run in separate threads
         manager.trial = trial
         return float(objective(manager, trial))
 
     @wraps(maybe_normalize)
-    def maybe_normalize_with_sampled_gamma(self: Any, env: Any, eval_env: bool) -> Any:
+    def maybe_normalize_with_sampled_gamma(self: ExperimentManager, env: VecEnv, eval_env: bool) -> VecEnv:
         trial = getattr(self, "trial", None)
         if trial is not None and "gamma" in trial.user_attrs:
             self.normalize_kwargs = {**self.normalize_kwargs, "gamma": trial.user_attrs["gamma"]}
-        return maybe_normalize(self, env, eval_env)
+        return cast(VecEnv, maybe_normalize(self, env, eval_env))
 
     ExperimentManager.objective = objective_of_one_trial
     ExperimentManager._maybe_normalize = maybe_normalize_with_sampled_gamma
 
 
-class _Merging(dict[str, Any]):
-    """Hyperparameters whose ``policy_kwargs`` are completed by an update instead of replaced."""
+class _Merging(Arguments):
+    """Hyperparameters whose ``policy_kwargs`` an update completes instead of replacing them."""
 
     def copy(self) -> "_Merging":
         return _Merging(self)
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        new = dict(*args, **kwargs)
+    def update(self, other: object = (), /, **kwargs: object) -> None:
+        new: Arguments = dict(cast(Arguments, other), **kwargs)
         if "policy_kwargs" in new:
             new["policy_kwargs"] = merged_policy_kwargs(self.get("policy_kwargs"), new["policy_kwargs"])
         super().update(new)
 
 
-def merged_policy_kwargs(of_file: Any, of_trial: dict[str, Any]) -> dict[str, Any]:
+def merged_policy_kwargs(of_file: object, of_trial: object) -> Arguments:
     """
     Complete a trial's arguments of the policy by those of the configuration.
 
     :param of_file: of the configuration: a dictionary, its text, or None
-    :param of_trial: what the trial sampled, which goes before
+    :param of_trial: the dictionary that the trial sampled, whose entries override those of the configuration
     :return: both
     """
     if isinstance(of_file, str):
-        of_file = eval(of_file, dict(vars(exp_manager)))  # as the zoo itself does, with the names that it has
-    return {**(of_file or {}), **of_trial}
+        of_file = eval(of_file, dict(vars(exp_manager)))  # as rl-zoo3 does, with the names of its module
+    return {**cast(Arguments, of_file or {}), **cast(Arguments, of_trial)}
 
 
 @shim(needed=lambda: "policy_kwargs" not in source(ExperimentManager.objective))
@@ -181,19 +189,16 @@ def trial_keeps_policy_kwargs() -> None:
     objective, read = ExperimentManager.objective, ExperimentManager.read_hyperparameters
 
     @wraps(objective)
-    def objective_with_policy_kwargs(self: Any, trial: Any) -> float:
-        manager = copy.copy(self)  # trials may run in threads of their own
+    def objective_with_policy_kwargs(self: ExperimentManager, trial: optuna.Trial) -> float:
+        manager = copy.copy(self)  # trials may run in separate threads
         manager._hyperparams = _Merging(self._hyperparams)
         return float(objective(manager, trial))
 
     @wraps(read)
-    def read_hyperparameters(self: Any) -> Any:
-        if (
-            self.trial_id is None
-            or not (self.storage and self.study_name)
-            or "policy_kwargs" in (self.custom_hyperparams or {})
-        ):
-            return read(self)
+    def read_hyperparameters(self: ExperimentManager) -> tuple[Arguments, Arguments]:
+        given = "policy_kwargs" in (self.custom_hyperparams or {})
+        if self.trial_id is None or not (self.storage and self.study_name) or given:
+            return cast(tuple[Arguments, Arguments], read(self))
         without_trial = copy.copy(self)
         without_trial.trial_id = None
         with contextlib.redirect_stdout(io.StringIO()):
@@ -210,11 +215,17 @@ def trial_keeps_policy_kwargs() -> None:
 
 @shim(needed=lambda: "except" not in source(StoreDict.__call__))
 def values_that_are_not_python() -> None:
-    """``-params policy:MlpPolicy`` ends in a NameError, and a schedule needs two kinds of quotes."""
+    """``-params policy:MlpPolicy`` raises a NameError, and a schedule has to be quoted twice."""
     original = StoreDict.__call__
 
     @wraps(original)
-    def call(self: Any, parser: Any, namespace: Any, values: list[str], option_string: str | None = None) -> None:
+    def call(
+        self: StoreDict,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: list[str],
+        option_string: str | None = None,
+    ) -> None:
         quoted = [re.sub(r"^(\w+):(lin_[\d.eE+-]+)$", r"\1:'\2'", value) for value in values]
         try:
             original(self, parser, namespace, quoted, option_string)
@@ -229,14 +240,14 @@ def _download_misses_hub_errors() -> bool:
     try:
         from huggingface_hub.errors import EntryNotFoundError
         from rl_zoo3 import load_from_hub
-    except ImportError:  # `requests` is missing: nothing to mend, and `enjoy` says so
+    except ImportError:  # `requests` is missing: `enjoy` reports it
         return False
     return not issubclass(EntryNotFoundError, load_from_hub.HTTPError)
 
 
 @shim(needed=_download_misses_hub_errors)
 def agents_without_normalisation() -> None:
-    """Downloading an agent without VecNormalize statistics fails, because huggingface_hub no longer raises requests' error."""
+    """Downloading an agent without VecNormalize statistics fails: huggingface_hub no longer raises an error of requests."""
     from huggingface_hub.errors import EntryNotFoundError
     from rl_zoo3 import load_from_hub
 
@@ -245,10 +256,10 @@ def agents_without_normalisation() -> None:
 
 def children_are_stock(command: str) -> bool:
     """
-    Tell whether a command starts other commands of the zoo in a way that does not work for us.
+    Test whether a command starts other commands of rl-zoo3 in a way that fails with this package.
 
-    ``record_training`` starts ``python -m rl_zoo3.record_video``, which knows nothing of a registration made here;
-    ``benchmark`` starts an ``enjoy.py`` of the current folder, which a pip installation does not have.
+    ``record_training`` starts ``python -m rl_zoo3.record_video``, a process in which this package's algorithms are not
+    registered; ``benchmark`` starts an ``enjoy.py`` of the current folder, which a pip installation does not have.
 
     :param command: name of the command
     :return: True if :func:`our_children` is needed
@@ -257,16 +268,16 @@ def children_are_stock(command: str) -> bool:
     return '["python", "-m", "rl_zoo3.record_video"' in text or '["python", "enjoy.py"' in text
 
 
-def own_command(arguments: Any) -> Any:
+def own_command(arguments: str | list[str]) -> str | list[str]:
     """
-    Rewrite a child's command line to the same command of this package.
+    Rewrite the command line of a child process to the same command of this package.
 
-    :param arguments: what ``subprocess.call`` was given
-    :return: the command line to run instead, or the same one if it is none of the zoo's
+    :param arguments: the command line that ``subprocess.call`` was given
+    :return: the command line to run instead, or the same one if it is not one of rl-zoo3's
     """
     if not isinstance(arguments, list):
         return arguments
-    # A normalised name (ALE-Pong-v5) goes back to the id that the registry knows (ALE/Pong-v5).
+    # A normalised name (ALE-Pong-v5) becomes the registered id again (ALE/Pong-v5).
     words = [word.gym_id if isinstance(word, EnvironmentName) else word for word in arguments]
     ours = [sys.executable, "-m", "sb3_policyopt"]
     if words[:3] == ["python", "-m", "rl_zoo3.record_video"]:
@@ -276,20 +287,19 @@ def own_command(arguments: Any) -> Any:
     return words
 
 
-@contextmanager
-def our_children() -> Iterator[None]:
-    """Within this context, the commands that the zoo starts as children are ours."""
+def our_children() -> AbstractContextManager[None]:
+    """
+    Within the context, the commands that rl-zoo3 starts as child processes are those of this package.
+
+    :return: the context
+    """
     original = subprocess.call
-    subprocess.call = lambda arguments, *rest, **options: original(own_command(arguments), *rest, **options)
-    try:
-        yield
-    finally:
-        subprocess.call = original
+    return replaced(subprocess, "call", lambda arguments, *rest, **options: original(own_command(arguments), *rest, **options))
 
 
 @contextmanager
 def ffmpeg_on_path() -> Iterator[None]:
-    """Within this context, the ``ffmpeg`` that the zoo calls by name is there: imageio-ffmpeg's, if there is no other."""
+    """Within this context, ``ffmpeg`` is found on the path: that of imageio-ffmpeg, if there is no other."""
     if shutil.which("ffmpeg") is not None:
         yield
         return
@@ -301,7 +311,7 @@ def ffmpeg_on_path() -> Iterator[None]:
         executable = Path(imageio_ffmpeg.get_ffmpeg_exe()).resolve()
         try:
             (Path(folder) / name).symlink_to(executable)
-        except OSError:  # Windows without the right to make links
+        except OSError:  # Windows, without the right to create links
             shutil.copy(executable, Path(folder) / name)
         os.environ["PATH"] = folder + os.pathsep + path
         try:
@@ -310,16 +320,15 @@ def ffmpeg_on_path() -> Iterator[None]:
             os.environ["PATH"] = path
 
 
-@contextmanager
-def namespaced_environments() -> Iterator[None]:
-    """Within this context, ``benchmark`` looks for the run of ``ALE/Pong-v5`` in ``ALE-Pong-v5_1``, where it is."""
+def namespaced_environments() -> AbstractContextManager[None]:
+    """
+    Within the context, ``benchmark`` reads the run of ``ALE/Pong-v5`` from its folder ``ALE-Pong-v5_1``.
+
+    :return: the context
+    """
     original = utils.get_trained_models
 
     def get_trained_models(log_folder: str) -> dict[str, tuple[str, EnvironmentName]]:
         return {name: (algo, EnvironmentName(env_id)) for name, (algo, env_id) in original(log_folder).items()}
 
-    utils.get_trained_models = get_trained_models
-    try:
-        yield
-    finally:
-        utils.get_trained_models = original
+    return replaced(utils, "get_trained_models", get_trained_models)

@@ -20,7 +20,7 @@ SHOWN_ON_RANK_0 = ("-P", "--progress", "--track")
 @contextmanager
 def training_options(argv: list[str]) -> Iterator[list[str]]:
     """
-    The options with which this rank trains; all but rank 0 neither evaluate, save, log nor print.
+    Choose the options with which this rank trains; ranks other than 0 neither evaluate, save, log nor print.
 
     :param argv: the options given to every rank
     :return: those for this rank
@@ -43,10 +43,10 @@ def training_options(argv: list[str]) -> Iterator[list[str]]:
 
 def _seed(argv: list[str]) -> int:
     """
-    The seed of the run, drawn if none was given.
+    Find the seed of the run; it is drawn at random if none was given.
 
     :param argv: the options given to every rank
-    :return: not negative
+    :return: the seed, at least 0
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=-1)

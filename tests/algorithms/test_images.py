@@ -93,4 +93,4 @@ def test_code_that_is_not_of_sb3_gets_images_in_the_usual_order():
     collect(stock)
     assert stock.engine_in_use.channels_last
     with pytest.raises(RuntimeError, match="view"):  # what they would get otherwise
-        stock.engine_in_use.load(stock.rollout_buffer).observations.view(-1)
+        next(stock.engine_in_use.data(stock.rollout_buffer).whole()).observations.view(-1)

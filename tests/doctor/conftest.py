@@ -1,4 +1,4 @@
-"""Real trainings with absurd settings, each a second long, trained once and only if a test asks for it."""
+"""Real trainings with extreme settings, each a second long, trained once and only if a test requests it."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Scaled(gym.RewardWrapper):
 
 
 class OneOutlier(gym.RewardWrapper):
-    """Rewards as they are, but for a single enormous one."""
+    """Unchanged rewards, except for a single very large one."""
 
     def __init__(self, env, at):
         super().__init__(env)
@@ -37,8 +37,8 @@ class OneOutlier(gym.RewardWrapper):
         return 1e6 if self.steps == self.at else float(reward)
 
 
-class Turncoat(gym.Wrapper):
-    """Ends every episode at once from some step on, as an environment does that breaks."""
+class EndsAtOnce(gym.Wrapper):
+    """Ends every episode after one step, from some step on."""
 
     def __init__(self, env, at):
         super().__init__(env)
@@ -51,7 +51,7 @@ class Turncoat(gym.Wrapper):
 
 
 class Temptation(gym.Wrapper):
-    """Pays for pushing to the left: whoever gives in earns more at once, loses the pole earlier, and tries nothing else."""
+    """Rewards only pushes to the left: a policy that pushes left always has more reward at once and shorter episodes."""
 
     def step(self, action):
         obs, _, terminated, truncated, info = self.env.step(action)
@@ -67,7 +67,7 @@ def pendulum():
 
 
 def vanishing_coefficient(progress_remaining):
-    """A schedule that somebody got wrong: zero after the first third."""
+    """A wrong schedule: zero after the first third."""
     return 1e-3 if progress_remaining > 2 / 3 else 0.0
 
 
@@ -96,10 +96,10 @@ RUNS = {
             "policy_kwargs": {"log_std_init": -3.0},
         },
     ),
-    "episodes cut short": (PPO, lambda: Turncoat(cartpole(), 2500), {"n_steps": 256, "learning_rate": 1e-3, "gamma": 0.98}),
+    "episodes cut short": (PPO, lambda: EndsAtOnce(cartpole(), 2500), {"n_steps": 256, "learning_rate": 1e-3, "gamma": 0.98}),
     "endless episodes": (PPO, lambda: gym.make("Pendulum-v1", max_episode_steps=10**6), {}),
     "huge trust region, one try": (TRPO, cartpole, {"target_kl": 50.0, "line_search_max_iter": 1}),
-    # Two samples cannot tell the curvature: the full step is far too long, and its hundredth too short.
+    # Two samples do not determine the curvature: the full step is far too long, and its hundredth too short.
     "curvature from two samples": (TRPO, pendulum, {"sub_sampling_factor": 64, "line_search_shrinking_factor": 0.01}),
     "curvature from two samples, no line search": (TRPO, pendulum, {"sub_sampling_factor": 64, "line_search": False}),
     "one iteration of CG": (TRPO, cartpole, {"cg_max_steps": 1, "cg_damping": 1e-6}),
@@ -116,7 +116,7 @@ def trained(tmp_path_factory) -> Callable[[str], Path]:
             algorithm, environment, arguments = RUNS[name]
             folder = tmp_path_factory.mktemp("run")
             arguments = {"n_steps": 128, **arguments}
-            # The seed goes to the policy too: a run that alarms does so every time.
+            # The policy has a fixed seed too, so that a run has the same findings every time.
             model = algorithm("MlpPolicy", make_vec_env(environment, seed=3), seed=3, device="cpu", **arguments)
             model.set_logger(configure(str(folder), ["csv"]))
             model.learn(UPDATES * arguments["n_steps"])

@@ -29,7 +29,7 @@ def test_findings_in_plain_sentences(trained, capsys):
 @pytest.mark.parametrize(
     "content, words", [(None, "There is no run folder"), ("time/total_timesteps,a\n1,2\n", "holds no update")]
 )
-def test_mistakes_are_told_in_one_sentence(tmp_path, capsys, content, words):
+def test_mistakes_are_reported_in_one_sentence(tmp_path, capsys, content, words):
     folder = tmp_path / "run"
     if content:
         folder.mkdir()
@@ -39,7 +39,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, capsys, content, words):
     assert words in error and error.count("\n") == 1
 
 
-def test_missing_extra_is_told_with_the_pip_line():
+def test_missing_extra_is_named_with_the_pip_line():
     code = "import sys; sys.modules['pandas'] = None; from sb3_policyopt.__main__ import main; sys.exit(main(['doctor', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2

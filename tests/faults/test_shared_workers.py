@@ -17,8 +17,7 @@ from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.envs import SharedMemoryVecEnv
 from sb3_policyopt.envs.shared import memory
-from sb3_policyopt.envs.shared.messages import WorkerTracebackError
-from sb3_policyopt.rollout.env_workers import WorkerDiedError
+from sb3_policyopt.errors import WorkerDiedError, WorkerTracebackError
 from sb3_policyopt.saving.checkpoint_file import newest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "envs"))

@@ -21,8 +21,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
+from sb3_policyopt.errors import WorkerDiedError
 from sb3_policyopt.global_state import blas_thread_functions
-from sb3_policyopt.rollout.env_workers import WorkerDiedError
 from sb3_policyopt.saving.checkpoint_file import newest
 
 ALGORITHMS = [PPO, TRPO]

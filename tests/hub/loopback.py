@@ -2,7 +2,7 @@
 A Hugging Face Hub on this machine, in memory: the endpoints that ``huggingface_hub`` calls to publish and to load models.
 
 Written after the client's sources. It checks what the client sends (tokens, rights, sizes, hashes, metadata), records every
-request, and can be told to fail.
+request, and fails on demand.
 """
 
 import base64
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body)
 
-    # -- who asks, and for what
+    # -- users and rights
 
     def user(self, required=True):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
     def readable(self, repo):
         user, found = self.user(required=False), self.hub.repos.get(repo)
         if found is None or (found.private and user != repo.split("/")[0]):
-            # The real Hub tells strangers and the anonymous apart from nothing: 401 with this code.
+            # The real Hub answers 401 with this code to anonymous requests, whether the repository exists or not.
             raise _error(404 if user else 401, "Repository not found", "RepoNotFound")
         return found
 

@@ -1,4 +1,4 @@
-"""Run folders as the zoo leaves them, trained in a second."""
+"""Run folders as rl-zoo3 writes them, trained in a second."""
 
 from collections import OrderedDict
 
@@ -12,7 +12,7 @@ from sb3_policyopt.recording import RunRecorder
 
 def make_run(folder, algo, env_id, normalize=False, records=True, n_timesteps=512, **hyperparameters):
     """
-    Train a little, and leave what a zoo run leaves, private facts included.
+    Train for a few steps, and write the files of a zoo run, with private facts.
 
     :param records: whether there are monitor files, a progress.csv and a provenance.json
     :return: the run folder

@@ -1,4 +1,4 @@
-"""What a card says about environments other than the plainest, held against the environment that was evaluated."""
+"""What a card says about environments with wrappers, compared with the environment that was evaluated."""
 
 import io
 from contextlib import redirect_stdout
@@ -168,7 +168,7 @@ def test_score_has_the_form_that_leaderboards_parse():
     ("env_id", "package"),
     [("Pendulum-v1", ' "gymnasium[classic-control]"'), ("Hopper-v5", ' "gymnasium[mujoco]"'), ("FrozenLake-v1", "")],
 )
-def test_card_tells_what_to_install(env_id, package, tmp_path):
+def test_card_names_what_to_install(env_id, package, tmp_path):
     card = str(make_card(tmp_path, Protocol(env_id), PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")))
     assert f'pip install "sb3-policyopt[hub]"{package}\n' in card
     assert f"pip install stable_baselines3 huggingface_hub{package}\n" in card

@@ -1,4 +1,4 @@
-"""What goes wrong is told in one sentence, ends with an exit code, and leaves nothing behind."""
+"""Errors are one sentence and an exit code, and leave no files or repositories."""
 
 import io
 import pickle
@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import Client
+from hub_client import Client
 from loopback import Repo
 from runs import make_run
 
@@ -33,8 +33,8 @@ def files(client, hub, logs):
     return hub.repos["me/ppo-CartPole-v1"].files()
 
 
-def stand(hub, files):
-    """Let a repository stand on the hub."""
+def publish(hub, files):
+    """Create a repository on the hub."""
     repo = hub.repos["me/ppo-CartPole-v1"] = Repo()
     repo.commit("main", files, "Upload agent")
     return repo
@@ -69,7 +69,7 @@ def test_wrong_token_and_no_token(client, hub, logs, token, sentence):
 
 
 def test_no_network(logs, tmp_path):
-    client = Client("http://127.0.0.1:9", tmp_path / "offline")  # the discard port: nobody listens
+    client = Client("http://127.0.0.1:9", tmp_path / "offline")  # the discard port: no server listens
     pushed, loaded = client.command(*push(logs)), client.command(*load(tmp_path / "new"))
     client.close()
     for result in (pushed, loaded):
@@ -92,14 +92,14 @@ def test_name_that_is_none(client, hub, logs):
 def test_repository_of_another_agent(client, hub, logs, files):
     others = dict(files)
     others["trpo-Pendulum-v1.zip"] = others.pop("ppo-CartPole-v1.zip")
-    repo = stand(hub, others)
+    repo = publish(hub, others)
     result = client.command(*push(logs))
     assert result.code == 2 and "holds another agent (trpo-Pendulum-v1.zip)" in result.sentence
     assert repo.files() == others
 
 
 def test_private_does_not_hide_a_public_repository(client, hub, logs, files):
-    stand(hub, files)
+    publish(hub, files)
     result = client.command(*push(logs, "--private"))
     assert result.code == 2 and "exists and is public" in result.sentence
     hub.repos.clear()
@@ -117,13 +117,13 @@ def test_half_finished_upload_leaves_no_repository(client, hub, logs, request_):
 
 
 def test_half_finished_upload_spares_a_repository_that_was_there(client, hub, logs, files):
-    repo = stand(hub, files)
+    repo = publish(hub, files)
     hub.fail("POST", "/commit/", 400)
     assert client.command(*push(logs, "--seed", "1")).code == 1
     assert hub.repos == {"me/ppo-CartPole-v1": repo} and repo.files() == files
 
 
-def test_failed_removal_is_told(client, hub, logs):
+def test_failed_removal_is_reported(client, hub, logs):
     hub.fail("POST", "/commit/", 400)
     hub.fail("DELETE", "/api/repos/delete", 400)
     result = client.command(*push(logs))
@@ -150,7 +150,7 @@ def test_dry_run_sends_nothing(client, hub, logs, tmp_path):
 
 
 def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client, hub, logs, files):
-    repo = stand(hub, files | {"replay.mp4": b"of an earlier agent", "LICENSE": b"mine"})
+    repo = publish(hub, files | {"replay.mp4": b"of an earlier agent", "LICENSE": b"mine"})
     assert client.command(*push(logs)).code == 0
     assert "replay.mp4" not in repo.files() and repo.files()["LICENSE"] == b"mine"
 
@@ -177,7 +177,7 @@ def test_missing_repository(client, tmp_path):
 
 
 def test_existing_run_folder_is_kept_without_force(client, hub, files, tmp_path):
-    stand(hub, files)
+    publish(hub, files)
     assert client.command(*load(tmp_path, "--exp-id", "3")).code == 0
     run = tmp_path / "ppo" / "CartPole-v1_3"
     (run / "mine").touch()
@@ -199,7 +199,7 @@ class Bomb:
 
 
 def hostile(name, files, witness):
-    """The files of a repository, one of which runs code when it is opened carelessly."""
+    """The files of a repository, one of which runs code when it is unpickled."""
     files = dict(files)
     if name == "zip":  # SB3's part of the zip, with a bomb in place of the seed
         import base64
@@ -234,7 +234,7 @@ def hostile(name, files, witness):
 @pytest.mark.parametrize(
     ("name", "is_refused"),
     [
-        ("zip", False),  # the bomb is not looked at
+        ("zip", False),  # the pickle is not loaded
         ("vec_normalize.pkl", True),
         ("vec_normalize.npz", True),
         ("config.yml", True),
@@ -246,7 +246,7 @@ def hostile(name, files, witness):
 )
 def test_hostile_repository_runs_nothing(client, hub, files, tmp_path, name, is_refused):
     witness = tmp_path / "pwned"
-    stand(hub, hostile(name, files, witness))
+    publish(hub, hostile(name, files, witness))
     result = client.command(*load(tmp_path / "logs"))
     assert not witness.exists()
     if is_refused:
@@ -254,7 +254,7 @@ def test_hostile_repository_runs_nothing(client, hub, files, tmp_path, name, is_
         assert not list((tmp_path / "logs").rglob("*"))
         return
     assert result.code == 0
-    # What landed on the disk is harmless to those who unpickle it, too.
+    # The written zip runs no code when it is unpickled, either.
     from stable_baselines3 import PPO as StockPPO
 
     StockPPO.load(tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip", device="cpu")
@@ -267,7 +267,7 @@ def test_stock_agent_is_refused_unless_trusted(client, hub, files, tmp_path):
         for entry in source.namelist():
             if entry != "policyopt.json":
                 archive.writestr(entry, source.read(entry))
-    stand(hub, files | {"ppo-CartPole-v1.zip": target.getvalue()})  # as stock SB3 saves it
+    publish(hub, files | {"ppo-CartPole-v1.zip": target.getvalue()})  # as stock SB3 saves it
     result = client.command(*load(tmp_path))
     assert result.code == 2 and "can only be unpickled" in result.sentence and "--trust" in result.sentence
     assert client.command(*load(tmp_path, "--trust")).code == 0

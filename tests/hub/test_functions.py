@@ -1,7 +1,7 @@
-"""``push_to_hub`` and ``load_from_hub`` as functions, for those who do without the zoo."""
+"""``push_to_hub`` and ``load_from_hub`` as functions, without rl-zoo3."""
 
 import pytest
-from conftest import Client
+from hub_client import Client
 from loopback import Hub
 
 PRELUDE = """
@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.hub import HubError, load_from_hub, push_to_hub
-from sb3_policyopt.plain_json import PickleRequiredError
+from sb3_policyopt.errors import PickleRequiredError
 
 SMALL = dict(n_steps=32, batch_size=32, device="cpu", seed=1)
 ONCE = dict(n_eval_episodes=2, video_length=0)

@@ -1,4 +1,4 @@
-"""Normalisation statistics travel as plain arrays, and come back the same."""
+"""Normalisation statistics are written as plain arrays, and read back unchanged."""
 
 import pickle
 
@@ -59,7 +59,7 @@ def test_round_trip(case, tmp_path, monkeypatch):
     for name in ("norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "gamma", "epsilon", "training"):
         assert getattr(loaded, name) == getattr(env, name)
 
-    # Attached to an environment it goes on where the other one stood.
+    # Attached to an environment, it continues with the statistics of the other one.
     loaded.set_venv(make())
     loaded.reset()
     assert loaded.ret_rms.count == env.ret_rms.count

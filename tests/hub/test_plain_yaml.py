@@ -1,4 +1,4 @@
-"""YAML of strangers is data or an error; what we publish tells nothing about the machine."""
+"""YAML from other authors is data or an error; published YAML contains no facts about the machine."""
 
 from collections import OrderedDict
 
@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_policyopt.hub.plain_yaml import check_config, dump_plain, is_literal, load_plain, without_private_facts, wrappers
+from sb3_policyopt.hub.plain_yaml import check_config, is_literal, without_private_facts, wrappers
+from sb3_policyopt.hyperparams.zoo_yaml import NamingLoader, dump_plain, load_plain
 
 pytestmark = pytest.mark.fast
 
@@ -27,6 +28,9 @@ def test_files_of_the_zoo_are_read():
         "a: !!python/module:antigravity",
         "!!python/object/apply:collections.OrderedDict [[[a, !!python/object/apply:os.getcwd []]]]",
         "!!python/object/apply:collections.OrderedDict [1, 2, 3]",
+        "!!python/object/apply:collections.OrderedDict [7]",
+        "!!python/object/apply:collections.OrderedDict text",
+        "a: !!python/tuple text",
         "[a, b]",
         "a: [",
     ],
@@ -36,6 +40,12 @@ def test_everything_else_is_refused(text, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"config\.yml is not"):
         load_plain(text, "config.yml")
     assert not list(tmp_path.iterdir())
+
+
+def test_other_objects_of_python_can_be_read_as_their_names():
+    text = "a: !!python/name:os.system\nb: !!python/object/apply:os.getcwd []\nc: !!python/tuple [1, 2]\n"
+    names = {"a": "name:os.system", "b": "object/apply:os.getcwd", "c": [1, 2]}
+    assert load_plain(text, "config.yml", NamingLoader) == names
 
 
 @given(st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())))

@@ -1,4 +1,4 @@
-"""Publish, and load back in every way that the card shows, in processes that know nothing but the loopback Hub."""
+"""Publish, and load back in every way that the card shows, in processes that can reach only the loopback Hub."""
 
 import hashlib
 import json
@@ -7,12 +7,12 @@ import zipfile
 
 import pytest
 import yaml
-from conftest import Client
+from hub_client import Client
 from loopback import Hub
 from runs import make_run
 
 ROUND_TRIPS = [
-    # algorithm, environment, VecNormalize, how large files travel
+    # algorithm, environment, VecNormalize, how large files are sent
     ("trpo", "CartPole-v1", True, "lfs"),
     pytest.param(("ppo", "CartPole-v1", False, "regular"), marks=pytest.mark.slow),
     pytest.param(("ppo", "InvertedPendulum-v5", True, "lfs"), marks=pytest.mark.slow),
@@ -80,7 +80,7 @@ def test_every_file_is_there(published):
     assert published.files["replay.mp4"][4:8] == b"ftyp"
 
 
-def test_nothing_private_goes_up(published):
+def test_nothing_private_is_published(published):
     with zipfile.ZipFile(published.run / f"{published.env_id}.zip") as archive:
         assert b"secret" not in archive.read("policyopt.json")
     for name, content in published.files.items():

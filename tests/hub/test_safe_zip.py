@@ -21,7 +21,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from sb3_policyopt.saving.plain_json import PickleRequiredError, decode, encode
+from sb3_policyopt.errors import PickleRequiredError
+from sb3_policyopt.saving.plain_json import decode, encode
 from sb3_policyopt.saving.safe_zip import DESCRIPTION, read_description, without_pickles, write_description
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)

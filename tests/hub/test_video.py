@@ -10,7 +10,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_policyopt import PPO
 from sb3_policyopt.hub.evaluation import Protocol
-from sb3_policyopt.hub.video import record_video, render_without_display
+from sb3_policyopt.hub.video import record_video
+from sb3_policyopt.process import render_without_display
 
 
 class Blank(gym.Env):

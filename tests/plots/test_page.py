@@ -5,17 +5,15 @@ from matplotlib.colors import to_rgb
 
 from sb3_policyopt.plots import plot_run, plot_runs
 from sb3_policyopt.plots.experiments import group
-from sb3_policyopt.plots.page import _drawable, _figure
-from sb3_policyopt.plots.panels import PANELS, PPO_PANELS, TRPO_PANELS
+from sb3_policyopt.plots.page import make_figure
+from sb3_policyopt.plots.panels import PPO_PANELS, TRPO_PANELS
 from sb3_policyopt.plots.runs import RETURN, STEPS, read_run
 
 HEADER = f"{STEPS},rollout/ep_rew_mean,train/clip_fraction,train/approx_kl,train/explained_variance"
 
 
 def figure_of(*paths, pool_seeds=True):
-    experiments = group([read_run(path) for path in paths], pool_seeds)
-    sections = [(algo, _drawable(panels, experiments, algo)) for algo, panels in PANELS.items()]
-    return _figure(experiments, [section for section in sections if section[1]])
+    return make_figure([read_run(path) for path in paths], pool_seeds)
 
 
 def axes_by_title(figure):

@@ -21,7 +21,7 @@ def test_command_draws_all_runs_of_a_folder(logs, tmp_path):
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 
-def test_picture_of_one_run_lands_in_its_folder(logs, capsys):
+def test_picture_of_one_run_is_written_to_its_folder(logs, capsys):
     run = logs / "ppo" / "CartPole-v1_2"
     assert main([str(run), "--group", "none"]) == 0
     assert capsys.readouterr().out.strip() == str(run / "training.png")
@@ -36,7 +36,7 @@ def test_picture_of_one_run_lands_in_its_folder(logs, capsys):
         (["progress.csv"], "not a log of Stable-Baselines3"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, words):
+def test_mistakes_are_reported_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     if arguments == ["progress.csv"]:
         (tmp_path / "progress.csv").write_text("a,b\n1,2\n")
@@ -45,7 +45,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, monkeypatch, capsys, argume
     assert words in error and error.count("\n") == 1
 
 
-def test_missing_extra_is_told_with_the_pip_line():
+def test_missing_extra_is_named_with_the_pip_line():
     code = (
         "import sys; sys.modules['matplotlib'] = None; from sb3_policyopt.__main__ import main; sys.exit(main(['plot', 'x']))"
     )

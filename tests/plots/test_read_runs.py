@@ -142,7 +142,7 @@ def test_configuration_of_the_zoo(tmp_path):
     assert (run.algo, run.env, run.facts["seed"]) == ("trpo", "Ant-v4", 7)
 
 
-def test_yaml_of_strangers_runs_no_code(tmp_path):
+def test_yaml_of_other_authors_runs_no_code(tmp_path):
     write(tmp_path, [{STEPS: 1, "a/x": 1}])
     (tmp_path / "config.yml").write_text(f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'owned'}']\nb: 2\n")
     assert read_run(tmp_path).hyperparameters["b"] == 2

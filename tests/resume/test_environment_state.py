@@ -10,7 +10,8 @@ from resume_scenarios import FASTEST
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from sb3_policyopt.saving.env_state import StateNotKeptError, capture_env, restore_env
+from sb3_policyopt.errors import StateNotKeptError
+from sb3_policyopt.saving.env_state import capture_env, restore_env
 from sb3_policyopt.saving.environments import VecEnvState
 
 CLASSIC = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1", "FrozenLake-v1")

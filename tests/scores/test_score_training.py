@@ -109,7 +109,7 @@ def test_a_search_is_taken_up_where_it_stood(tmp_path):
     import optuna
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0), direction="maximize")
-    drawn = search.suggest(study.ask())  # interrupted: never told
+    drawn = search.suggest(study.ask())  # interrupted: without a result
     search.take_up(study)
     again = study.ask()
     assert search.suggest(again) == drawn

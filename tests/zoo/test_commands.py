@@ -60,7 +60,7 @@ def test_enjoy_evaluates_the_agent(
 
 
 def test_benchmark_evaluates_in_our_own_children(workplace: Path, cli: Run) -> None:
-    """The stock command starts an ``enjoy.py`` of the current folder, which nobody has."""
+    """The stock command starts an ``enjoy.py`` of the current folder, which does not exist."""
     cli(workplace, "benchmark --log-dir logs --no-hub -n 400 --num-threads 1 --benchmark-dir evaluations")
     table = [line for line in (workplace / "benchmark.md").read_text().splitlines() if line.startswith("|trpo|CartPole-v1")]
     assert len(table) == 1
@@ -118,7 +118,7 @@ def test_train_on_other_families(
 @pytest.mark.slow
 @FAMILIES
 def test_train_evaluate_film_and_tabulate(tmp_path: Path, cli: Run, algo: str, env_id: str, options: str) -> None:
-    """The whole life of an agent, on a machine without a display."""
+    """All commands in turn, on a machine without a display."""
     agent = f"--algo {algo} --env {env_id}"
     name = env_id.replace("/", "-")
     without_display = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "MUJOCO_GL": ""}

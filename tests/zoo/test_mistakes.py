@@ -1,4 +1,4 @@
-"""What a user can get wrong is answered in one sentence with exit code 2, and leaves nothing behind."""
+"""A mistake of the user is reported in one sentence with exit code 2, and leaves no files."""
 
 import json
 import subprocess
@@ -23,8 +23,8 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("trian", "no command trian, did you mean train?"),
         ("train --env CartPol-v1", "no environment CartPol-v1, did you mean CartPole-v1?"),
-        ("train --algo trop", "no algorithm trop: did you mean trpo?"),
-        ("train --algo ppo2 --env CartPole-v1", "no algorithm ppo2: did you mean ppo?"),
+        ("train --algo trop", "no algorithm trop, did you mean trpo?"),
+        ("train --algo ppo2 --env CartPole-v1", "no algorithm ppo2, did you mean ppo?"),
         ("train --gym-packages nosuchpackage", "No module named 'nosuchpackage'"),
         ("train -conf nosuch.yml", "-conf nosuch.yml: there is no such file"),
         ("train -conf nosuch.module", "-conf nosuch.module: neither"),

@@ -80,7 +80,7 @@ def test_a_run_in_two_parts(tmp_path: Path) -> None:
 
 def test_a_stopped_training_is_not_finished(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path)
-    recorder.save()  # nothing has started: there is nothing to tell
+    recorder.save()  # the training has not started: there is nothing to record
     assert not list(tmp_path.iterdir())
 
     class Stop(RunRecorder):

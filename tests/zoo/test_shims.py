@@ -1,5 +1,5 @@
 """
-Each fault of rl-zoo3 that is mended, with a test that fails when the mending can be deleted.
+Each fault of rl-zoo3 that is corrected, with a test that fails when the correction can be deleted.
 
 ``original`` is rl-zoo3's own function, so that the first half of a test shows the fault and the second that it is gone.
 """
@@ -30,7 +30,7 @@ from sb3_policyopt.zoo.experiment import Experiment
 
 pytestmark = pytest.mark.fast
 
-GONE = "rl-zoo3 has mended this: delete the function and its test"
+GONE = "rl-zoo3 has corrected this: delete the function and its test"
 
 
 def original(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,8 +77,8 @@ def test_trial_zero(tmp_path: Path) -> None:
 
     stock = experiment(tmp_path, storage=storage, study_name="study", trial_id=0)
     assert original(exp_manager.ExperimentManager.read_hyperparameters)(stock)[0]["gamma"] == 0.98, GONE
-    mended = experiment(tmp_path, storage=storage, study_name="study", trial_id=0)
-    assert mended.read_hyperparameters()[0]["gamma"] == 0.75
+    corrected = experiment(tmp_path, storage=storage, study_name="study", trial_id=0)
+    assert corrected.read_hyperparameters()[0]["gamma"] == 0.75
 
 
 def searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, policy_kwargs: Any, **options: Any) -> Any:
@@ -104,7 +104,7 @@ def searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, policy
 @pytest.mark.parametrize("algo", ["ppo", "trpo"])
 @pytest.mark.parametrize("written", ["text", "mapping"])
 def test_trial_keeps_policy_kwargs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, written: str) -> None:
-    """Real trials, run by optuna in memory: rl-zoo3's own objective, and the mended one."""
+    """Real trials, run by optuna in memory: rl-zoo3's own objective, and the corrected one."""
     text = "dict(log_std_init=-2, ortho_init=False, activation_fn=nn.ELU)"
     of_file = text if written == "text" else {"log_std_init": -2, "ortho_init": False, "net_arch": [8]}
     search, built = searching(tmp_path, monkeypatch, algo, of_file)

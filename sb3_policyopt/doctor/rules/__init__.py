@@ -1,5 +1,9 @@
 """All rules."""
 
+from collections.abc import Sequence
+from typing import cast
+
+from sb3_policyopt import registry
 from sb3_policyopt.doctor.rule import Rule
 from sb3_policyopt.doctor.rules.critic import exploding_gradient, reward_scale, useless_critic
 from sb3_policyopt.doctor.rules.policy import (
@@ -29,24 +33,35 @@ from sb3_policyopt.doctor.rules.trust_region import (
     trust_region_unused,
 )
 
-RULES: dict[str, list[Rule]] = {
-    "common": [
-        nonfinite_metrics,
-        skipped_updates,
-        stopped_early,
-        zero_coefficient,
-        return_collapsed,
-        no_episode,
-        vanishing_std,
-        exploding_std,
-        useless_critic,
-        reward_scale,
-        exploding_gradient,
-        truncated_minibatch,
-    ],
-    "ppo": [exploding_kl, clipped_away, policy_stands_still, largest_ratio, few_effective_samples, dead_entropy],
-    "trpo": [steps_rejected, trust_region_left, trust_region_unused, kl_model_off, cg_not_converging],
-}
-"""By algorithm; within each, what spoils a run comes before what merely slows it."""
+# In each tuple, rules about what makes a run useless come before rules about what slows it.
+COMMON_RULES = (
+    nonfinite_metrics,
+    skipped_updates,
+    stopped_early,
+    zero_coefficient,
+    return_collapsed,
+    no_episode,
+    vanishing_std,
+    exploding_std,
+    useless_critic,
+    reward_scale,
+    exploding_gradient,
+    truncated_minibatch,
+)
+PPO_RULES = (exploding_kl, clipped_away, policy_stands_still, largest_ratio, few_effective_samples, dead_entropy)
+TRPO_RULES = (steps_rejected, trust_region_left, trust_region_unused, kl_model_off, cg_not_converging)
 
-__all__ = ["RULES"]
+
+def rules_of(algo: str) -> list[Rule]:
+    """
+    Look up the rules for the runs of an algorithm.
+
+    :param algo: name of a registered algorithm; those of all algorithms apply to another name, and to ""
+    :return: the common rules, then those of the algorithm, each once
+    """
+    names = [algo] if algo in registry.ALGORITHMS else list(registry.ALGORITHMS)
+    own = [cast(Sequence[Rule], registry.resolve(registry.find(name).rules)) for name in names]
+    return list(dict.fromkeys([*COMMON_RULES, *(rule for rules in own for rule in rules)]))
+
+
+__all__ = ["COMMON_RULES", "PPO_RULES", "TRPO_RULES", "rules_of"]

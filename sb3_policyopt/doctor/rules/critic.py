@@ -1,7 +1,5 @@
 """Rules about the value function, and the scale of rewards and gradients."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -20,12 +18,11 @@ def useless_critic(log: pd.DataFrame, settings: Settings) -> Finding | None:
     return Finding(
         "warning",
         "The critic is no better than a constant, so the advantages are little more than noise.",
-        f"The median of train/explained_variance over the second half of the run is {median:.2g} (1 is perfect, 0 is "
-        "a constant, "
-        "below 0 is worse than a constant).",
+        f"The median of train/explained_variance over the second half of the run is {median:.2g} (1 is perfect, 0 is a "
+        "constant, below 0 is worse than a constant).",
         "Normalise observations and rewards (VecNormalize), raise learning_rate, n_epochs (PPO) or n_critic_updates "
-        "(TRPO), give the "
-        "critic its own or a larger network, and check that the observation holds what the return depends on.",
+        "(TRPO), give the critic its own or a larger network, and check that the observation holds what the return "
+        "depends on.",
         "Stable-Baselines3, explanation of logger output: explained_variance.",
     )
 
@@ -48,19 +45,19 @@ def reward_scale(log: pd.DataFrame, settings: Settings) -> Finding | None:
     )
     return Finding(
         "warning",
-        f"The rewards are on a wild scale: {'far too small' if tiny else 'far too large'} for the critic.",
+        f"The scale of the rewards is unsuitable: {'far too small' if tiny else 'far too large'} for the critic.",
         evidence,
-        "Wrap the environments in VecNormalize (in the zoo: normalize: true), or scale the reward so that returns "
-        "are of order 1 to 10.",
+        "Wrap the environments in VecNormalize (in the zoo: normalize: true), or scale the reward so that returns are of "
+        "order 1 to 10.",
         "Adam moves a weight by about learning_rate per step whatever the gradient, so the critic needs "
-        "return/learning_rate steps to "
-        "get there (arXiv 1412.6980, sec. 2.1); Stable-Baselines3, Tips and Tricks: normalisation.",
+        "return/learning_rate steps to get there (arXiv 1412.6980, sec. 2.1); Stable-Baselines3, Tips and Tricks: "
+        "normalisation.",
     )
 
 
 def _rewards_are_normalised(settings: Settings) -> bool:
     """Whether the zoo's ``normalize`` covers rewards: true, or a dict (perhaps as text) without ``norm_reward: False``."""
-    normalize: Any = settings.get("normalize")
+    normalize = settings.get("normalize")
     if isinstance(normalize, dict):
         return bool(normalize.get("norm_reward", True))
     if isinstance(normalize, str):
@@ -70,18 +67,17 @@ def _rewards_are_normalised(settings: Settings) -> bool:
 
 @rule(columns=("train/grad_norm",))
 def exploding_gradient(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The gradient jumps far above its usual size."""
+    """Some gradients are far larger than the others."""
     norm = values(log, "train/grad_norm")
     median, largest = float(np.median(norm)), float(norm.max())
     if len(norm) < 5 or largest <= 100 * max(median, 0.1):
         return None
     return Finding(
         "warning",
-        "The gradient explodes from time to time.",
+        "Some gradients are far larger than the others.",
         f"train/grad_norm has a median of {median:.3g} and reached {largest:.3g} at step "
         f"{step_of_maximum(log, 'train/grad_norm')}.",
-        "Keep max_grad_norm (0.5 is the default), lower learning_rate, normalise observations and rewards "
-        "(VecNormalize), and look for "
-        "outliers in them at that step.",
+        "Keep max_grad_norm (0.5 is the default), lower learning_rate, normalise observations and rewards (VecNormalize), "
+        "and look for outliers in them at that step.",
         "Exploding gradients and clipping by norm: Pascanu et al. 2013 (arXiv 1211.5063).",
     )

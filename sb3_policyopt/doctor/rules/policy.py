@@ -1,4 +1,4 @@
-"""Rules about the policy's updates: how far they go and what they leave of its randomness."""
+"""Rules about the policy's updates: their size, and the entropy of the policy."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ _SMALLER_STEPS = "Lower learning_rate or n_epochs, raise batch_size, or set targ
 
 @rule(columns=("train/approx_kl",))
 def exploding_kl(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """One update takes PPO's policy so far that the rollout says little about the new one."""
+    """One update changes PPO's policy so much that the rollout is not representative of the new one."""
     kl = values(log, "train/approx_kl")
     large = int((kl > _LARGE_KL).sum())
     runaway = kl.max() > _RUNAWAY_KL or np.median(kl) > _LARGE_KL
@@ -22,12 +22,10 @@ def exploding_kl(log: pd.DataFrame, settings: Settings) -> Finding | None:
         "error" if runaway else "warning",
         "Updates change the policy too much at once: the KL divergence between old and new policy explodes.",
         f"train/approx_kl was above {_LARGE_KL} in {large} of {len(kl)} updates; median {np.median(kl):.3g}, largest "
-        f"{kl.max():.3g} "
-        f"at step {step_of_maximum(log, 'train/approx_kl')}.",
+        f"{kl.max():.3g} at step {step_of_maximum(log, 'train/approx_kl')}.",
         _SMALLER_STEPS,
-        "Usual values of target_kl are 0.01 to 0.05 (Spinning Up, PPO); ten times that leaves the region in which "
-        "the clipped "
-        "objective of PPO (arXiv 1707.06347) bounds the true one.",
+        "Usual values of target_kl are 0.01 to 0.05 (Spinning Up, PPO); ten times that leaves the region in which the "
+        "clipped objective of PPO (arXiv 1707.06347) bounds the true one.",
     )
 
 
@@ -50,7 +48,7 @@ def clipped_away(log: pd.DataFrame, settings: Settings) -> Finding | None:
 def policy_stands_still(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The policy hardly changes although it is being trained."""
     kl, clipped = values(log, "train/approx_kl"), values(log, "train/clip_fraction")
-    # The largest, not the median: a policy that has learnt its task may well stand still afterwards.
+    # The largest, not the median: a policy that has solved its task may be constant afterwards.
     idle = len(kl) >= 3 and np.abs(kl).max() < 1e-4 and np.max(clipped, initial=0.0) < 1e-3
     if not idle or np.max(values(log, "train/learning_rate"), initial=0.0) == 0:
         return None
@@ -58,8 +56,8 @@ def policy_stands_still(log: pd.DataFrame, settings: Settings) -> Finding | None
         "warning",
         "The updates hardly change the policy.",
         f"The largest train/approx_kl of {len(kl)} updates is {np.abs(kl).max():.2g}, and no sample reached the clip range.",
-        "Raise learning_rate or n_epochs. If max_grad_norm is small and value_loss large, lower vf_coef or normalise "
-        "the rewards.",
+        "Raise learning_rate or n_epochs. If max_grad_norm is small and value_loss large, lower vf_coef or normalise the "
+        "rewards.",
         "Usual values of target_kl are 0.01 to 0.05 (Spinning Up, PPO): this run stays a hundred times below.",
     )
 
@@ -84,14 +82,14 @@ def largest_ratio(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 @rule(columns=("train/effective_sample_size",))
 def few_effective_samples(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The importance weights leave few samples that count."""
+    """The importance weights of most samples are close to zero."""
     size = values(log, "train/effective_sample_size")
     median = float(np.median(size))
     if median >= 0.5:
         return None
     return Finding(
         "error" if median < 0.1 else "warning",
-        "The gradient rests on a small part of the rollout: the probability ratios are very uneven.",
+        "The gradient depends on a small part of the rollout: the probability ratios are very uneven.",
         f"The median of train/effective_sample_size is {median:.2f} of the batch (1 is best), the smallest {size.min():.2g}.",
         _SMALLER_STEPS,
         "Effective sample size of importance weights, (Σr)² / (n Σr²) (Kong 1992; Owen, Monte Carlo theory, ch. 9).",
@@ -100,7 +98,7 @@ def few_effective_samples(log: pd.DataFrame, settings: Settings) -> Finding | No
 
 @rule(columns=("train/entropy_loss",))
 def dead_entropy(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """A policy over discrete actions became deterministic before it was any good."""
+    """A policy over discrete actions became deterministic before the return rose."""
     entropy = -values(log, "train/entropy_loss")
     continuous = len(values(log, "train/std")) > 0  # a differential entropy may be of either sign: see vanishing_std
     if continuous or len(entropy) < 5 or succeeded(log):
@@ -112,8 +110,8 @@ def dead_entropy(log: pd.DataFrame, settings: Settings) -> Finding | None:
         "error",
         "The policy has stopped exploring without having learnt the task.",
         f"Its entropy, once {entropy.max():.3g} nats, ended at {end:.2g}, and the return did not rise with it.",
-        "Raise ent_coef (0.01 is usual on Atari), lower learning_rate, check that the reward does not favour a "
-        "do-nothing action.",
+        "Raise ent_coef (0.01 is usual on Atari), lower learning_rate, check that the reward does not favour a do-nothing "
+        "action.",
         "Entropy bonus against premature convergence (A3C, arXiv 1602.01783, sec. 4; PPO, arXiv 1707.06347, eq. 9).",
     )
 
@@ -128,18 +126,17 @@ def vanishing_std(log: pd.DataFrame, settings: Settings) -> Finding | None:
         return None
     return Finding(
         "error" if numerical else "warning",
-        "The standard deviation of the actions vanishes.",
+        "The standard deviation of the actions is close to zero.",
         f"{column} went from {std[0]:.3g} to {std[-1]:.3g}.",
-        "Raise ent_coef, lower learning_rate, or bound log_std below. The policy's gradient grows like 1/std, so "
-        "that the next "
-        "updates tend to explode.",
+        "Raise ent_coef, lower learning_rate, or bound log_std below. The policy's gradient grows like 1/std, so that the "
+        "next updates tend to explode.",
         "∂ ln N(a; μ, σ) / ∂μ = (a − μ)/σ², of size 1/σ; reports of such runs ending in NaN: stable-baselines3 #1593.",
     )
 
 
 @rule(columns=("train/std",))
 def exploding_std(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """A Gaussian policy became wider than the action space."""
+    """The standard deviation of a Gaussian policy is larger than the action space."""
     std = values(log, "train/std")
     if std[-1] <= max(3.0, 3.0 * std[0]):
         return None
@@ -148,6 +145,6 @@ def exploding_std(log: pd.DataFrame, settings: Settings) -> Finding | None:
         "The standard deviation of the actions grows without bound.",
         f"train/std went from {std[0]:.3g} to {std[-1]:.3g}; actions are clipped to the action space, usually [-1, 1].",
         "Lower ent_coef. Check that actions matter for the reward, and that the action space is scaled to [-1, 1].",
-        "The policy is trained on the action before clipping, so that noise outside the bounds costs nothing "
+        "The policy is trained on the action before clipping, so that noise outside the bounds has no cost "
         "(Stable-Baselines3, Tips and Tricks: normalise the action space).",
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, rule, values
+from sb3_policyopt.doctor.rule import Finding, Settings, number, rule, values
 from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
 
 _KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
@@ -21,15 +21,14 @@ _ADVICE = {
 def _steps(log: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The accepted steps: columns kl, bound, predicted (NaN where not logged)."""
     table = pd.DataFrame({"kl": log.get(_KL), "predicted": log.get(_PREDICTED)}, index=log.index).astype(float)
-    known = settings.get("target_kl")
-    constant = float(known) if isinstance(known, int | float) else np.nan
-    table["bound"] = log[_BOUND].astype(float) if _BOUND in log else constant
+    constant = number(settings, "target_kl")
+    table["bound"] = log[_BOUND].astype(float) if _BOUND in log else np.nan if constant is None else constant
     return table[log[SUCCESS].astype(float) > 0.5] if SUCCESS in log else table
 
 
 @rule(columns=(SUCCESS,))
 def steps_rejected(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The line search refuses many steps, and each refusal is a rollout thrown away."""
+    """The line search rejects many steps; the rollout of a rejected step has no effect."""
     success = values(log, SUCCESS)
     rate = float(success.mean())
     if len(success) < 5 or rate >= 0.5:
@@ -38,21 +37,20 @@ def steps_rejected(log: pd.DataFrame, settings: Settings) -> Finding | None:
     reasons = sorted(
         (word for word in outcomes if word not in ("accepted", "rejected")), key=outcomes.__getitem__, reverse=True
     )
-    told = "; ".join(f"{word.replace('_', ' ')}: {outcomes[word]:.3g}" for word in reasons)
+    listed = "; ".join(f"{word.replace('_', ' ')}: {outcomes[word]:.3g}" for word in reasons)
     return Finding(
         "error" if rate < 0.1 else "warning",
-        "The line search rejects most policy steps, so that most rollouts are collected for nothing.",
-        f"{int(success.sum())} of {len(success)} steps were accepted" + (f" ({told})." if told else "."),
+        "The line search rejects most policy steps, so that most rollouts have no effect on the policy.",
+        f"{int(success.sum())} of {len(success)} steps were accepted" + (f" ({listed})." if listed else "."),
         _ADVICE.get(reasons[0], _CONSERVATIVE) if reasons else _CONSERVATIVE,
-        "Backtracking line search of TRPO (arXiv 1502.05477, app. C): a step is taken only if the KL is within the "
-        "bound and the "
-        "surrogate has improved.",
+        "Backtracking line search of TRPO (arXiv 1502.05477, app. C): a step is taken only if the KL is within the bound "
+        "and the surrogate has improved.",
     )
 
 
 @rule(columns=(_KL,))
 def trust_region_left(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """Steps are longer than the bound allows, which only ``line_search=False`` lets happen."""
+    """Steps are longer than the bound allows, which is possible only with ``line_search=False``."""
     steps = _steps(log, settings).dropna(subset=["kl", "bound"])
     outside = steps["kl"] > 1.05 * steps["bound"]
     if len(steps) < 3 or outside.mean() <= 0.1:
@@ -60,9 +58,9 @@ def trust_region_left(log: pd.DataFrame, settings: Settings) -> Finding | None:
     ratio = steps["kl"] / steps["bound"]
     return Finding(
         "error" if ratio.median() > 5 else "warning",
-        "Policy steps leave the trust region.",
+        "Policy steps exceed the trust region.",
         f"The true KL was above target_kl in {int(outside.sum())} of {len(steps)} steps; at worst {ratio.max():.3g} times.",
-        "Keep line_search=True. Without it lower target_kl until the quadratic model holds.",
+        "Keep line_search=True. Without it lower target_kl until the quadratic model is accurate.",
         "The KL constraint of TRPO (arXiv 1502.05477, eq. 14).",
     )
 
@@ -76,18 +74,18 @@ def trust_region_unused(log: pd.DataFrame, settings: Settings) -> Finding | None
         return None
     return Finding(
         "warning",
-        "The trust region is hardly used: accepted steps are far shorter than target_kl allows.",
+        "Accepted steps are far shorter than target_kl allows.",
         f"The median of KL / target_kl over {len(ratio)} accepted steps is {ratio.median():.2g}.",
-        "The line search has to shorten every step (train/step_fraction): lower sub_sampling_factor, collect more samples per "
-        "update (n_steps, n_envs), or lower target_kl, until full steps are accepted.",
-        "The optimum of TRPO's problem lies on the border of the trust region (arXiv 1502.05477, app. C: the step is "
-        "scaled to it).",
+        "The line search has to shorten every step (train/step_fraction): lower sub_sampling_factor, collect more samples "
+        "per update (n_steps, n_envs), or lower target_kl, until full steps are accepted.",
+        "The optimum of TRPO's problem is on the border of the trust region (arXiv 1502.05477, app. C: the step is scaled "
+        "to it).",
     )
 
 
 @rule(columns=(_PREDICTED,))
 def kl_model_off(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The quadratic model of the KL does not describe the steps taken."""
+    """The quadratic model of the KL is inaccurate for the steps taken."""
     steps = _steps(log, settings).dropna(subset=["kl", "predicted"])
     ratio = steps["kl"] / steps["predicted"].where(steps["predicted"] > 0)
     ratio = ratio[ratio > 0]
@@ -116,7 +114,7 @@ def cg_not_converging(log: pd.DataFrame, settings: Settings) -> Finding | None:
     return Finding(
         "error" if median >= 1 else "warning",
         "Conjugate gradient does not converge: the step is not along the natural gradient.",
-        f"The median of the relative residual ‖g − Fx‖/‖g‖ is {median:.2g}{used}; 0 is exact, 1 is no progress at all.",
+        f"The median of the relative residual ‖g − Fx‖/‖g‖ is {median:.2g}{used}; 0 is exact, 1 is no progress.",
         "Raise cg_damping (0.1 is the default), then cg_max_steps; lower sub_sampling_factor.",
         "CG's error shrinks by (√κ − 1)/(√κ + 1) per iteration, κ being the condition number, which damping bounds "
         "(Shewchuk 1994, sec. 9; TRPO, arXiv 1502.05477, app. C).",

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from sb3_policyopt.errors import WorkerTracebackError as WorkerTracebackError
+
 _NUMBERS = (
     *(np.bool_, np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64),
     *(np.uint8, np.uint16, np.uint32, np.uint64),
@@ -46,13 +48,6 @@ class Failure(NamedTuple):
 
     error: bytes | None
     text: str
-
-
-class WorkerTracebackError(Exception):
-    """The cause of an exception that an environment raised in a worker process: the traceback there."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
 
 
 def failure(error: BaseException, where: str) -> Failure:

@@ -21,7 +21,7 @@ from sb3_policyopt.envs.shared.memory import Plan
 from sb3_policyopt.envs.shared.messages import Info
 from sb3_policyopt.envs.shared.worker import Description
 from sb3_policyopt.envs.shared.workers import CLOSE_TIMEOUT, Workers
-from sb3_policyopt.rollout.env_workers import WorkerDiedError
+from sb3_policyopt.errors import WorkerDiedError
 from sb3_policyopt.saving.env_state import Env
 
 NUMBERS = "biufc"

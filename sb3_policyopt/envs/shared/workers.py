@@ -15,8 +15,8 @@ from sb3_policyopt.envs.shared import memory, worker
 from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, StepInfos, unpack
 from sb3_policyopt.envs.shared.worker_handle import WorkerHandle
+from sb3_policyopt.errors import WorkerDiedError
 from sb3_policyopt.parallel.mailboxes import yield_core
-from sb3_policyopt.rollout.env_workers import WorkerDiedError
 from sb3_policyopt.saving.env_state import Env
 
 CHECK_INTERVAL = 1.0
