@@ -127,7 +127,7 @@ class PolicyOptimization(Placed):
         options["verbose"] = options["verbose"] if self.team.rank == 0 else 0
         self.engine_in_use: AnyModel | None = None
         self._skips = SkipCounter()
-        self._n_iterations = 0  # complete ones of this call of learn; a resumed run counts on
+        self._n_iterations = 0
         self.schedules: dict[str, FloatSchedule] = {}
         self.scheduled_values: dict[str, float] = {}
         super().__init__(
@@ -179,6 +179,11 @@ class PolicyOptimization(Placed):
     def team(self) -> Team:
         """The processes that train together; one by itself without a launcher."""
         return current_team()
+
+    @property
+    def n_iterations(self) -> int:
+        """Complete iterations (rollout and update) of the current or last call of :meth:`learn`; a resumed run counts on."""
+        return self._n_iterations
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -260,7 +265,7 @@ class PolicyOptimization(Placed):
             self.engine_in_use,
             self._real_observation() if self.separates_critic else None,
         )
-        engine.reason += f"; on {self.device}: {self._device_reason}"
+        engine.reason += f"; on {self.device}: {self.device_reason}"
         if self.verbose >= 1 and engine.reason != before:
             print(f"Engine: {engine.name} ({engine.reason})")
         return engine

@@ -189,7 +189,7 @@ class PPO(PolicyOptimization):
                 means.extend(epoch)
                 self._n_updates += 1
                 self._skips.note(epoch.of("skipped_updates"))
-                if self._too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.reduced("approx_kl")):
+                if self.too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.reduced("approx_kl")):
                     break
         self.record_update(means.reduce())
 
@@ -213,7 +213,7 @@ class PPO(PolicyOptimization):
         for minibatch in minibatches:
             terms = gradient(objective, minibatch)  # ∇(−L), P1-P5
             epoch.add(terms)
-            if self.kl_stop == "minibatch" and self._too_far(value_of(terms["approx_kl"])):
+            if self.kl_stop == "minibatch" and self.too_far(value_of(terms["approx_kl"])):
                 break
             epoch.add(optimiser.step(self.max_grad_norm, value_of(terms[objective.name])))
             self.clamp_log_std(optimiser.flat)
@@ -242,7 +242,7 @@ class PPO(PolicyOptimization):
         """
         return self._in_bounds(name, getattr(self, name)(self._current_progress_remaining))
 
-    def _too_far(self, approx_kl: Scalar) -> bool:
+    def too_far(self, approx_kl: Scalar) -> bool:
         """
         Whether the policy has moved so far from the one that collected the rollout that the update should end.
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,101 @@ def is_part_of(module: str, *parents: str) -> bool:
 
 def within(path: Path, *places: str) -> bool:
     return path.relative_to(PACKAGE).parts[0] in places
+
+
+LAYERS = (
+    *("errors", "process", "identity", "maths", "global_state"),
+    "optimisation",
+    *("distributions", "rollout"),
+    "objectives",
+    "models",
+    *("parallel", "saving", "setup", "update_log"),
+    *("on_policy", "ppo", "trpo"),
+    *("registry", "hyperparams"),
+    *("callbacks", "envs", "recording"),
+    *("plots", "doctor", "hub", "zoo"),
+    *("cli", "__main__"),
+)
+"""The parts of the package. Each may import those before it, and itself."""
+
+
+def modules() -> dict[str, set[str]]:
+    """By module, the modules of the package that it imports, also inside functions and for types only."""
+    names = {}
+    for path in SOURCES:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: {module for module in imported(path) if module in names and module != name} for name, path in names.items()}
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_part_has_a_place_among_the_layers():
+    assert {part_of(module) for module in modules() if "." in module} == set(LAYERS)
+
+
+def test_layers_import_only_what_is_below_them():
+    upward = [
+        f"{module} imports {other}"
+        for module, others in modules().items()
+        for other in others
+        if "." in module and "." in other and LAYERS.index(part_of(other)) > LAYERS.index(part_of(module))
+    ]
+    assert upward == []
+
+
+def test_no_module_imports_itself_through_others():
+    """A package imports its modules, but importing a module of it is no import of the package."""
+    graph = {name: others - {"sb3_policyopt"} for name, others in modules().items()}
+    packages = {name for name in graph if any(other.startswith(f"{name}.") for other in graph)}
+    graph = {name: {o for o in others if not (o in packages and is_part_of(name, o))} for name, others in graph.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def private_names(folder: Path) -> set[str]:
+    """Names with one leading underscore that the files of a folder define."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def used_names(path: Path) -> set[str]:
+    """Attributes that a file asks for, and names that it imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_tests_use_no_private_name_of_the_package():
+    """Those that SB3, rl-zoo3 or the tests themselves define too are not meant."""
+    tests = Path(__file__).parent
+    others = [tests, *(Path(str(find_spec(name).origin)).parent for name in ("stable_baselines3", "rl_zoo3"))]
+    ours = private_names(PACKAGE).difference(*map(private_names, others))
+    used = {path: sorted(used_names(path) & ours) for path in tests.rglob("*.py")}
+    assert {str(path.relative_to(tests)): names for path, names in used.items() if names} == {}
 
 
 def test_the_sources_were_found():

@@ -35,7 +35,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
     def __init__(self, policy: Any, env: Any, *, device: th.device | str, verbose: int, **options: Any) -> None:
         self._device_is_auto = isinstance(device, str) and device == "auto"
-        self._device_reason = f'device="{device}" was asked for'
+        self.device_reason = f'device="{device}" was asked for'
         # SB3 would print the device before there is a policy by which to choose it.
         self._announces_device = self._device_is_auto and verbose >= 1 and Machine.here().has_gpu
         if self._announces_device:
@@ -52,7 +52,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         )
         self.verbose = verbose
         if not self._device_is_auto and self.device.type != th.device(device).type:
-            self._device_reason += ", but there is no GPU"
+            self.device_reason += ", but there is no GPU"
 
     def _update_passes(self) -> Sequence[Passes]:
         """
@@ -100,11 +100,11 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         if most is not None:
             update = [passes.of_at_most(most) for passes in update]
         iteration = Iteration(*devices.multiplications(policy), self.n_steps, self.n_envs, update)
-        kind, self._device_reason = devices.fastest(iteration, Machine.here())
+        kind, self.device_reason = devices.fastest(iteration, Machine.here())
         if devices.is_on_gpu(policy):
-            kind, self._device_reason = "cuda", "code of the policy puts tensors there"
+            kind, self.device_reason = "cuda", "code of the policy puts tensors there"
         elif kind != "cpu" and (engine := getattr(self, "engine", "auto")) in devices.ENGINES_OF_THE_CPU:
-            kind, self._device_reason = "cpu", f'engine="{engine}" serves there alone'
+            kind, self.device_reason = "cpu", f'engine="{engine}" serves there alone'
         self.device = th.device(kind)
         launcher.choose_device(self.device)
 
@@ -146,7 +146,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         :param reason: why, for the user
         """
         launcher.choose_device(device)
-        self.device, self._device_reason = device, reason
+        self.device, self.device_reason = device, reason
         self.policy = self.policy.to(device)
         self.policy.optimizer.load_state_dict(self.policy.optimizer.state_dict())  # which moves its state to the parameters
         self._move_buffer()
@@ -200,4 +200,4 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         """What depends on the machine is not saved."""
-        return [*super()._excluded_save_params(), "_device_is_auto", "_device_reason", "_announces_device"]
+        return [*super()._excluded_save_params(), "_device_is_auto", "device_reason", "_announces_device"]

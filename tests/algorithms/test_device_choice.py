@@ -27,7 +27,7 @@ from sb3_policyopt.parallel import one_model as start
 
 SMALL = {"n_steps": 32, "batch_size": 32, "seed": 0}
 BOTH = pytest.mark.parametrize("cls", [PPO, TRPO])
-PRIVATE = {"_device_is_auto", "_device_reason", "_announces_device"}
+PRIVATE = {"_device_is_auto", "device_reason", "_announces_device"}
 CUDA = th.device("cuda")
 
 
@@ -77,8 +77,8 @@ class TestSmallNetworks:
         assert models[0].device == models[0].rollout_buffer.device == th.device("cpu")
         assert models[0].engine_in_use.name == "closed_form"
         assert th.equal(*(parameter_vector(model.policy) for model in models))
-        assert models[0]._device_reason.endswith("times as long on the GPU")
-        assert models[1]._device_reason == 'device="cpu" was asked for'
+        assert models[0].device_reason.endswith("times as long on the GPU")
+        assert models[1].device_reason == 'device="cpu" was asked for'
 
     def test_and_so_do_small_images(self, cls):
         model = cls("CnnPolicy", toy(IMAGE, ACTION_SPACES["discrete"]), **SMALL)
@@ -90,11 +90,11 @@ class TestSmallNetworks:
         for options in ({}, {"safe": True}, {"device": "auto", "env": toy()}):
             loaded = cls.load(tmp_path / "model", **options)
             assert loaded.device == loaded.policy.device == th.device("cpu")
-            assert "times as long on the GPU" in loaded._device_reason
+            assert "times as long on the GPU" in loaded.device_reason
             assert th.equal(parameter_vector(model.policy), parameter_vector(loaded.policy))
             loaded.set_parameters(tmp_path / "model")
         assert loaded.learn(128, reset_num_timesteps=False).engine_in_use.name == "closed_form"
-        assert cls.load(tmp_path / "model", device="cpu")._device_reason == 'device="cpu" was asked for'
+        assert cls.load(tmp_path / "model", device="cpu").device_reason == 'device="cpu" was asked for'
 
 
 @BOTH
@@ -103,7 +103,7 @@ class TestLargeNetworks:
         model = atari(cls)
         drawn = th.get_rng_state()
         assert model.policy.sent_to == model.device == model.rollout_buffer.device == CUDA
-        assert model._device_reason.endswith("times as long on the CPU")
+        assert model.device_reason.endswith("times as long on the CPU")
         on_cpu = atari(cls, device="cpu")
         assert th.equal(drawn, th.get_rng_state())
         assert th.equal(parameter_vector(model.policy), parameter_vector(on_cpu.policy))
@@ -146,13 +146,13 @@ class TestLargeNetworks:
 def test_what_the_user_says_is_obeyed(cls, device):
     for model in (atari(cls, device=device), cls(type("Small", (ActorCriticPolicy,), {}), toy(), **SMALL, device=device)):
         assert model.device == model.policy.sent_to == model.rollout_buffer.device == th.device(device)
-        assert model._device_reason == f'device="{device}" was asked for'
+        assert model.device_reason == f'device="{device}" was asked for'
 
 
 @BOTH
 def test_an_engine_of_the_cpu_is_obeyed_too(cls):
     model = atari(cls, engine="hybrid")
-    assert model.device.type == "cpu" and model._device_reason == 'engine="hybrid" serves there alone'
+    assert model.device.type == "cpu" and model.device_reason == 'engine="hybrid" serves there alone'
     assert atari(cls, engine="autograd").device.type == "cuda"
 
 
@@ -161,9 +161,9 @@ def test_without_a_gpu_cuda_is_the_cpu_as_in_sb3(cls, monkeypatch):
     monkeypatch.setattr(th.cuda, "is_available", lambda: False)
     model = cls("MlpPolicy", toy(), **SMALL, device="cuda")
     assert model.device.type == "cpu"
-    assert model._device_reason == 'device="cuda" was asked for, but there is no GPU'
+    assert model.device_reason == 'device="cuda" was asked for, but there is no GPU'
     model = cls("MlpPolicy", toy(), **SMALL)
-    assert model.device.type == "cpu" and model._device_reason == "there is no GPU"
+    assert model.device.type == "cpu" and model.device_reason == "there is no GPU"
 
 
 @BOTH
@@ -181,7 +181,7 @@ def test_a_policy_that_puts_itself_on_the_gpu_stays_there(cls, monkeypatch):
 
     model = cls(OwnPolicy, toy(), **SMALL)
     assert model.device == model.policy.sent_to == CUDA
-    assert model._device_reason == "code of the policy puts tensors there"
+    assert model.device_reason == "code of the policy puts tensors there"
 
 
 class TestWhatIsPrinted:
@@ -312,7 +312,7 @@ def test_moving_keeps_parameters_and_optimizer(monkeypatch):
     before = list(moved.policy.parameters())
     moved.move_to(th.device("cpu"), "a test says so")
     assert all(mine is theirs for mine, theirs in zip(before, moved.policy.parameters(), strict=True))
-    assert moved._device_reason == "a test says so"
+    assert moved.device_reason == "a test says so"
     for model in (stays, moved):
         model.set_random_seed(1)
         model.learn(256)

@@ -361,7 +361,7 @@ def test_weakness_16_an_absurd_old_log_probability_does_not_poison_training(engi
 def test_weakness_16_a_nan_stops_the_update_by_kl():
     """In SB3 ``nan > 1.5 * target_kl`` is False, so the early stop never saves the run."""
     model = PPO("MlpPolicy", toy(), target_kl=0.01, **SMALL)
-    assert model._too_far(float("nan")) and not model._too_far(0.01) and model._too_far(0.02)
+    assert model.too_far(float("nan")) and not model.too_far(0.01) and model.too_far(0.02)
 
 
 def test_weakness_17_the_smallest_standard_deviation_is_logged_and_can_be_bounded(engine):

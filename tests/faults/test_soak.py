@@ -37,7 +37,7 @@ def test_two_seeded_runs_are_equal_bit_for_bit(algorithm, engine, env):
 def test_a_thousand_updates_on_a_wild_scale(algorithm, engine, env, scale):
     few_passes = {"n_epochs": 2} if algorithm is PPO else {"n_critic_updates": 2}
     model = trained(algorithm, engine, env, 1000 * 32, scale, **few_passes)
-    assert model._n_iterations == 1000
+    assert model.n_iterations == 1000
     assert th.isfinite(parameters(model)).all()
     buffer = model.rollout_buffer
     assert all(np.isfinite(array).all() for array in (buffer.values, buffer.returns, buffer.advantages, buffer.log_probs))

@@ -56,7 +56,7 @@ for cls in (PPO, TRPO):
     model = cls("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, seed=0, verbose=1).learn(128)
     model.save(sys.argv[1])
     loaded = cls.load(sys.argv[1], env=model.get_env()).learn(64)
-    assert model.device.type == loaded.device.type == "cpu", model._device_reason
+    assert model.device.type == loaded.device.type == "cpu", model.device_reason
     assert model.engine_in_use.name == loaded.engine_in_use.name == "closed_form"
 print("initialised:", th.cuda.is_initialized())
 """
@@ -93,7 +93,7 @@ def test_a_policy_that_puts_itself_on_the_gpu_trains_there(cls):
     options = {"policy_kwargs": {"features_extractor_class": OnTheGpu}}
     model = cls("MlpPolicy", toy(), n_steps=32, batch_size=32, **options).learn(128)
     assert model.device.type == model.policy.device.type == "cuda"
-    assert model._device_reason == "code of the policy puts tensors there"
+    assert model.device_reason == "code of the policy puts tensors there"
 
 
 @gpu

@@ -80,6 +80,7 @@ def test_T3_T5_gradient_and_fisher_vector_products(pair):
             assert_same(pair, closed.fisher(along_closed), exact.fisher(along_exact))
 
 
+@pytest.mark.fast
 def test_J_and_its_transpose_are_adjoint(pair):
     """uᵀ(J v) = vᵀ(Jᵀ u) for any u and v."""
     for model, batch, tolerance in ((pair.closed, pair.batch, 1e-4), (pair.exact, pair.exact_batch, 1e-10)):
