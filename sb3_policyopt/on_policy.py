@@ -224,8 +224,9 @@ class PolicyOptimization(Placed):
         :return: the value as a Python float
         :raises ValueError: if it makes no sense; the message names it
         """
+        low, high = self.bounds[name]
         over = self._current_progress_remaining < 0
-        return arguments.number(name, value, arguments.FINITE if over else self.bounds[name])
+        return arguments.number(name, value, (-arguments.LARGEST if over else low, high))
 
     def _update_coefficients(self) -> dict[str, float]:
         """

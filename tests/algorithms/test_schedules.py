@@ -123,3 +123,10 @@ def test_a_longer_training_goes_on_where_the_schedule_stands():
     assert logged(model, "ent_coef", 32) == pytest.approx([0.0])
     # SB3 counts the further 96 steps on top of the 32: three iterations, the first of which ends at 64 of 128.
     assert logged(model, "ent_coef", 96, reset_num_timesteps=False) == pytest.approx([0.04, 0.02, 0.0])
+
+
+@pytest.mark.parametrize("name", ["clip_range", "max_grad_norm"])
+def test_an_infinite_coefficient_stays_so_past_the_end_of_training(name):
+    """64 steps a rollout: the second ends 28 steps after the 100 that were asked for."""
+    model = PPO("MlpPolicy", toy(), n_steps=16, batch_size=16, n_epochs=1, **{name: float("inf")})
+    assert model.learn(100).num_timesteps == 128
