@@ -1,6 +1,7 @@
 """
 PPO with a KL penalty in place of the clip (Schulman et al. 2017, section 4): L = E[r A] − β KL + c₁ H − c₂ E[(V − G)²].
-The KL is estimated by E[r − 1 − ln r]; β is doubled or halved so that it stays near its target."""
+The KL is estimated by E[r − 1 − ln r]; β is doubled or halved so that it stays near its target.
+"""
 
 import sys
 from dataclasses import dataclass
