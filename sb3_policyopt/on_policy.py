@@ -61,7 +61,7 @@ class PolicyOptimization(Placed):
     :param normalize_advantage: whether advantages are scaled to mean 0 and standard deviation 1
     :param value_target: "td_lambda" | "td_zero" | "monte_carlo", what the critic is fitted to (T10, P4)
     :param engine: "auto" | "closed_form" | "hybrid" | "autograd", how the numbers are computed; "auto" takes the fastest that
-        computes exactly what the policy says, and ``engine_in_use.reason`` says why that one
+        computes exactly what the policy's modules compute; ``engine_in_use.reason`` is the reason for the choice
     :param micro_batch_size: most samples that go through the networks at once (a bound on memory; the result is the same
         to rounding); None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
@@ -87,7 +87,7 @@ class PolicyOptimization(Placed):
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that say what is optimised; an override, or one without a closed form, sends the computation to autograd."""
     separates_critic: ClassVar[bool] = False
-    """Whether the algorithm steps actor and critic by themselves, so that their parameters have to be told apart."""
+    """Whether the algorithm steps actor and critic by themselves, so that their parameters have to be separated."""
 
     policy: ActorCriticPolicy
     rollout_buffer: RolloutBuffer
@@ -214,7 +214,7 @@ class PolicyOptimization(Placed):
 
     def _in_bounds(self, name: str, value: Any) -> float:
         """
-        Look at what a schedule gave, or at what somebody assigned.
+        Look at what a schedule gave, or at what was assigned.
 
         The last rollout of a training may end after ``total_timesteps``. There ``progress_remaining`` is negative, and so is
         a coefficient that falls linearly to 0. SB3 goes on with it, and so do we.
@@ -242,7 +242,7 @@ class PolicyOptimization(Placed):
             if callable(value) or isinstance(value, str):
                 self.schedules[name] = FloatSchedule(arguments.coefficient(name, value, self.bounds[name]))
             elif name in self.schedules and value != self.scheduled_values[name]:
-                del self.schedules[name]  # somebody assigned a number, which holds from now on
+                del self.schedules[name]  # a number was assigned, which holds from now on
             if name in self.schedules:
                 value = self.scheduled_values[name] = self.schedules[name](self._current_progress_remaining)
             if value is not None or name not in self.optional:
@@ -273,7 +273,7 @@ class PolicyOptimization(Placed):
 
     def current_engine(self, thorough: bool = True) -> AnyModel:
         """
-        The model in the middle of a rollout; a new one if somebody changed the policy since the last step.
+        The model in the middle of a rollout; a new one if the policy was changed since the last step.
 
         :param thorough: whether modules, hooks and methods may have changed, and not only the parameters' numbers and memory
         :return: the model, also in ``engine_in_use``
@@ -385,7 +385,7 @@ class PolicyOptimization(Placed):
 
         :return: the model
         """
-        self.batch_size = arguments.integer("batch_size", self.batch_size)  # somebody may have assigned another
+        self.batch_size = arguments.integer("batch_size", self.batch_size)  # another may have been assigned
         model = self.prepare_engine()
         self._update_learning_rate(self.policy.optimizer)
         for name, value in self._update_coefficients().items():
@@ -405,7 +405,7 @@ class PolicyOptimization(Placed):
 
     def normalized(self, batch: Batch[ArrayT]) -> Batch[ArrayT]:
         """
-        The batch with advantages as the algorithm wants them.
+        The batch with advantages normalised, if the algorithm normalises them.
 
         :param batch: transitions
         :return: the same with normalised advantages, if they are to be

@@ -1,4 +1,4 @@
-"""TRPO: the natural gradient, scaled to the border of a trust region in KL, with a line search that keeps the promise."""
+"""TRPO: the natural gradient, scaled to the border of a trust region in KL, with a line search that enforces KL ≤ δ."""
 
 import math
 from functools import partial
@@ -45,7 +45,7 @@ class TRPO(PolicyOptimization):
 
     It differs from sb3-contrib's in three promises. ``target_kl`` bounds the joint KL(π_old‖π_θ) of the whole action in
     every action space (``kl_reduction="mean"`` gives sb3-contrib's scale); ``sub_sampling_factor`` thins only the
-    Fisher-vector products; an update that cannot be made leaves the policy as it was, bit for bit, and says why.
+    Fisher-vector products; an update that cannot be made leaves the policy as it was, bit for bit, and the log has the reason.
 
     The coefficients ``learning_rate``, ``target_kl`` and ``cg_damping`` are numbers, callables of ``progress_remaining``,
     or the string "lin_X" (from X linearly to 0).
@@ -81,7 +81,7 @@ class TRPO(PolicyOptimization):
         sb3-contrib measures it
     :param line_search: False takes the bare scaled step (T8) without checking KL or J
     :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed; "auto" takes the fastest that computes
-        exactly what the policy says
+        exactly what the policy's modules compute
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False

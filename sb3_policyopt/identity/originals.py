@@ -1,8 +1,8 @@
 """
-What torch and SB3 compute, method by method, to see whether somebody replaced one.
+What torch and SB3 compute, method by method, to detect a replaced one.
 
-A user may replace a method on an object (``module.forward = mine``) or on a class (``nn.Linear.forward = mine``). An engine
-that computes the same by formulas of its own would not notice. So it asks here first, and leaves what was replaced to torch.
+A user may replace a method on an object (``module.forward = mine``) or on a class (``nn.Linear.forward = mine``). A model
+that computes the same by formulas of its own would not notice. So it checks first, and leaves what was replaced to torch.
 """
 
 import sys
@@ -53,7 +53,7 @@ def _original(owner: type, name: str) -> Any:
 
     :param owner: a class of torch or SB3
     :param name: of the method
-    :return: the method; None if somebody had replaced it before
+    :return: the method; None if it had been replaced before
     """
     method = getattr_static(owner, name)
     library = sys.modules[owner.__module__.partition(".")[0]].__file__
@@ -99,7 +99,7 @@ def is_original(thing: object, owner: type, *names: str) -> bool:
 
 def replaced_methods() -> list[str]:
     """
-    The methods of torch's and SB3's own classes that somebody replaced.
+    The methods of torch's and SB3's own classes that were replaced.
 
     :return: their names, ``class.method``
     """

@@ -36,7 +36,7 @@ def namespace(array: Array) -> Any:
     The library to which an array belongs, as in the Python array API standard.
 
     :param array: a torch tensor or a NumPy array
-    :return: the module ``torch`` or the module ``numpy``, whose functions mypy cannot tell apart
+    :return: the module ``torch`` or the module ``numpy``, whose functions have different types
     """
     return np if isinstance(array, np.ndarray) else th
 

@@ -201,7 +201,7 @@ def effective_sample_size(ratio: ArrayT) -> Scalar:
 
 def ratio_diagnostics(log_ratios: ArrayT, ratio: ArrayT, clip_range: float) -> Terms:
     """
-    What the ratios of a minibatch tell about the distance to the policy that collected it.
+    Measures of the distance to the policy that collected a minibatch, from its ratios.
 
     The approximate KL is Schulman's estimator of KL(π_old‖π_θ) from samples of π_old, E[(r − 1) − ln r] in nats: never
     negative but for rounding.

@@ -1,4 +1,4 @@
-"""T8, T9: how far to go along a direction: to the border of the trust region, then back until the promise holds."""
+"""T8, T9: how far to go along a direction: to the border of the trust region, then back until KL ≤ δ and J has improved."""
 
 import math
 from collections.abc import Callable

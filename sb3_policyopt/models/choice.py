@@ -44,7 +44,7 @@ def choose_model(
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param overridden: what the user replaced and only autograd can honour, such as the names of hooks
     :param current: the model in use, which is kept if it is of the right kind and still fits the policy
-    :param observations: the environments' last, where actor and critic have to be told apart; None where they need not
+    :param observations: the environments' last, where the actor's parameters have to be identified; None where they need not
     :return: the model, bound to the policy's parameters
     :raises ValueError: if ``wanted`` names a model and something stands in its way
     """
@@ -244,7 +244,7 @@ def _network_modules(policy: ActorCriticPolicy) -> list[nn.Module]:
 
 def _changed(module: nn.Module) -> bool:
     """
-    Whether a module computes something else, or for somebody else, than its class says.
+    Whether a module has a hook, or a method of its own in place of its class's.
 
     :param module: without its children
     :return: True if it has a hook, or a method on the object
@@ -316,7 +316,7 @@ def _unusual_parameter(parameter: nn.Parameter, frozen: bool) -> str | None:
 
 def _missing_in_optimizer(policy: ActorCriticPolicy) -> str | None:
     """
-    Parameters that the optimizer does not step: nobody zeroes their gradients, which add up in stock SB3.
+    Parameters that the optimizer does not step: their gradients are never zeroed, and add up in stock SB3.
 
     :param policy: any SB3 actor-critic policy
     :return: the obstacle, None if there is none

@@ -1,4 +1,4 @@
-"""Which parameters are the actor's: told by the autograd graph of a real observation, never by name."""
+"""Which parameters are the actor's: determined by the autograd graph of a real observation, never by name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ def split_parameters(
     policy: ActorCriticPolicy, observations: Observations[th.Tensor] | None = None
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """
-    Tell actor and critic apart by the autograd graph of a real observation, never by name.
+    Separate the actor's and the critic's parameters by the autograd graph of a real observation, never by name.
 
     The policy is left as it was: buffers that count what they see, and random generators.
 
     :param policy: any SB3 actor-critic policy
-    :param observations: real ones, as tensors on the policy's device; None if nothing needs to be told apart, and the policy
+    :param observations: real ones, as tensors on the policy's device; None if nothing needs to be separated, and the policy
         is then not called
     :return: the parameters that the action distribution depends on, shared ones among them; and all others, those that
         only the value or an overridden loss depends on. Frozen parameters are in no list. Without observations all are in the

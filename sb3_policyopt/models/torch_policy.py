@@ -271,7 +271,7 @@ class TorchPass:
 
 def surrogate_gradient(policy: ActorCriticPolicy, flat: FlatParameters, actor_count: int, objective: th.Tensor) -> th.Tensor:
     """
-    ∇J with respect to the actor's parameters; the others must not have moved into the actor since they were told apart.
+    ∇J with respect to the actor's parameters; the others must not have moved into the actor since the two were separated.
 
     :param policy: whose parameters are named in the error
     :param flat: its trainable parameters, the actor's first
@@ -287,9 +287,9 @@ def surrogate_gradient(policy: ActorCriticPolicy, flat: FlatParameters, actor_co
     if any(gradient is not None for gradient in gradients[actor_count:]):
         names = {id(parameter): name for name, parameter in policy.named_parameters()}
         beyond = zip(parameters[actor_count:], gradients[actor_count:], strict=True)
-        strangers = [names[id(p)] for p, g in beyond if g is not None]
+        names_beyond = [names[id(p)] for p, g in beyond if g is not None]
         raise ValueError(
-            f"The surrogate depends on {', '.join(strangers)}, on which the action distribution did not depend when the "
+            f"The surrogate depends on {', '.join(names_beyond)}, on which the action distribution did not depend when the "
             "actor's parameters were told from the critic's. If the policy changes what it shares between rollouts, set "
             "model.engine_in_use = None when it does"
         )

@@ -85,7 +85,7 @@ def slopes_of(hook: object) -> SlopesFunction | None:
     """
     The slopes of a hook, by identity of its function.
 
-    :param hook: a bound method, or what somebody put in its place
+    :param hook: a bound method, or what was assigned in its place
     :return: None for an override
     """
     return _CLOSED_FORMS.get(getattr(hook, "__func__", None))

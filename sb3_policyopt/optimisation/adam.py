@@ -72,10 +72,10 @@ class FlatAdam:
 
     def prepare(self) -> bool:
         """
-        Take over the optimizer's state where it is not ours yet: at first, and after somebody loaded or moved it.
+        Move the optimizer's state into the flat moments where it is not there yet: at first, and after it was loaded or moved.
 
         :return: False if one fused call cannot go on from it: the parameters have been stepped unequally often, or a tensor
-            of the state is somebody else's too
+            of the state is shared with other code
         """
         return self.is_bound() or (self._adopt() and self.is_bound())
 
@@ -96,7 +96,7 @@ class FlatAdam:
         """
         Move the optimizer's state into the flat moments.
 
-        :return: False if a tensor of it is somebody else's too, and must stay where it is
+        :return: False if a tensor of it is shared with other code, and must stay where it is
         """
         moves = []
         for parameter, places in zip(self.parameters, self._places, strict=True):

@@ -1,8 +1,8 @@
 """
 One flat vector of parameters on which engines compute, and its tie to the parameters of the policy.
 
-The policy's modules keep their parameters: the objects stay the same. Where nobody else holds a parameter's memory, the
-parameter is moved into the vector's, so that both are one and nothing is ever copied. Where somebody does (another process
+The policy's modules keep their parameters: the objects stay the same. Where no other object holds a parameter's memory, the
+parameter is moved into the vector's, so that both are one and nothing is ever copied. Where one does (another process
 with which it is shared, a ``state_dict`` that a user kept, an array made by ``parameter.detach().numpy()``), the parameter
 stays where it is, and the vector is a copy that is brought up to date before it is read and written back after a step.
 
@@ -146,10 +146,10 @@ class FlatParameters:
 
     def _take_over(self) -> bool:
         """
-        Copy each parameter that has moved into the vector, and move it there if its memory is nobody else's.
+        Copy each parameter that has moved into the vector, and move it there if no other object holds its memory.
 
         :return: False if another vector is needed: a parameter is no longer of this one's kind, or is another view of this
-            one's memory that somebody else has too
+            one's memory that another object holds too
         """
         if not self.is_of_same_kind():
             return False
@@ -190,7 +190,7 @@ def with_own_storage(view: th.Tensor) -> th.Tensor:
 
 def is_held_elsewhere(tensor: th.Tensor) -> bool:
     """
-    Whether somebody beside this tensor may read or write its memory.
+    Whether another object than this tensor may read or write its memory.
 
     :param tensor: a parameter, or a tensor of an optimizer's state
     :return: True if another tensor, an array or another process has it too, and if that cannot be told

@@ -98,7 +98,7 @@ class Optimiser:
             self.fused.finish()
             self.fused = None
         elif self.flat.unwatched and not self.fused.is_bound():
-            # The first step, or somebody loaded, moved or stepped the optimizer's state.
+            # The first step, or the optimizer's state was loaded, moved or stepped by other code.
             self.fused.finish()
             if self.fused.prepare():
                 self.fused.start()

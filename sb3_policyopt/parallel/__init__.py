@@ -1,8 +1,8 @@
 """
 Several processes (torchrun) that train one model, each with its own environments.
 
-An algorithm has a :class:`Team`, which is one process by itself, or all ranks of a launcher. Nothing else of the package knows
-how many processes there are.
+An algorithm has a :class:`Team`, which is one process by itself, or all ranks of a launcher. Nothing else of the package
+depends on the number of processes.
 """
 
 from sb3_policyopt.parallel.ranks import Ranks, current_team

@@ -18,7 +18,7 @@ from sb3_policyopt.parallel.launcher import rank
 
 
 class Request(IntEnum):
-    """What rank 0 wants the others to compute."""
+    """What the other ranks have to compute."""
 
     END = 0
     FISHER = 1

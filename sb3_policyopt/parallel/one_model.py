@@ -80,7 +80,7 @@ def adopt_state(model: OnPolicyAlgorithm) -> None:
         th.save((model.policy.state_dict(), model.policy.optimizer.state_dict(), counts), file)
     state = from_rank_0(file.getvalue())
     if rank() > 0:
-        # Not only tensors: an optimizer's groups hold what its user likes.
+        # Not only tensors: an optimizer's groups may hold any object.
         policy, optimizer, counts = th.load(io.BytesIO(state), map_location=model.device, weights_only=False)
         model.policy.load_state_dict(policy)
         model.policy.optimizer.load_state_dict(optimizer)

@@ -1,1 +1,1 @@
-"""S5: the loop, the buffer, the batch, value targets and the checks of what environments hand over."""
+"""S5: the loop, the buffer, the batch, value targets and the checks of what environments return."""

@@ -36,14 +36,14 @@ def samples_itself(buffer: RolloutBuffer) -> bool:
     Whether minibatches have to come from the buffer's own ``get``.
 
     :param buffer: the rollout buffer of an algorithm
-    :return: True if somebody replaced a method that makes samples
+    :return: True if a method that makes samples was replaced
     """
     return not is_stock(buffer, "get", "_get_samples", "to_torch")
 
 
 def not_full(buffer: RolloutBuffer) -> ValueError:
     """
-    The error about a buffer some of whose rows nobody wrote.
+    The error about a buffer some of whose rows were not written.
 
     :param buffer: the rollout buffer of an algorithm
     :return: the error, which names both sizes

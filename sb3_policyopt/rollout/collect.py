@@ -53,7 +53,7 @@ def collect(
     to_env_action = action_converter(self)
     guard = RolloutGuard(rollout_buffer, n_rollout_steps, self.check_observations, is_stock(rollout_buffer, "reset", "add"))
     store = storing_function(rollout_buffer, guard)
-    watched = runs_code_of_users(callback)  # without it nobody changes modules before the rollout ends
+    watched = runs_code_of_users(callback)  # else no other code changes modules before the rollout ends
     n_steps = 0
     shared = team.rollout(self, env.num_envs)
     discrete, continuous = (isinstance(self.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
@@ -120,10 +120,10 @@ def collect(
 
 def runs_code_of_users(callback: BaseCallback) -> bool:
     """
-    Whether a callback can do what it likes to the model.
+    Whether a callback contains code of the user, which may change the model.
 
     :param callback: of a training
-    :return: False for those of SB3 that stand for no callback, and its progress bar
+    :return: False for SB3's empty callbacks and its progress bar
     """
     if type(callback) is CallbackList:
         return any(map(runs_code_of_users, callback.callbacks))

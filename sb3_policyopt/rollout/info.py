@@ -1,4 +1,4 @@
-"""What an environment says of a step beside observation, reward and end."""
+"""What an environment returns of a step beside observation, reward and end."""
 
 from typing import Any, TypeAlias
 

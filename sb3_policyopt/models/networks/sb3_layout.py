@@ -28,7 +28,7 @@ def linear_layers(policy: ActorCriticPolicy) -> tuple[list[nn.Linear], list[nn.L
 
 def sb3_parameters(policy: ActorCriticPolicy, family: ActionDistribution) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """
-    The trainable parameters of a policy with SB3's modules, as the closed form wants them.
+    The trainable parameters of a policy with SB3's modules, in the order of the closed form.
 
     :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
     :param family: of its action distribution
