@@ -11,7 +11,7 @@ ALGORITHMS = {"lstm_states": "sb3_contrib.RecurrentPPO", "action_masks": "sb3_co
 
 def check_policy(policy: object, algorithm: str) -> None:
     """
-    Raise an error for a policy whose methods take arguments that the algorithm does not have, such as sb3-contrib's recurrent ones.
+    Raise an error for a policy whose methods take arguments that the algorithm does not have (sb3-contrib's recurrent ones).
 
     :param policy: what the user passed; a name is left to SB3, except one of a recurrent policy
     :param algorithm: name of the algorithm, for the message
