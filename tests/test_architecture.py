@@ -131,6 +131,12 @@ def test_tests_use_no_private_name_of_the_package():
     assert {str(path.relative_to(tests)): names for path, names in used.items() if names} == {}
 
 
+def test_test_modules_share_helpers_through_helper_modules():
+    tests = Path(__file__).parent
+    found = {path.name: [m for m in imported(path) if m.startswith("test_")] for path in tests.rglob("*.py")}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
 def test_the_sources_were_found():
     names = {str(path.relative_to(PACKAGE)) for path in SOURCES}
     assert {"ppo.py", "trpo.py", "maths/losses.py", "models/torch_policy.py"} <= names

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 from toy_environments import ACTION_SPACES, toy
+from watching import WatchAndDisturb
 
 from sb3_policyopt import PPO
 
@@ -17,25 +16,6 @@ NETWORKS = {
     "of different depth": {"pi": [8], "vf": [9, 6]},
     "too wide to join": {"pi": [400, 400], "vf": [400, 400]},
 }
-
-
-class WatchAndDisturb(BaseCallback):
-    """Compares each step with the policy itself; then changes all parameters, as a callback may at any time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = 0
-
-    def _on_step(self) -> bool:
-        observations, actions = self.locals["obs_tensor"], th.as_tensor(self.locals["actions"])
-        with th.no_grad():
-            values, log_prob, _ = self.model.policy.evaluate_actions(observations, actions)
-            np.testing.assert_allclose(self.locals["values"], values, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(self.locals["log_probs"], log_prob, rtol=1e-4, atol=1e-4)
-            for parameter in self.model.policy.parameters():
-                parameter.data.add_(0.05 * th.randn_like(parameter))
-        self.steps += 1
-        return True
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
-from test_acting import WatchAndDisturb
 from torch import nn
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, collect, copy_rollout, parameter_vector, start, toy
+from watching import WatchAndDisturb
 
 from sb3_policyopt import PPO, TRPO
 

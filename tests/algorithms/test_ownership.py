@@ -12,12 +12,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from edited_models import OPTIONS, POLICIES, check, collect, difference, models_of, parameters_of
 from gymnasium import spaces
 from sb3_contrib import TRPO as StockTRPO
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from test_users_edits import OPTIONS, POLICIES, check, collect, difference, models_of, parameters_of
 from torch import nn
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, start, toy
 

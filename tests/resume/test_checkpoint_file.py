@@ -13,6 +13,7 @@ import pytest
 import stable_baselines3
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from opaque_environment import Opaque
 from resume_scenarios import CONTEXT, ROLLOUT, Crash, fingerprint, train
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -219,7 +220,6 @@ def test_other_algorithms_are_refused(tmp_path):
 def test_two_resumes_agree_where_the_environment_cannot_be_kept(tmp_path):
     """It is said once, and new episodes begin, the same ones each time, although the environment was never seeded."""
     from resume_scenarios import CrashAt
-    from test_environment_state import Opaque
 
     def script(folder, crash_at=float("inf")):
         model = PPO("MlpPolicy", DummyVecEnv([Opaque, Opaque]), n_steps=16, batch_size=16)
