@@ -141,7 +141,11 @@ class OnTape:
 class InOneProcess:
     """Mixed into an algorithm: takes in one minibatch what the ranks take at a time."""
 
-    def _cut(self, rollout, normalized) -> Iterator[Any]:
+    def passes(self, data, n_passes, normalized=False) -> Iterator[Iterator[Any]]:
+        (rollout,) = data.whole()
+        return (self.one_pass(rollout, normalized and self.normalize_advantage) for _ in range(n_passes))
+
+    def one_pass(self, rollout, normalized) -> Iterator[Any]:
         parts, start = [], 0
         for rank, (n_envs, size) in enumerate(zip(self.rank_n_envs, self.rank_batch_sizes, strict=True)):
             rows = start + order(rank, self.n_passes, n_envs * N_STEPS)
