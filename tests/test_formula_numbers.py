@@ -1,4 +1,4 @@
-"""``pytest -k`` with a number of the README's table of formulas selects its tests, in the file that the table names."""
+"""``pytest -k`` with a number of the table of formulas in docs/formulas.md selects its tests, in the file that the table names."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| ([STP]\d+) \|.*\| `(tests/[^`]+)` \|$", re.MULTILINE)
-TABLE = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+TABLE = ROW.findall((ROOT / "docs" / "formulas.md").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

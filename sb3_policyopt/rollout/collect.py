@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
@@ -18,7 +19,7 @@ from sb3_policyopt.rollout.finiteness import RolloutGuard, is_finite
 from sb3_policyopt.rollout.learner import ActingModel, Learner, RolloutTeam
 from sb3_policyopt.rollout.step_tensors import StepTensors, tensors_of_observations
 from sb3_policyopt.rollout.storing import storing_function
-from sb3_policyopt.rollout.targets import bootstrapped, finish
+from sb3_policyopt.rollout.targets import bootstrapped, finish, time_limits
 
 
 def collect(
@@ -50,7 +51,7 @@ def collect(
     callback.on_rollout_start()  # before the first random draw, so that a checkpoint made here holds all that follows
 
     engine = self.prepare_engine()
-    to_env_action = action_converter(self)
+    to_env_action = action_converter(self.policy)
     guard = RolloutGuard(rollout_buffer, n_rollout_steps, self.check_observations, is_stock(rollout_buffer, "reset", "add"))
     store = storing_function(rollout_buffer, guard)
     watched = runs_code_of_users(callback)  # else no other code changes modules before the rollout ends
@@ -58,7 +59,7 @@ def collect(
     shared = team.rollout(self, env.num_envs)
     discrete, continuous = (isinstance(self.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
     if self.use_sde:
-        draw_noise(self, env)
+        draw_noise(self.policy, env.num_envs)
     engine.start_rollout(n_rollout_steps, env.num_envs)
     observation_tensors = tensors_of_observations(n_rollout_steps, self._last_obs, self.device)
     value_tensors = StepTensors((n_rollout_steps, env.num_envs, 1), np.float32)
@@ -66,7 +67,7 @@ def collect(
 
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-            draw_noise(self, env)
+            draw_noise(self.policy, env.num_envs)
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
         engine = self.current_engine(thorough=watched)
@@ -98,7 +99,10 @@ def collect(
         if np.count_nonzero(dones):  # as dones.any(), in a tenth of the time
             shared.note(infos, dones)
             of_step = {"observation": self._last_obs, "value": value, "action": actions, "log_prob": log_prob}
-            rewards = bootstrapped(self, guard, rewards, dones, infos, of_step)
+            cut_off = time_limits(infos, dones)
+            if cut_off:
+                values_of = self.current_engine().values
+                rewards = bootstrapped(values_of, self.gamma, guard, rewards, infos, cut_off, of_step)
 
         store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob)
         guard.note_stored()
@@ -109,7 +113,7 @@ def collect(
     if not is_finite(last_values):
         guard.check(observation=observations_of(new_obs), value=last_values)
     values = th.from_numpy(last_values)[:, None]
-    finish(self, rollout_buffer, last_values, dones)
+    finish(rollout_buffer, self.value_target, last_values, dones)
 
     if not shared.end(complete=True):
         return False
@@ -157,28 +161,28 @@ def check_action_parameters(engine: ActingModel, guard: RolloutGuard, observatio
         guard.check(observation=observations, action=parameters)
 
 
-def draw_noise(self: Learner, env: VecEnv) -> None:
+def draw_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
     """
     Draw gSDE's noise matrices, without the graph that would tie them to the policy's parameters.
 
-    :param self: the algorithm
-    :param env: the training environments, each of which gets its own
+    :param policy: with gSDE
+    :param n_envs: number of environments, each of which gets its own
     """
     with th.no_grad():
-        self.policy.reset_noise(env.num_envs)
+        policy.reset_noise(n_envs)
 
 
-def action_converter(self: Learner) -> Callable[[NumpyArray], NumpyArray]:
+def action_converter(policy: ActorCriticPolicy) -> Callable[[NumpyArray], NumpyArray]:
     """
     What turns a sampled action into one that the environment accepts.
 
-    :param self: the algorithm
+    :param policy: that samples
     :return: a function of an array of shape (n_envs, *action_shape)
     """
-    space = self.action_space
+    space = policy.action_space
     if not isinstance(space, spaces.Box):
         return lambda actions: actions
-    if self.policy.squash_output:
-        return self.policy.unscale_action
+    if policy.squash_output:
+        return policy.unscale_action
     low, high = space.low, space.high
     return lambda actions: np.minimum(np.maximum(actions, low), high)

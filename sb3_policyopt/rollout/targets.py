@@ -1,78 +1,89 @@
 """S3, S4, T10: what becomes of the rewards: bootstrapped at time limits, advantages, value targets."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_policyopt.maths.advantages import gae, value_targets
+from sb3_policyopt.maths.advantages import ValueTarget, gae, value_targets
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.buffers import is_stock
 from sb3_policyopt.rollout.finiteness import RolloutGuard, is_finite, not_finite
 from sb3_policyopt.rollout.info import Info
-from sb3_policyopt.rollout.learner import Learner
+
+
+def time_limits(infos: list[Info], dones: NumpyArray) -> list[int]:
+    """
+    The environments whose episode a time limit cut off.
+
+    :param infos: of all environments
+    :param dones: whose episode ended, shape (n_envs,)
+    :return: their numbers; those that give no final observation are left out
+    """
+    return [
+        i
+        for i in np.flatnonzero(dones).tolist()
+        if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
+    ]
 
 
 def bootstrapped(
-    self: Learner,
+    values_of: Callable[[Observations[NumpyArray]], NumpyArray],
+    gamma: float,
     guard: RolloutGuard,
     rewards: NumpyArray,
-    dones: NumpyArray,
     infos: list[Info],
+    cut_off: list[int],
     of_step: dict[str, Observations[NumpyArray]],
 ) -> NumpyArray:
     """
     S3: r + γ V(final observation) in the environments that a time limit cut off, whose values come from one batch.
 
-    :param self: the algorithm
+    :param values_of: observations ↦ V
+    :param gamma: γ
     :param guard: of the rollout
     :param rewards: float32, shape (n_envs,)
-    :param dones: whose episode ended, shape (n_envs,)
     :param infos: of all environments
+    :param cut_off: of :func:`time_limits`
     :param of_step: what else this step consists of, by the names that the guard knows
     :return: float32, shape (n_envs,)
     :raises NonFiniteError: if a final observation or its value is not finite, or something before it
     """
-    cut = [
-        i
-        for i in np.flatnonzero(dones).tolist()
-        if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
-    ]
-    if not cut:
-        return rewards
-    finals = [infos[i]["terminal_observation"] for i in cut]
+    finals = [infos[i]["terminal_observation"] for i in cut_off]
     observations: Observations[NumpyArray]
     if isinstance(finals[0], dict):
         observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
     else:
         observations = np.stack(finals)
-    values = self.current_engine().values(observations)
+    values = values_of(observations)
     sums = rewards.copy()  # as they are the environment's own
-    sums[cut] += self.gamma * values
-    if not is_finite(sums) or (self.check_observations and not_finite(observations)):
+    sums[cut_off] += gamma * values
+    if not is_finite(sums) or (guard.check_observations and not_finite(observations)):
         guard.check(None, **of_step, reward=rewards)
-        guard.check(cut, final_observation=observations, final_value=values, bootstrapped_reward=sums[cut])
+        guard.check(cut_off, final_observation=observations, final_value=values, bootstrapped_reward=sums[cut_off])
     return sums
 
 
-def finish(self: Learner, buffer: RolloutBuffer, last_values: NumpyArray, dones: NumpyArray) -> None:
+def finish(buffer: RolloutBuffer, value_target: ValueTarget, last_values: NumpyArray, dones: NumpyArray) -> None:
     """
     S4, T10: advantages and value targets of a full buffer, with its own γ and λ, as SB3's buffer computes them.
 
-    :param self: the algorithm
     :param buffer: full; its ``advantages`` and ``returns`` are written
+    :param value_target: what the critic is fitted to
     :param last_values: V of the observations after the last step, shape (n_envs,)
     :param dones: whose episode ended with the last step, shape (n_envs,)
     """
     if not is_stock(buffer, "compute_returns_and_advantage"):
         buffer.compute_returns_and_advantage(last_values=th.from_numpy(last_values), dones=dones)
-        if self.value_target == "td_lambda":
+        if value_target == "td_lambda":
             return
     ended = np.concatenate((buffer.episode_starts[1:], dones[None].astype(np.float32)))
     rollout = (buffer.rewards, buffer.values, last_values, ended, buffer.gamma)
     if is_stock(buffer, "compute_returns_and_advantage"):
         buffer.advantages[:] = gae(*rollout, buffer.gae_lambda)
-    if self.value_target == "td_lambda":
+    if value_target == "td_lambda":
         buffer.returns = buffer.advantages + buffer.values
     else:
-        buffer.returns = value_targets(self.value_target, *rollout, buffer.gae_lambda)
+        buffer.returns = value_targets(value_target, *rollout, buffer.gae_lambda)
