@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+from sb3_policyopt.maths.arrays import NumpyArray
 
 CAPACITY = 2**20
 """Bytes of a mailbox. The time of a larger message is that of its bytes; waking a thread adds little to it."""
@@ -126,9 +125,9 @@ class Mailboxes:
         self.sent = counts.reshape(len(processes), -1)[:, 0]  # how many messages each rank has sent
         self.boxes = np.frombuffer(memory, np.uint8, offset=counts.nbytes).reshape(2, len(processes), CAPACITY)
         self.n_sent = 0
-        self._views: dict[tuple[np.dtype[np.generic], tuple[int, ...]], list[list[Array]]] = {}
+        self._views: dict[tuple[np.dtype[np.generic], tuple[int, ...]], list[list[NumpyArray]]] = {}
 
-    def reduce_(self, array: Array, combine: np.ufunc) -> None:
+    def reduce_(self, array: NumpyArray, combine: np.ufunc) -> None:
         """
         Combine the arrays of all ranks.
 
@@ -142,7 +141,7 @@ class Mailboxes:
         for box in boxes[1:]:
             combine(array, box, out=array)
 
-    def broadcast_(self, array: Array) -> None:
+    def broadcast_(self, array: NumpyArray) -> None:
         """
         Give all ranks the array of rank 0.
 
@@ -171,7 +170,7 @@ class Mailboxes:
             return None
         return [content[:length].tobytes() for content, length in zip(contents, lengths, strict=True)]
 
-    def _next_boxes(self, like: Array) -> list[Array]:
+    def _next_boxes(self, like: NumpyArray) -> list[NumpyArray]:
         """
         The mailboxes for the next message.
 

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sb3_policyopt.parallel.mailboxes import CACHE_LINE, Array
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.parallel.mailboxes import CACHE_LINE
 
 SPINS = platform.machine() in ("x86_64", "AMD64")
 """Whether the order in which one core writes is the one in which another sees it. Elsewhere all messages go through pipes."""
@@ -133,7 +134,7 @@ class Block:
         self.observations = {name: self._reserve((n_envs, *shape), dtype) for name, shape, dtype in plan.observations}
         self.infos = [self._reserve((plan.info_bytes(worker),), np.uint8).data for worker in range(n_workers)]
 
-    def _reserve(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    def _reserve(self, shape: tuple[int, ...], dtype: DTypeLike) -> NumpyArray:
         """
         Reserve the next part of the memory, from the beginning of a cache line.
 
@@ -145,7 +146,7 @@ class Block:
         self.size += -(-np.dtype(dtype).itemsize * prod(shape) // CACHE_LINE) * CACHE_LINE
         return np.empty(0, dtype) if self.memory is None else np.ndarray(shape, dtype, self.memory, offset)
 
-    def actions_as(self, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
+    def actions_as(self, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> NumpyArray:
         """
         The memory of the actions.
 
