@@ -1,8 +1,8 @@
 """
 The notebooks of examples/ run from the first cell to the last, as a reader would run them.
 
-Cells are told apart by tags: ``install`` (left out here), ``parameters`` (a cell with other values is run after it, as papermill
-does) and ``expectation`` (its assertions must hold).
+Cells are told apart by tags: ``install`` (left out here), ``parameters`` (a cell with other values is run after it, as by
+papermill) and ``expectation`` (its assertions must hold).
 """
 
 import ast
