@@ -29,6 +29,8 @@ class Agent:
     :param env_kwargs: arguments of the environment
     :param statistics_path: pickle of the ``VecNormalize``, if there was one
     :param run_folder: folder with the logs of the training, if there are any
+    :param zip_name: name of the zip in the repository, if not the zoo's
+    :param tensorboard_folder: folder with TensorBoard files to publish, if there are any
     """
 
     algo: str
@@ -39,6 +41,8 @@ class Agent:
     env_kwargs: dict[str, object] = field(default_factory=dict)
     statistics_path: "Path | None" = None
     run_folder: "Path | None" = None
+    zip_name: "str | None" = None
+    tensorboard_folder: "Path | None" = None
 
     @property
     def class_name(self) -> str:
@@ -49,6 +53,11 @@ class Agent:
     def name(self) -> str:
         """The zoo's name of the model, and the default name of its repository."""
         return f"{self.algo}-{file_name_of(self.env_id)}"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the zip in the repository."""
+        return self.zip_name or f"{self.name}.zip"
 
     def stored(self) -> dict[str, int | float | str]:
         """

@@ -122,7 +122,8 @@ def _usage(card: Card) -> str:
         module, _, class_name = stock.partition(":")
         code = _stock_code(card, module, class_name)
         blocks.append((f"With {module} alone", f"{module} huggingface_hub", "python", code))
-    blocks.append(("With the RL Zoo", '"sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)))
+    if card.agent.file_name == f"{card.agent.name}.zip":  # rl-zoo3 looks for a file of this name
+        blocks.append(("With the RL Zoo", '"sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)))
     environment = requirement(card.agent.env_id)
     environment = f' "{environment}"' if environment else ""
     return "## Use it\n\n" + "\n\n".join(
@@ -162,7 +163,7 @@ def _stock_code(card: Card, module: str, class_name: str) -> list[str]:
             "env.norm_reward = False  # report the rewards themselves",
         ]
     imports, env = card.protocol.code(normalize)
-    load = f'model = {class_name}.load(hf_hub_download("{card.repo_id}", "{card.agent.name}.zip"{revision}))'
+    load = f'model = {class_name}.load(hf_hub_download("{card.repo_id}", "{card.agent.file_name}"{revision}))'
     return [*_imports(card.protocol, *imports, *extra), "", load, *env, *_evaluation_code(card)]
 
 
@@ -229,7 +230,7 @@ def _facts(card: Card) -> list[tuple[str, object]]:
         ("machine", ", ".join(str(part) for part in machine if part)),
         ("git commit", f"{git['commit']}{' with changes' if git.get('modified') else ''}" if isinstance(git, dict) else None),
         ("packages", provenance.get("versions")),
-        (f"SHA-256 of {card.agent.name}.zip", f"`{provenance['zip_sha256']}`"),
+        (f"SHA-256 of {card.agent.file_name}", f"`{provenance['zip_sha256']}`"),
     ]
 
 

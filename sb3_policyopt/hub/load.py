@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, overload
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -25,44 +25,79 @@ from sb3_policyopt.saving.safe_zip import SelfDescribing, read_description
 _METRICS = "train_eval_metrics.zip"
 
 
+@overload
+def load_from_hub(repo_id: str, env: str, *, revision: "str | None" = None, token: "str | None" = None) -> str: ...
+
+
+@overload
+def load_from_hub(repo_id: str, *, filename: str, revision: "str | None" = None, token: "str | None" = None) -> str: ...
+
+
+@overload
 def load_from_hub(
     repo_id: str,
     env: "GymEnv | None" = None,
     *,
-    filename: "str | None" = None,
+    zip_name: "str | None" = None,
     revision: "str | None" = None,
     token: "str | None" = None,
     device: str = "auto",
     safe: bool = True,
     **kwargs: Any,
-) -> "tuple[BaseAlgorithm, VecNormalize | None]":
+) -> "tuple[BaseAlgorithm, VecNormalize | None]": ...
+
+
+def load_from_hub(
+    repo_id: str,
+    env: "GymEnv | str | None" = None,
+    *,
+    filename: "str | None" = None,
+    zip_name: "str | None" = None,
+    revision: "str | None" = None,
+    token: "str | None" = None,
+    device: str = "auto",
+    safe: bool = True,
+    **kwargs: Any,
+) -> "tuple[BaseAlgorithm, VecNormalize | None] | str":
     """
-    Load an agent from the Hugging Face Hub.
+    Load an agent from the Hugging Face Hub; or, called as in huggingface_sb3, download one file of it.
 
     By default nothing is unpickled: the agent is rebuilt from tensors and plain JSON, its normalisation statistics from plain
     arrays. Agents published by other tools have no such data, and raise a PickleRequiredError.
 
+    ``load_from_hub(repo_id, filename)`` and ``load_from_hub(repo_id=…, filename=…)`` return the path of the file in the local
+    cache. ``PPO.load(path, safe=True)`` then loads an agent without unpickling.
+
     :param repo_id: the repository, ``"name/repository"``
-    :param env: the environment to run or train in; with statistics it is wrapped in them
-    :param filename: the agent's zip, if the repository holds several
+    :param env: the environment to run or train in; with statistics it is wrapped in them. A string is the ``filename``
+    :param filename: a file to download; nothing is loaded
+    :param zip_name: the agent's zip, if the repository holds several
     :param revision: branch, tag or commit; by default the main branch
     :param token: access token; by default the one stored by ``hf auth login``, or ``HF_TOKEN``
     :param device: where PyTorch runs the agent
     :param safe: pass False to unpickle, which runs any code that the files contain; only for authors you trust
     :param kwargs: further arguments of the algorithm's ``load``
     :return: the agent, and its normalisation (or None). Without ``env`` the normalisation is attached to no environment:
-        ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. Its statistics are frozen (``training=False``)
+        ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. Its statistics are frozen (``training=False``).
+        With ``filename``, the path of the file
+    :raises ValueError: if ``filename`` is combined with an argument of the loading
     :raises HubError: if there is no such repository or file, or the Hub cannot be reached
     :raises PickleRequiredError: if the agent cannot be loaded without unpickling, and ``safe`` is True
     """
+    if isinstance(env, str):
+        env, filename = None, env
+    if filename is not None:
+        if env is not None or zip_name is not None or device != "auto" or not safe or kwargs:
+            raise ValueError("filename= downloads a file without loading it: to load the agent of this file, pass zip_name=")
+        return _download(repo_id, filename, revision, token)
     files = _files(repo_id, revision, token)
-    filename = filename or _only_zip(repo_id, files)
+    zip_name = zip_name or _only_zip(repo_id, files)
 
     def download(name: str) -> str:
         return _download(repo_id, name, revision, token)
 
-    path = download(filename)
-    algorithm_class = _class_of(path, filename, safe)
+    path = download(zip_name)
+    algorithm_class = _class_of(path, zip_name, safe)
     statistics = _load_statistics(download, files, repo_id, safe)
     if env is not None and statistics is not None:
         statistics.set_venv(algorithm_class._wrap_env(env, verbose=0))
@@ -195,7 +230,7 @@ def _download(repo_id: str, name: str, revision: "str | None", token: "str | Non
 def _only_zip(repo_id: str, files: list[str]) -> str:
     zips = [name for name in files if name.endswith(".zip") and name != _METRICS]
     if len(zips) != 1:
-        found = f"several zip files ({', '.join(zips)}): choose one with filename=" if zips else "no zip file, so no agent"
+        found = f"several zip files ({', '.join(zips)}): choose one with zip_name=" if zips else "no zip file, so no agent"
         raise HubUserError(f"{repo_id} holds {found}")
     return zips[0]
 

@@ -9,7 +9,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from huggingface_hub import HfApi
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_normalize, unwrap_vec_wrapper
 
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError
@@ -65,11 +65,17 @@ def push_to_hub(
     :return: address of the commit, or the folder of the dry run
     :raises HubError: if anything fails; the message is one sentence
     """
-    algo = type(model).__name__.lower()
-    if algo not in registry.ALGORITHMS:
-        raise HubUserError(f"only {registry.class_names()} can be published, not {type(model).__name__}")
     with tempfile.TemporaryDirectory() as scratch:
-        agent = _agent_of_model(model, algo, env_id, env_kwargs, config, zip_path, run_folder, Path(scratch))
+        agent = agent_of_model(
+            model,
+            Path(scratch),
+            env=model.get_env(),
+            env_id=env_id,
+            env_kwargs=env_kwargs,
+            config=config,
+            zip_path=zip_path,
+            run_folder=run_folder,
+        )
         protocol = Protocol.from_config(
             agent.env_id,
             agent.config,
@@ -137,25 +143,38 @@ def push_agent(
         return send(api, folder, repo_id, private, revision, commit_message)
 
 
-def _agent_of_model(
+def agent_of_model(
     model: BaseAlgorithm,
-    algo: str,
-    env_id: "str | None",
-    env_kwargs: "Mapping[str, object] | None",
-    config: "Mapping[str, object] | None",
-    zip_path: "str | Path | None",
-    run_folder: "str | Path | None",
     scratch: Path,
+    *,
+    env: "VecEnv | None",
+    env_id: "str | None" = None,
+    env_kwargs: "Mapping[str, object] | None" = None,
+    config: "Mapping[str, object] | None" = None,
+    zip_path: "str | Path | None" = None,
+    run_folder: "str | Path | None" = None,
 ) -> Agent:
-    """Save the model into ``scratch``, and take from it the arguments that are None."""
-    env = model.get_env()
+    """
+    Save a model, and describe it by what is given; what is None is taken from the model and the environment.
+
+    See :func:`push_to_hub` for the other parameters.
+
+    :param model: the agent
+    :param scratch: where to save it, with the statistics of the ``VecNormalize``
+    :param env: the environment, if there is one
+    :return: the agent
+    :raises HubError: if the algorithm is not of this package, or the environment has no id
+    """
+    algo = type(model).__name__.lower()
+    if algo not in registry.ALGORITHMS:
+        raise HubUserError(f"only {registry.class_names()} can be published, not {type(model).__name__}")
     spec = env.get_attr("spec")[0] if env is not None else None
     if env_id is None:
         if spec is None:
             raise HubUserError("the model has no environment that is registered in Gymnasium: pass env_id")
         env_id = str(spec.id)
     if env_kwargs is None:
-        env_kwargs = _changed_arguments(spec) if spec is not None and spec.id == env_id else {}
+        env_kwargs = _changed_arguments(spec) if spec is not None and spec.id == env_id.rpartition(":")[2] else {}
     if zip_path is None:
         zip_path = scratch / "agent.zip"
         model.save(zip_path)
@@ -184,7 +203,10 @@ def _agent_of_model(
 def _changed_arguments(spec: EnvSpec) -> dict[str, object]:
     """The arguments of an environment that differ from those with which it is registered."""
     registered = gym.spec(spec.id).kwargs | {"render_mode": spec.kwargs.get("render_mode")}
-    return {name: value for name, value in spec.kwargs.items() if name not in registered or registered[name] != value}
+    changed = {name: value for name, value in spec.kwargs.items() if name not in registered or registered[name] != value}
+    if spec.max_episode_steps not in (None, gym.spec(spec.id).max_episode_steps):
+        changed["max_episode_steps"] = spec.max_episode_steps
+    return changed
 
 
 def _empty_folder(folder: Path) -> Path:

@@ -54,7 +54,7 @@ def build(
     :raises HubError: if the agent does not run in its environment
     """
     render_without_display()
-    shutil.copyfile(agent.zip_path, folder / f"{agent.name}.zip")
+    shutil.copyfile(agent.zip_path, folder / agent.file_name)
     tensorboard_log = agent.stored().get("tensorboard_log")
     if tensorboard_log:
         report(f"The zip, which is published unchanged, contains the path of your TensorBoard logs: {tensorboard_log}")
@@ -74,7 +74,7 @@ def build(
         _film(agent, model, protocol, folder / "replay.mp4", video_length, report)
     has_picture = _draw(agent, folder / "training.png", report)
     card = Card(
-        replace(agent, config=without_private_facts(agent.config), zip_path=folder / f"{agent.name}.zip"),
+        replace(agent, config=without_private_facts(agent.config), zip_path=folder / agent.file_name),
         replace(protocol, env_kwargs=without_private_facts(protocol.env_kwargs)),
         score,
         repo_id,
@@ -96,7 +96,7 @@ def check(folder: Path, agent: Agent) -> None:
     :param agent: the agent
     :raises HubError: if the zip differs from the trained one, the card has no results, or a file is missing
     """
-    published = folder / f"{agent.name}.zip"
+    published = folder / agent.file_name
     if sha256(published.read_bytes()).digest() != sha256(agent.zip_path.read_bytes()).digest():
         raise HubError(f"{agent.zip_path} changed while it was being published: try again when the training has ended")
     card = RepoCard((folder / "README.md").read_text(encoding="utf-8"))
@@ -132,6 +132,7 @@ def _write_records(agent: Agent, folder: Path) -> dict[str, object]:
     with zipfile.ZipFile(folder / "train_eval_metrics.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in _metrics(agent):
             archive.write(path, path.name)
+    _copy_tensorboard(agent, folder / "logs")
     provenance = _provenance(agent)
     _write_json(folder / "provenance.json", provenance)
     return provenance
@@ -141,6 +142,17 @@ def _metrics(agent: Agent) -> list[Path]:
     """The logs of the training: ``progress.csv``, monitor files, evaluations."""
     files = sorted(agent.run_folder.iterdir()) if agent.run_folder else []
     return [path for path in files if path.suffix == ".csv" or path.name == "evaluations.npz"]
+
+
+def _copy_tensorboard(agent: Agent, target: Path) -> None:
+    """Copy TensorBoard files; their names are cut after the time, because the name of the machine follows it."""
+    folder = agent.tensorboard_folder
+    for path in sorted(folder.rglob("events.out.tfevents.*")) if folder is not None else []:
+        run = target / path.parent.relative_to(folder or path)
+        run.mkdir(parents=True, exist_ok=True)
+        name = ".".join(path.name.split(".")[:4])
+        n_others = len(list(run.glob(f"{name}*")))
+        shutil.copyfile(path, run / (f"{name}.{n_others}" if n_others else name))
 
 
 def _public(arguments: Mapping[str, object]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.errors import one_sentence
 
 # Files of an earlier upload that the new one may lack; other files of the repository (.gitattributes, LICENSE) are kept.
-_OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip"]
+_OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip", "logs/*"]
 
 
 def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> None:
@@ -32,7 +32,7 @@ def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> N
     if private and not existing.private:
         raise HubUserError(f"{repo_id} exists and is public: choose another name with --repo-name, or leave out --private")
     zips = {file.rfilename for file in existing.siblings or [] if file.rfilename.endswith(".zip")}
-    others = zips - {f"{agent.name}.zip", "train_eval_metrics.zip"}
+    others = zips - {agent.file_name, "train_eval_metrics.zip"}
     if others:
         raise HubUserError(
             f"{repo_id} holds another agent ({', '.join(sorted(others))}): choose another name with --repo-name"

@@ -93,7 +93,7 @@ fails(lambda: push_to_hub(model, "x"), "name/repository")
 fails(lambda: push_to_hub(model, "me/x", "Pendulum-v1", **ONCE), "does not run in Pendulum-v1")
 fails(lambda: load_from_hub("me/x"), "there is no repository me/x")
 push_to_hub(model, "me/agent", **ONCE)
-fails(lambda: load_from_hub("me/agent", filename="other.zip"), "has no file 'other.zip'")
+fails(lambda: load_from_hub("me/agent", zip_name="other.zip"), "has no file 'other.zip'")
 """
 
 OFFLINE = """
