@@ -13,6 +13,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.name != "config.yml"]
 PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md")]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)) | {"docs"}  # docs: added by the documentation
 
 
@@ -40,32 +41,25 @@ def test_a_workflow_has_few_rights_and_an_end(path: Path) -> None:
 
 
 def test_only_the_publishing_job_gets_a_token() -> None:
-    granted = {
-        (path.stem, name): job["permissions"]
-        for path in WORKFLOWS
-        for name, job in load(path)["jobs"].items()
-        if "permissions" in job
-    }
+    jobs = [(path.stem, name, job) for path in WORKFLOWS for name, job in load(path)["jobs"].items()]
+    granted = {(stem, name): job["permissions"] for stem, name, job in jobs if "permissions" in job}
     assert granted == {("release", "publish"): {"id-token": "write"}}
 
 
 def test_the_tests_run_on_every_supported_python_with_both_ends() -> None:
-    supported = re.findall(
-        r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    )
+    supported = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
     jobs = load(ROOT / ".github" / "workflows" / "tests.yml")["jobs"]
     matrix = jobs["versions"]["strategy"]["matrix"]
     assert matrix["python"] == supported
-    assert {one["dependencies"]: one["target"] for one in matrix["include"]} == {
-        "lowest": "test-lowest",
-        "newest": "test-python",
-    }
+    targets = {one["dependencies"]: one["target"] for one in matrix["include"]}
+    assert targets == {"lowest": "test-lowest", "newest": "test-python"}
     assert any(step.get("run") == ".ci/run" for step in jobs["all"]["steps"])
 
 
-@pytest.mark.parametrize(
-    "path", [*WORKFLOWS, *PAGES, ROOT / ".github" / "PULL_REQUEST_TEMPLATE.md"], ids=lambda path: path.name
-)
+TEMPLATE = ROOT / ".github" / "PULL_REQUEST_TEMPLATE.md"
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, *PAGES, TEMPLATE], ids=lambda path: path.name)
 def test_make_targets_that_are_named_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace("${{ matrix.target }}", "test-lowest")
     named = {target for call in re.findall(r"(?:`|run: )make ((?:[a-z-]+ ?)+)", text) for target in call.split()}
