@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 # torch first and alone: its pin decides which build pip takes, and nothing later may replace it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SRC := sb3_policyopt tests benchmarks examples
+# Another index for torch alone, such as PyTorch's CPU builds: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest test-python test-slow test-gpu lint format type bench build clean
+.PHONY: help install torch demo test test-fast test-lowest test-python test-slow test-gpu coverage lint format type bench build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,11 +21,14 @@ install: $(VENV)/.installed ## make .venv with everything that tests and demo ne
 
 # The build backend is installed before the package, under the same constraints, and pip builds with that one.
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c $(CONSTRAINTS) torch
+	$(MAKE) torch
 	$(PIP) install -c $(CONSTRAINTS) hatchling editables
 	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[$(EXTRA)]'
 	touch $@
+
+torch: ## make .venv with torch alone; `install` begins with it
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 
 demo: install ## train TRPO and PPO on CartPole-v1, evaluate them, draw their learning curves
 	$(BIN)/python examples/demo.py
@@ -46,6 +51,10 @@ test-slow: install ## the tests that take minutes
 test-gpu: install ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
+coverage: install ## the tests, with the coverage of the package by line; htmlcov/index.html shows what is not covered
+	rm -rf .coverage .coverage.* htmlcov
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-report=html
+
 lint: install ## ruff
 	$(BIN)/ruff check $(SRC)
 	$(BIN)/ruff format --check $(SRC)
@@ -61,8 +70,10 @@ bench: install ## measure against SB3, sb3-contrib and SBX; writes benchmarks/re
 	$(PIP) install -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks
 
-build: install ## wheel and source distribution in dist/
+build: install ## wheel and source distribution in dist/, checked by twine
+	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-* dist build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* dist build demo htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

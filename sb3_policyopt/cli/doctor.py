@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sb3_policyopt.cli.exit_codes import FAILURE, SUCCESS
+from sb3_policyopt.cli.help import new_parser
 from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
 
-_EPILOG = "Exit code: 0 if there is no finding, 1 if there is one, 2 if a run cannot be read."
+_EXIT_CODES = "exit code: 0 if there is no finding, 1 if there is one, 2 if a run cannot be read."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: 0 if no rule has a finding, else 1
     :raises UserError: if a run cannot be read
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     with user_errors(ValueError, OSError):
         require("pandas", "yaml")
         from sb3_policyopt.doctor.report import examine, to_text
@@ -30,11 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return FAILURE if any(report.findings for report in reports) else SUCCESS
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sb3-policyopt doctor",
-        description="Read the log of a training run and list its problems, with the numbers behind them and what to try.",
-        epilog=_EPILOG,
+def parser() -> argparse.ArgumentParser:
+    """
+    Make the parser.
+
+    :return: the parser of ``sb3-policyopt doctor``
+    """
+    made = new_parser(
+        "doctor",
+        "Read the log of a training run and list its problems, with the numbers behind them and what to try.",
+        _EXIT_CODES,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, csv log, or a folder of run folders")
-    return parser
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, csv log, or a folder of run folders")
+    return made

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sb3_policyopt import registry
+from sb3_policyopt.cli.help import new_parser
 from sb3_policyopt.errors import PickleRequiredError, UserError, user_errors
 
 
@@ -18,7 +19,7 @@ def push_main(argv: "Sequence[str] | None" = None) -> None:
     :raises UserError: if the agent is missing or cannot be read
     :raises HubError: if the Hub or the network fails
     """
-    args = _push_parser().parse_args(argv)
+    args = push_parser().parse_args(argv)
     with user_errors(OSError, ValueError):
         _push(args)
 
@@ -31,7 +32,7 @@ def load_main(argv: "Sequence[str] | None" = None) -> None:
     :raises UserError: if the agent is missing, cannot be read, or needs ``--trust``
     :raises HubError: if the Hub or the network fails
     """
-    args = _load_parser().parse_args(argv)
+    args = load_parser().parse_args(argv)
     with user_errors(OSError, ValueError), _flag_instead_of_argument():
         _load(args)
 
@@ -108,17 +109,22 @@ def _acts_at_random(env_id: str) -> bool:
 
 
 def _common_parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"sb3-policyopt {command}", description=description)
+    parser = new_parser(command, description)
     parser.add_argument("--env", required=True, help="environment ID")
     parser.add_argument("--algo", required=True, choices=tuple(registry.ALGORITHMS), help="RL algorithm")
-    parser.add_argument("-f", "--folder", default=Path("logs"), type=Path, help="log folder (default: logs)")
-    parser.add_argument("-name", "--repo-name", help="repository name, by default 'algo-env'")
-    parser.add_argument("--revision", help="branch of the repository (to load: also a tag or a commit)")
+    parser.add_argument("-f", "--folder", default=Path("logs"), type=Path, help="log folder")
+    parser.add_argument("-name", "--repo-name", help="repository name; default: ALGO-ENV")
+    parser.add_argument("--revision", help="branch of the repository (to load: also a tag or a commit); default: main")
     parser.add_argument("--verbose", default=1, type=int, help="verbose mode (0: no output, 1: INFO)")
     return parser
 
 
-def _push_parser() -> argparse.ArgumentParser:
+def push_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser of ``push_to_hub``.
+
+    :return: the parser
+    """
     parser = _common_parser(
         "push_to_hub",
         "Evaluate a trained agent, film it, write its model card, and publish everything on the Hugging Face Hub.",
@@ -130,15 +136,15 @@ def _push_parser() -> argparse.ArgumentParser:
     add("--load-best", action="store_true", help="the best model of the evaluations instead of the last one")
     add("--load-checkpoint", type=int, metavar="STEPS", help="the checkpoint of that many steps instead of the last model")
     add("--load-last-checkpoint", action="store_true", help="the last checkpoint instead of the last model")
-    add("--deterministic", action="store_true", help="deterministic actions (default, but for Atari and MiniGrid)")
-    add("--stochastic", action="store_true", help="sampled actions")
+    add("--deterministic", action="store_true", help="deterministic actions (the default, except in Atari and MiniGrid)")
+    add("--stochastic", action="store_true", help="sampled actions (the default in Atari and MiniGrid)")
     add("--seed", default=0, type=int, help="seed of the evaluation")
     add("--n-envs", default=1, type=int, help="environments in parallel")
     add("-n", "--n-timesteps", default=1000, type=int, help="length of the video in steps")
     add("--no-video", "--no-render", dest="no_video", action="store_true", help="no video")
     add("--env-kwargs", nargs="+", action=_KeyValue, metavar="KEY:VALUE", help="arguments of the environment")
     add("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register the environment")
-    add("--device", default="auto", help="PyTorch device (cpu, cuda, …)")
+    add("--device", default="auto", help="PyTorch device: auto, cpu, cuda, …")
     add("--num-threads", default=-1, type=int, help="number of threads of PyTorch (-1: its default)")
     add("--private", action="store_true", help="if the repository is created now, only its owner has access")
     add("--license", default="mit", help="licence of the agent, as the Hub abbreviates it (mit, apache-2.0, cc-by-4.0, …)")
@@ -146,7 +152,12 @@ def _push_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load_parser() -> argparse.ArgumentParser:
+def load_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser of ``load_from_hub``.
+
+    :return: the parser
+    """
     parser = _common_parser("load_from_hub", "Download an agent from the Hugging Face Hub as a run folder of the RL Zoo.")
     add = parser.add_argument
     add("-orga", "--organization", default="sb3", help="user name or organization on the Hub")

@@ -8,12 +8,13 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import requires, version
 from typing import NamedTuple, NoReturn, cast
 
 from sb3_policyopt import registry
 from sb3_policyopt.cli.exit_codes import EXPECTED, SUCCESS, USAGE, exit_code, fail
+from sb3_policyopt.cli.help import help_of_zoo
 from sb3_policyopt.errors import UserError, did_you_mean
 from sb3_policyopt.process import replaced
 
@@ -22,47 +23,76 @@ Handler = Callable[[list[str]], int | None]
 
 
 class Command(NamedTuple):
-    """One subcommand: its :data:`Handler` as ``module:function``, the extra that it needs, and a line of help."""
+    """One subcommand: its :data:`Handler` as ``module:function``, the extra that it needs, its group, and a line of help."""
 
     target: str
     extra: str
+    group: str
     summary: str
 
+    @property
+    def of_zoo(self) -> bool:
+        """Whether rl-zoo3 parses the options."""
+        return self.target.startswith("sb3_policyopt.zoo.")
+
+
+def _zoo(name: str, group: str, summary: str) -> Command:
+    return Command(f"sb3_policyopt.zoo.commands:{name}", "zoo", group, summary)
+
+
+_TRAIN, _READ, _FILM, _HUB = "Train and evaluate", "Read and draw runs", "Film agents", "Hugging Face Hub"
 
 COMMANDS = {
-    "train": Command("sb3_policyopt.zoo.commands:train", "zoo", "train an agent, or search hyperparameters with -optimize"),
-    "enjoy": Command("sb3_policyopt.zoo.commands:enjoy", "zoo", "watch or evaluate a trained agent"),
-    "record_video": Command("sb3_policyopt.zoo.commands:record_video", "zoo", "film a trained agent"),
-    "record_training": Command("sb3_policyopt.zoo.commands:record_training", "zoo", "film the checkpoints of a training"),
-    "benchmark": Command("sb3_policyopt.zoo.commands:benchmark", "zoo", "evaluate every agent of a folder into a table"),
-    "plot": Command("sb3_policyopt.cli.plot:main", "plots", "draw the learning curve and the metrics of the updates"),
-    "plot_train": Command("sb3_policyopt.zoo.commands:plot_train", "zoo", "draw training returns, success or lengths"),
-    "all_plots": Command("sb3_policyopt.zoo.commands:all_plots", "zoo", "compare the evaluations of algorithms and folders"),
-    "plot_from_file": Command("sb3_policyopt.zoo.commands:plot_from_file", "zoo", "draw what all_plots has saved"),
-    "push_to_hub": Command("sb3_policyopt.cli.hub:push_main", "hub", "publish an agent on the Hugging Face Hub"),
-    "load_from_hub": Command("sb3_policyopt.cli.hub:load_main", "hub", "download an agent from the Hugging Face Hub"),
-    "doctor": Command("sb3_policyopt.cli.doctor:main", "plots", "list the problems that the log of a run shows"),
+    "train": _zoo("train", _TRAIN, "train an agent, or search hyperparameters with -optimize"),
+    "enjoy": _zoo("enjoy", _TRAIN, "watch or evaluate a trained agent"),
+    "benchmark": _zoo("benchmark", _TRAIN, "evaluate every agent of a folder into a table"),
+    "plot": Command("sb3_policyopt.cli.plot:main", "plots", _READ, "draw the learning curve and the metrics of the updates"),
+    "doctor": Command("sb3_policyopt.cli.doctor:main", "plots", _READ, "list the problems that the log of a run shows"),
+    "plot_train": _zoo("plot_train", _READ, "draw training returns, success or lengths"),
+    "all_plots": _zoo("all_plots", _READ, "compare the evaluations of algorithms and folders"),
+    "plot_from_file": _zoo("plot_from_file", _READ, "draw what all_plots has saved"),
+    "record_video": _zoo("record_video", _FILM, "film a trained agent"),
+    "record_training": _zoo("record_training", _FILM, "film the checkpoints of a training"),
+    "push_to_hub": Command("sb3_policyopt.cli.hub:push_main", "hub", _HUB, "publish an agent on the Hugging Face Hub"),
+    "load_from_hub": Command("sb3_policyopt.cli.hub:load_main", "hub", _HUB, "download an agent from the Hugging Face Hub"),
 }
+"""By name, in the order of ``--help``."""
+
+_USAGE = """\
+usage: sb3-policyopt [-h] [--version] COMMAND ...
+
+TRPO and PPO for Stable-Baselines3, with the commands of rl-zoo3.
+
+{groups}
+
+Options:
+  -h, --help       show this text
+  --version        show the version
+
+Examples:
+  sb3-policyopt train --algo trpo --env CartPole-v1 --progress
+  sb3-policyopt enjoy --algo trpo --env CartPole-v1 -f logs
+  sb3-policyopt plot logs/trpo/CartPole-v1_1
+  sb3-policyopt doctor logs/trpo/CartPole-v1_1
+
+sb3-policyopt COMMAND --help lists the options of a command, with examples.
+Exit codes: 0 success, 1 failure, 2 a mistake on the command line or a file that is missing, 130 interrupted."""
 
 
 def usage() -> str:
     """
-    List the commands.
+    List the commands by group.
 
     :return: the text of ``--help``
     """
-    lines = [f"  {name:<16} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: sb3-policyopt [--help] [--version] COMMAND ...",
-            "",
-            "TRPO and PPO for Stable-Baselines3, with the commands of rl-zoo3.",
-            "",
-            *lines,
-            "",
-            "sb3-policyopt COMMAND --help lists the options of a command; those of rl-zoo3's commands are its own.",
-        ]
-    )
+    groups = dict.fromkeys(command.group for command in COMMANDS.values())
+    blocks = [
+        "\n".join(
+            [f"{group}:"] + [f"  {name:<16} {command.summary}" for name, command in COMMANDS.items() if command.group == group]
+        )
+        for group in groups
+    ]
+    return _USAGE.format(groups="\n\n".join(blocks))
 
 
 def resolve(command: Command) -> Handler:
@@ -105,7 +135,7 @@ def run(name: str, options: list[str]) -> int:
     """
     command = COMMANDS[name]
     try:
-        with one_sentence_for_options(name):
+        with one_sentence_for_options(name), help_of_zoo(name, command.summary) if command.of_zoo else nullcontext():
             return resolve(command)(options) or SUCCESS
     except SystemExit as exit_:  # argparse after --help, or a script of the zoo
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

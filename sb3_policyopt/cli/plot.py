@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_policyopt.cli.help import new_parser
 from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     :param argv: arguments after ``plot``; None takes those of the process
     :raises UserError: if a run cannot be read or drawn
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     with user_errors(ValueError, OSError):
         require("pandas", "matplotlib", "scipy", "yaml")
         from sb3_policyopt.plots.page import draw_page
@@ -31,14 +32,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(draw_page([read_run(path) for path in paths], out, arguments.group == "seeds"))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sb3-policyopt plot", description=_DESCRIPTION)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, csv log, or a folder of run folders")
-    parser.add_argument("--out", type=Path, help="picture to write (.png, .pdf, .svg); default: training.png")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """
+    Make the parser.
+
+    :return: the parser of ``sb3-policyopt plot``
+    """
+    made = new_parser("plot", _DESCRIPTION)
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, csv log, or a folder of run folders")
+    made.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="picture to write (.png, .pdf, .svg); default: training.png in the folder of the run, or here",
+    )
+    made.add_argument(
         "--group",
         choices=("seeds", "none"),
         default="seeds",
         help="seeds: repetitions of one experiment are one curve, with its bootstrap interval; none: each run separately",
     )
-    return parser
+    return made
