@@ -1,4 +1,4 @@
-"""``pytest -k`` with a number of the table of formulas in docs/formulas.md selects its tests, in the file that the table names."""
+"""``pytest -k`` with a number of the table in docs/formulas.md selects its tests, in the file that the table names."""
 
 import re
 import subprocess
