@@ -10,7 +10,7 @@ from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.errors import one_sentence
 
 # Files of an earlier upload that the new one may lack; other files of the repository (.gitattributes, LICENSE) are kept.
-_OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip", "logs/*"]
+_OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip"]
 
 
 def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> None:
@@ -63,7 +63,8 @@ def send(api: HfApi, folder: Path, repo_id: str, private: bool, revision: "str |
                 folder_path=folder,
                 revision=revision,
                 commit_message=commit_message,
-                delete_patterns=_OPTIONAL_FILES,
+                # Logs are replaced by logs; without new ones those of the repository are kept.
+                delete_patterns=[*_OPTIONAL_FILES, *(["logs/*"] if (folder / "logs").is_dir() else [])],
             )
         except BaseException as error:  # Ctrl-C as well: an incomplete repository is deleted
             if created:
