@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SRC := sb3_policyopt tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-lowest test-python test-slow test-gpu lint format type bench build clean
+.PHONY: help install demo test test-fast test-lowest test-python test-slow test-gpu lint format type bench docs docs-figures build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,13 @@ type: install ## mypy, strict on the package
 bench: install ## measure against SB3, sb3-contrib and SBX; writes benchmarks/results
 	$(PIP) install -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks
+
+docs: install ## build the documentation into site/; a broken link or reference fails
+	$(PIP) install -c $(CONSTRAINTS) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+docs-figures: install ## draw the figures of docs/algorithms again
+	$(BIN)/python docs/make_figures.py
 
 build: install ## wheel and source distribution in dist/
 	$(BIN)/python -m build
