@@ -63,12 +63,10 @@ def script(page: str, prelude: str) -> tuple[str, list[tuple[int, str]]]:
 
 
 def commands(page: str) -> list[tuple[int, str]]:
-    """The commands of a page with their lines: those in ``bash`` and ``console`` blocks, and those in running text."""
+    """The commands of a page with their lines: those in ``bash`` blocks, and those in running text."""
     text = PAGES[page].read_text(encoding="utf-8")
     found = []
     for block in blocks(page):
-        if block.language == "console":
-            found += [(block.line, line[2:]) for line in block.text.splitlines() if line.startswith("$ ")]
         if block.language == "bash":
             joined = block.text.replace("\\\n", " ")
             for line in joined.splitlines():
@@ -93,7 +91,9 @@ def console(page: str) -> list[tuple[str, str]]:
 
 def words(command: str) -> list[str]:
     """A command line as its words; placeholders become values."""
-    return shlex.split(command.replace("FOLDER", "folder").replace("…", "").replace("REGEX", "cells"))
+    for placeholder, value in (("COMMAND", "train"), ("ALGO", "ppo"), ("ENV", "CartPole-v1"), ("SEED", "0")):
+        command = re.sub(rf"\b{placeholder}\b", value, command)
+    return shlex.split(command)
 
 
 def short_command(arguments: list[str]) -> list[str]:
