@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,6 @@ SLOW = {
 # Commands that no test executes or parses: the beginning of the command, and why.
 SKIPPED = {
     "hf auth login": "needs a token",
-    "export ": "sets a variable of the shell",
     "head=": "Slurm",
     "srun ": "Slurm",
     "torchrun --nnodes": "several hosts",
@@ -106,7 +106,7 @@ def test_python_blocks(page, tmp_path, hub):
             assert output.partition("\n")[2].strip() == quoted.strip(), f"{page}, block at line {line}"
 
 
-def test_every_command_is_parsed_by_its_program():
+def test_every_command_is_parsed_by_its_program(tmp_path):
     """Options that do not exist, modules that are gone, targets that the Makefile lacks."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
@@ -141,10 +141,15 @@ def test_every_command_is_parsed_by_its_program():
             parsed.append((place, [program, *arguments] if arguments[1:] else [program, *arguments, "--help"]))
         else:
             faults.append(f"{place}: neither parsed nor in the table of skipped commands")
+    for name in ("my.yml", "config.yml"):  # what the readers of these pages have
+        shutil.copy(ROOT / "hyperparams" / "ppo.yml", tmp_path / name)
+    for algorithm in ("ppo", "trpo"):
+        (tmp_path / "logs" / algorithm / "CartPole-v1_1").mkdir(parents=True)
+        (tmp_path / "logs" / algorithm / "CartPole-v1_1" / "CartPole-v1.zip").touch()
     driver = [sys.executable, str(Path(__file__).parent / "parse_commands.py")]
     names = json.dumps([command for _, command in parsed])
     done = subprocess.run(
-        driver, cwd=ROOT, env=environment(Path("/nowhere")), input=names, capture_output=True, text=True, timeout=300
+        driver, cwd=tmp_path, env=environment(tmp_path), input=names, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.rpartition("\x1e")[2])
@@ -178,15 +183,24 @@ def test_commands_of_a_page(page, tmp_path, hub):
         assert done.returncode in allowed, f"{page}:{line}: {command}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize(("command", "output"), console("docs/zoo.md"))
-def test_console_blocks(command, output, tmp_path):
+def test_console_blocks(tmp_path):
+    """The output that is quoted below each command, in one process."""
     (tmp_path / "logs" / "trpo" / "CartPole-v1_1").mkdir(parents=True)  # the run that the page has trained
+    run = (
+        "import json, sys\nfrom sb3_policyopt.cli.main import main\n"
+        "for words in json.load(sys.stdin):\n    main(words)\n    print('\\x1e', file=sys.stderr)"
+    )
+    pairs = [pair for page in PAGES for pair in console(page)]
     done = subprocess.run(
-        [sys.executable, "-m", "sb3_policyopt", *words(command)[1:]],
+        [sys.executable, "-c", run],
         cwd=tmp_path,
         env=environment(tmp_path),
+        input=json.dumps([words(command)[1:] for command, _ in pairs]),
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert output in [line.strip() for line in done.stderr.splitlines()], done.stderr
+    answers = done.stderr.split("\x1e")
+    assert len(answers) == len(pairs) + 1 and pairs, done.stderr
+    for (command, output), answer in zip(pairs, answers, strict=False):
+        assert output in [line.strip() for line in answer.splitlines()], f"{command}: {answer}"
