@@ -39,10 +39,13 @@ def shortened(code: str) -> str:
     return re.sub(r"^(evaluate_policy\(.*, )\d+\)$", rf"\g<1>{EPISODES})", code, flags=re.MULTILINE)
 
 
-def script(page: str, prelude: str) -> tuple[str, list[tuple[int, str]]]:
+def script(page: str, prelude: str, inserted: dict[str, str]) -> tuple[str, list[tuple[int, str]]]:
     """
     All Python blocks of a page as one script, which announces each block by a line on standard output.
 
+    :param page: its name
+    :param prelude: code before the first block
+    :param inserted: code before each block that has the word in it
     :return: the script; for each block its line, and the output that a ``text`` block below it quotes or a prompt asks for
     """
     parts, expected = [prelude, "import doctest as _doctest"], []
@@ -50,7 +53,8 @@ def script(page: str, prelude: str) -> tuple[str, list[tuple[int, str]]]:
     for block, after in zip(found, [*found[1:], None], strict=True):
         if block.language != "python":
             continue
-        code = shortened(block.text)
+        before = [code for word, code in inserted.items() if word in block.text]
+        code = "\n".join([*before, shortened(block.text)])
         quoted = after.text if after is not None and after.language == "text" else ""
         if code.startswith(">>>"):
             code = (
@@ -62,8 +66,8 @@ def script(page: str, prelude: str) -> tuple[str, list[tuple[int, str]]]:
     return "\n".join(parts), expected
 
 
-def commands(page: str) -> list[tuple[int, str]]:
-    """The commands of a page with their lines: those in ``bash`` blocks, and those in running text."""
+def commands(page: str, inline: bool = True) -> list[tuple[int, str]]:
+    """The commands of a page with their lines: those in ``bash`` blocks, and ``inline`` those in running text."""
     text = PAGES[page].read_text(encoding="utf-8")
     found = []
     for block in blocks(page):
@@ -74,6 +78,8 @@ def commands(page: str) -> list[tuple[int, str]]:
                     if part.strip():
                         found.append((block.line, part.strip()))
     prose = FENCE.sub(lambda m: "\n" * m[0].count("\n"), text)
+    if not inline:
+        return found
     found += [(prose[: match.start()].count("\n") + 1, match[1]) for match in INLINE.finditer(prose)]
     return found
 
