@@ -57,7 +57,6 @@ SKIPPED = {
     "hf auth login": "needs a token",
     "head=": "Slurm",
     "srun ": "Slurm",
-    "apt ": "installs software",
     "make install": "installs software",
     "pytest tests/distributed": "the whole folder is run by make test",
     "make test": "runs this test",
