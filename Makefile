@@ -12,7 +12,7 @@ SRC := sb3_policyopt tests benchmarks examples
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install torch demo test test-fast test-lowest test-python test-slow test-gpu coverage lint format type bench build clean
+.PHONY: help install torch demo test test-fast test-lowest test-python test-slow test-gpu coverage lint format type bench docs docs-figures build clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,13 @@ type: install ## mypy, strict on the package
 bench: install ## measure against SB3, sb3-contrib and SBX; writes benchmarks/results
 	$(PIP) install -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks
+
+docs: install ## build the documentation into site/; a broken link or reference fails
+	$(PIP) install -c $(CONSTRAINTS) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+docs-figures: install ## draw the figures of docs/algorithms again
+	$(BIN)/python docs/make_figures.py
 
 build: install ## wheel and source distribution in dist/, checked by twine
 	rm -rf dist

@@ -1,0 +1,50 @@
+"""
+Read command lines from standard input, a JSON list of lists of words, and let each program parse its options, no more.
+
+Prints a JSON list: "" where all options were accepted, else what the program said.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import runpy
+import sys
+
+
+class Parsed(BaseException):
+    """The program has parsed its options; it ends here."""
+
+
+def parse_args(self, args=None, namespace=None):
+    """Parse as ever, then stop."""
+    original(self, args, namespace)
+    raise Parsed
+
+
+def answer(words):
+    """What a program says to its options."""
+    program, arguments = words[0], words[1:]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            if program == "sb3-policyopt":
+                code = main(arguments)
+            else:
+                sys.argv = [program, *arguments]
+                code = runpy.run_module(program, run_name="__main__") and 0
+        except Parsed:
+            return ""
+        except SystemExit as exit_:
+            code = exit_.code
+        except BaseException as error:
+            return f"{type(error).__name__}: {error}"
+    return "" if code == 0 and ({"--help", "--version"} & set(arguments)) else f"exit code {code}: {out.getvalue()[-600:]}"
+
+
+if __name__ == "__main__":
+    original, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, parse_args
+    from sb3_policyopt.cli.main import main
+
+    answers = [answer(words) for words in json.load(sys.stdin)]
+    print("\x1e" + json.dumps(answers))
