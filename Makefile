@@ -7,7 +7,7 @@ VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2]
 BIN := $(VENV)/bin
 # torch first and alone: its pin decides which build pip takes, and nothing later may replace it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SRC := sb3_policyopt tests benchmarks examples
+SRC := sb3_policyopt tests benchmarks examples docs
 # Another index for torch alone, such as PyTorch's CPU builds: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
@@ -83,4 +83,4 @@ build: install ## wheel and source distribution in dist/, checked by twine
 	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-* dist build demo htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* dist build demo site htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
