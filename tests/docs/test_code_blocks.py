@@ -52,6 +52,7 @@ SKIPPED = {
     "make install": "installs software",
     "git clone": "fetches the repository",
     "cd sb3-policyopt": "enters it",
+    'pip install "./sb3-policyopt': "installs software",
     "make test": "runs this test",
 }
 # Pages whose commands are executed in order in one folder, shortened; the others' are parsed.
