@@ -1,7 +1,6 @@
 """MlpPolicy on the CPU by explicit formulas, in NumPy on the memory of the torch parameters: see :mod:`.networks`."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch as th
@@ -103,16 +102,9 @@ class ClosedFormModel(Model[NumpyArray]):
         self.flat.bring(thorough=self.flat.unwatched)
         features = features_of(batch)
         forward = self.networks.critic_forward(features) if objective.critic_only else self.networks.forward(features)
-        assert objective.slopes is not None
-        slopes, terms = objective.slopes(forward.outputs, batch)
+        slopes, terms = objective.known_slopes()(forward.outputs, batch)
         forward.pullback(slopes)
         return terms
-
-    @contextmanager
-    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[Optimiser]:
-        """As the base class, with threads that suit the networks' minibatches."""
-        with self.networks.threads(batch_size), super().updating(batch_size, critic_only) as optimiser:
-            yield optimiser
 
     def _make_optimiser(self, first: int) -> Optimiser:
         return NumpyOptimiser(self.policy, self.flat, first, self.watch.check_after_foreign_step)

@@ -6,8 +6,8 @@ With x the features, the chain rule at x joins the two: the closed form (see :mo
 everything above and x̄ = ∂(−L)/∂x, from which torch goes on backward.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -119,7 +119,6 @@ class HybridModel(Model[th.Tensor]):
     def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
         self.flat.bring()
-        assert objective.slopes is not None
         if objective.critic_only:
             extractors: tuple[BaseFeaturesExtractor, ...] = (self.policy.vf_features_extractor,)
             numbers: Sequence[int] = self._critic_extractor
@@ -129,7 +128,7 @@ class HybridModel(Model[th.Tensor]):
             features = self._features(batch.observations, *extractors)
         x = features.detach().numpy()
         forward = self.networks.critic_forward(x) if objective.critic_only else self.networks.forward(x)
-        slopes, terms = objective.slopes(forward.outputs, in_numpy(batch))
+        slopes, terms = objective.known_slopes()(forward.outputs, in_numpy(batch))
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
         gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
         if x_bar is not None and numbers:
@@ -138,16 +137,14 @@ class HybridModel(Model[th.Tensor]):
         self.flat.gather(gradients, numbers)
         return terms
 
-    @contextmanager
-    def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[Optimiser]:
-        """As the base class, with threads that suit the networks' minibatches."""
-        with self.networks.threads(batch_size), super().updating(batch_size, critic_only) as optimiser:
-            yield optimiser
-
     def _make_optimiser(self, first: int) -> Optimiser:
         return NumpyOptimiser(self.policy, self.flat, first, self.watch.check_after_foreign_step)
 
     # ------------------------------------------------------------------ the actor's Jacobian
+
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        """Those of the networks."""
+        return self.networks.threads(rows)
 
     def actor_pass(self, batch: Batch[th.Tensor]) -> TorchPass:
         """As of :class:`TorchModel`."""

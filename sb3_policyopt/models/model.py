@@ -162,7 +162,7 @@ class Model(ABC, Generic[ArrayT]):
         if first not in self._optimisers:
             self._optimisers[first] = self._make_optimiser(first)
         try:
-            with self._optimisers[first].updating() as optimiser:
+            with self.threads(batch_size), self._optimisers[first].updating() as optimiser:
                 yield optimiser
         finally:
             forget_distribution(self.policy)

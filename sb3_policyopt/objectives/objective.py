@@ -65,6 +65,20 @@ class Objective:
             name,
         )
 
+    def known_slopes(self) -> Callable[[Outputs[NumpyArray], Batch[NumpyArray]], tuple[Slopes, Terms]]:
+        """
+        The slopes, for a model that computes no graph.
+
+        :return: outputs and a batch of arrays ↦ slopes and terms
+        :raises ValueError: if the objective has none
+        """
+        if self.slopes is None:
+            raise ValueError(
+                "The closed form cannot compute an objective without slopes. Name its method in the algorithm's `hooks`, and "
+                "autograd serves it; or name its slopes with the decorator sb3_policyopt.objectives.closed_form"
+            )
+        return self.slopes
+
 
 def closed_form(slopes: SlopesFunction) -> Callable[[Hook], Hook]:
     """

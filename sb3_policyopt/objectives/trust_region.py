@@ -135,6 +135,7 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
         last: Pass[ArrayT] | None = None
         with actor.threads(batch.size):
             for piece, share in actor.pieces(batch):
+                last = None  # with its graph: there is one at a time
                 surrogate, gradient, last = actor.surrogate_pass(hook, piece)
                 self.surrogate += share * surrogate
                 self.gradient += share * gradient

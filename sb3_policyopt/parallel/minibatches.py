@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Generic, cast
+from typing import Generic
 
 import numpy as np
 import torch as th
 
-from sb3_policyopt.maths.arrays import Array, ArrayT
+from sb3_policyopt.maths.arrays import Array, ArrayT, Scalar
 from sb3_policyopt.maths.terms import Maximum, Terms, value_of
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.parallel.collectives import gather, max_, sum_
@@ -123,8 +123,7 @@ class SharedGradient(Generic[ArrayT]):
             self._prepare_message(terms)
         if terms:
             self.library.multiply(self.own, batch.size, out=self.gradients)
-            for i, name in enumerate(self.names):
-                self.numbers[i] = cast(float, value_of(terms[name]))  # or a tensor
+            self._note([value_of(terms[name]) for name in self.names])
             self.numbers *= batch.size
             self.sizes[:] = batch.size
         else:
@@ -132,6 +131,17 @@ class SharedGradient(Generic[ArrayT]):
         sum_(self.message)
         self.library.divide(self.gradients, self.sizes, out=self.own)
         return {**terms, **dict(zip(self.names, self.numbers / self.sizes, strict=True))}
+
+    def _note(self, values: list[Scalar]) -> None:
+        """
+        Put this rank's terms into the message.
+
+        :param values: scalars, in the order of ``names``
+        """
+        if isinstance(self.numbers, th.Tensor):
+            self.numbers.copy_(th.stack([th.as_tensor(value) for value in values]))
+        else:
+            self.numbers[:] = values
 
     def _prepare_message(self, terms: Terms) -> None:
         """

@@ -71,16 +71,8 @@ def collect(
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
         engine = self.current_engine(thorough=watched)
-        if self.device.type != "cpu":  # drawing an action from NaN there ends the process's use of the GPU
-            guard.check(observation=self._last_obs)
-        try:
-            actions, value, log_prob = engine.act(self._last_obs)
-        except RuntimeError:  # torch draws no categorical action from NaN
-            check_action_parameters(engine, guard, self._last_obs)
-            raise
+        actions, value, log_prob = act(engine, guard, self._last_obs, self.device, continuous)
         values, log_probs = value_tensors(n_steps, value[:, None]), log_prob_tensors(n_steps, log_prob)
-        if continuous and not is_finite(actions.reshape(-1)):  # before it reaches the environment
-            guard.check(observation=self._last_obs, value=value, action=actions)
         clipped_actions = to_env_action(actions)
 
         new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -144,6 +136,36 @@ def observations_of(new_obs: VecEnvObs) -> Observations[NumpyArray]:
     :return: an array, or a dict of arrays
     """
     return cast("Observations[NumpyArray]", new_obs)
+
+
+def act(
+    engine: ActingModel,
+    guard: RolloutGuard,
+    observations: Observations[NumpyArray],
+    device: th.device,
+    continuous: bool,
+) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
+    """
+    One step's actions, which are finite.
+
+    :param engine: the model
+    :param guard: of the rollout
+    :param observations: as the VecEnv gave them
+    :param device: of the policy
+    :param continuous: whether the action space is a Box
+    :return: actions, values and log-probabilities
+    :raises NonFiniteError: if an action is not finite, or cannot be drawn because something is not
+    """
+    if device.type != "cpu":  # drawing an action from NaN there ends the process's use of the GPU
+        guard.check(observation=observations)
+    try:
+        actions, value, log_prob = engine.act(observations)
+    except RuntimeError:  # torch draws no categorical action from NaN
+        check_action_parameters(engine, guard, observations)
+        raise
+    if continuous and not is_finite(actions.reshape(-1)):  # before it reaches the environment
+        guard.check(observation=observations, value=value, action=actions)
+    return actions, value, log_prob
 
 
 def check_action_parameters(engine: ActingModel, guard: RolloutGuard, observations: Observations[NumpyArray]) -> None:

@@ -1,30 +1,19 @@
 """What puts a step into the rollout buffer."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol, cast
+from typing import TypeAlias, cast
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_policyopt.maths.arrays import NumpyArray
-from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.batch import Observations, one_array
 from sb3_policyopt.rollout.buffers import RESIZE
 from sb3_policyopt.rollout.finiteness import RolloutGuard
 
-
-class Store(Protocol):
-    """Puts one step into a buffer; arrays with first axis n_envs."""
-
-    def __call__(
-        self,
-        obs: Observations[NumpyArray],
-        action: NumpyArray,
-        reward: NumpyArray,
-        episode_start: NumpyArray,
-        value: NumpyArray,
-        log_prob: NumpyArray,
-    ) -> None:
-        """Store it."""
+Store: TypeAlias = Callable[[Observations[NumpyArray], NumpyArray, NumpyArray, NumpyArray, NumpyArray, NumpyArray], None]
+"""(obs, action, reward, episode_start, value, log_prob) ↦ stored; arrays with first axis n_envs."""
 
 
 def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Store:
@@ -57,11 +46,12 @@ def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Store:
             return add(buffer, guard, obs, action, reward, episode_start, value, log_prob)
         row = buffer.pos
         observations: Observations[NumpyArray] = buffer.observations
-        if isinstance(obs, dict) and isinstance(observations, dict):
+        if isinstance(observations, dict):
             for key, array in observations.items():
-                array[row] = obs[key].reshape(array.shape[1:])
-        elif not isinstance(obs, dict) and not isinstance(observations, dict):
-            observations[row] = obs if obs.shape == shape else obs.reshape(shape)
+                array[row] = cast(dict[str, NumpyArray], obs)[key].reshape(array.shape[1:])
+        else:
+            flat = one_array(obs)
+            observations[row] = flat if flat.shape == shape else flat.reshape(shape)
         buffer.actions[row] = action.reshape(n_envs, action_dim)
         buffer.rewards[row] = reward
         buffer.episode_starts[row] = episode_start

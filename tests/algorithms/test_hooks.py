@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from toy_environments import collect, parameter_vector, toy
+from toy_environments import OBSERVATION_SPACES, collect, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.models import choose_model
@@ -143,3 +143,16 @@ def test_a_policy_with_its_own_methods_goes_to_autograd():
     model = PPO(Custom, toy(), **SMALL)
     assert choose_model(model.policy, "auto", None).name == "autograd"
     assert choose_model(PPO("MlpPolicy", toy(), **SMALL).policy, "auto", None).name == "closed_form"
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
+def test_an_objective_without_slopes_that_is_no_hook_is_refused_with_what_to_do(policy):
+    """The closed form would not know what to compute: an algorithm of somebody's has not named its method in ``hooks``."""
+    model = PPO(policy, toy(OBSERVATION_SPACES["dict" if policy == "MultiInputPolicy" else "box"]), **SMALL)
+    collect(model)
+    used = model.start_update()
+    assert used.name == {"MlpPolicy": "closed_form", "MultiInputPolicy": "hybrid"}[policy]
+    objective = Objective(lambda batch: (model.policy.predict_values(batch.observations).mean(), {}))
+    batch = next(used.data(model.rollout_buffer).minibatches(8, False))
+    with used.updating(8), pytest.raises(ValueError, match=r"without slopes.*`hooks`"):
+        used.gradient(objective, batch)

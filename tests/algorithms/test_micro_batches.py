@@ -1,5 +1,7 @@
 """``micro_batch_size`` bounds memory and changes nothing else: sums over pieces are sums over the whole, to rounding."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch as th
@@ -16,6 +18,7 @@ from toy_environments import (
 )
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.models import torch_policy
 
 SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 POLICIES = {
@@ -84,3 +87,22 @@ def test_trpo(name, thinning):
     logs = [model.logger.name_to_value for model in models]
     for key in ("kl_divergence_loss", "surrogate_improvement", "step_fraction", "value_loss", "cg_residual"):
         assert logs[1][f"train/{key}"] == pytest.approx(logs[0][f"train/{key}"], rel=0.02, abs=1e-5), key
+
+
+def test_one_graph_at_a_time(monkeypatch):
+    """Else the memory of a TRPO update would be that of two pieces."""
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(torch_policy.TorchPass):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.add(self)
+            most.append(len(alive))
+
+    (model,) = twins(TRPO, "MlpPolicy", 7)[1:]
+    used = model.start_update()
+    (rollout,) = used.data(model.rollout_buffer).whole()
+    monkeypatch.setattr(torch_policy, "TorchPass", Counted)
+    region = model.trust_region(used, model.normalized(rollout))
+    region.fisher(region.gradient)
+    assert len(most) > 2 and max(most) == 1
