@@ -170,3 +170,14 @@ def test_trpo_predicted_kl_shrinks_with_the_square_of_the_step(engine):
         fractions.add(log["train/step_fraction"])
         assert log["train/kl_predicted"] == pytest.approx(0.05 * log["train/step_fraction"] ** 2, rel=1e-3)
     assert fractions & {0.5, 0.25, 0.125}, "no step was shortened, so that this shows nothing"
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+def test_skipped_minibatches_are_counted(cls, engine):
+    """64 transitions in minibatches of 24, 24 and 16, two passes; the one NaN is in one minibatch of each pass."""
+    passes = {PPO: "n_epochs", TRPO: "n_critic_updates"}[cls]
+    model = cls("MlpPolicy", toy(), engine=engine, **{**SMALL, passes: 2})
+    buffer = collect(model)
+    buffer.returns[3, 1] = np.nan
+    model.train()
+    assert model.logger.name_to_value["train/skipped_updates"] == 2

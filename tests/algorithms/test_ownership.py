@@ -631,3 +631,32 @@ def test_an_algorithm_of_another_package_is_served_by_autograd():
     model.learn(32)
     assert model.engine_in_use.name == "autograd" and "loss" in model.engine_in_use.reason
     assert difference(before, parameters_of(model)) > 1e-4
+
+
+class ResettingPPO(PPO):
+    """Loads moments of 0 before every epoch, as a subclass may."""
+
+    def run_epoch(self, *arguments):
+        state = copy.deepcopy(self.policy.optimizer.state_dict())
+        for moments in state["state"].values():
+            moments["exp_avg"].zero_()
+            moments["exp_avg_sq"].zero_()
+        self.policy.optimizer.load_state_dict(state)
+        return super().run_epoch(*arguments)
+
+
+def test_moments_that_a_subclass_loads_between_epochs_are_those_that_are_stepped():
+    models = {}
+    for cls in (PPO, ResettingPPO):
+        for engine in ("closed_form", "autograd"):
+            model = models[cls, engine] = cls("MlpPolicy", toy(), engine=engine, **{**OPTIONS[PPO], "n_epochs": 3})
+            start(model)
+            collect(model, [])
+    first, *others = models.values()
+    for model in others:
+        copy_rollout(first.rollout_buffer, model.rollout_buffer)
+    for model in models.values():
+        np.random.seed(0)
+        model.train()
+    fast, exact = parameters_of(models[ResettingPPO, "closed_form"]), parameters_of(models[ResettingPPO, "autograd"])
+    assert difference(fast, exact) < 2e-6 < difference(fast, parameters_of(models[PPO, "closed_form"]))

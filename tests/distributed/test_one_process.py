@@ -24,7 +24,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import RunRecorder
 from sb3_policyopt.maths import losses
-from sb3_policyopt.parallel import launcher, minibatches
+from sb3_policyopt.objectives import TrustRegion
+from sb3_policyopt.parallel import launcher, leader, minibatches
 from sb3_policyopt.parallel.callbacks import ProgressBar, callbacks_of_this_rank
 from sb3_policyopt.parallel.minibatches import passes
 from sb3_policyopt.parallel.rollouts import increment
@@ -234,3 +235,29 @@ def test_a_buffer_that_gives_more_minibatches_than_before_is_refused(n_ranks):
     assert [minibatch.size for minibatch in next(three)] == [4, 4, 0]
     with pytest.raises(ValueError, match=r"rollout_buffer_class: its get\(\) gave 4 minibatches.* more than 3"):
         next(three)
+
+
+class Own(TrustRegion):
+    """Of a rank with 30 transitions, 10 of them in the Fisher matrix."""
+
+    size, fisher_size = 30, 10
+    surrogate, gradient = 2.0, th.ones(3)
+
+    def fisher(self, vector):
+        return 5 * vector
+
+    def evaluate(self):
+        return 4.0, 8.0
+
+
+def test_a_rank_counts_by_its_share_of_the_transitions_and_of_those_of_the_fisher_matrix(monkeypatch):
+    """The other rank has 10 and 5, and here nothing to say: shares of 30/40 and 10/15."""
+    monkeypatch.setattr(leader, "gather", lambda mine: [mine, (10, 5)])
+    monkeypatch.setattr(leader, "sum_", lambda tensor: tensor)
+    monkeypatch.setattr(leader, "broadcast_", lambda tensor: tensor)
+    region = leader.SharedTrustRegion(Own(), th.zeros(3))
+    assert (region.size, region.fisher_size) == (40, 15)
+    assert region.surrogate == pytest.approx(2.0 * 30 / 40)
+    th.testing.assert_close(region.gradient, th.full((3,), 30 / 40))
+    th.testing.assert_close(region.fisher(th.ones(3)), th.full((3,), 5 * 10 / 15))
+    assert region.evaluate() == pytest.approx((4.0 * 30 / 40, 8.0 * 30 / 40))

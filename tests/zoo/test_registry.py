@@ -115,3 +115,14 @@ def test_every_reference_of_an_entry_exists(name: str) -> None:
     assert f"sb3_policyopt.hyperparams.{name}" == importlib.import_module(f"sb3_policyopt.hyperparams.{name}").__name__
     for reference in (algorithm.panels, algorithm.rules, algorithm.sampler, algorithm.stock):
         assert reference is None or registry.resolve(reference)
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
+def test_the_stock_class_of_an_entry_loads_its_zips(name, tmp_path):
+    entry = registry.find(name)
+    model = entry.load_class()("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, seed=0, device="cpu")
+    model.save(tmp_path / "model")
+    stock = registry.resolve(entry.stock).load(tmp_path / "model", device="cpu")
+    assert type(stock).__name__ == entry.class_name and not isinstance(stock, type(model))
+    observation = model.get_env().reset()
+    assert (stock.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()
