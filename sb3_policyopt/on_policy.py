@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import update_log
 from sb3_policyopt.global_state import modes_kept
+from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
@@ -33,10 +34,13 @@ from sb3_policyopt.rollout import env_workers
 from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.buffers import samples_itself
 from sb3_policyopt.rollout.collect import collect
+from sb3_policyopt.rollout.context import Memory
+from sb3_policyopt.rollout.masks import Masks
 from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
+from sb3_policyopt.setup.kinds import suited_to_policy
 from sb3_policyopt.setup.placement import Placed
-from sb3_policyopt.setup.policies import check_policy
+from sb3_policyopt.setup.policies import check_policy, named_policy, with_choice_of_rnn
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -67,6 +71,8 @@ class PolicyOptimization(Placed):
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
         for those whose NaN the features extractor masks (what the networks return is checked all the same)
+    :param sequence_length: most steps through which a policy with memory is differentiated; longer sequences are cut, each
+        piece with the states that were stored before it. None cuts nowhere but at episode starts and minibatches
     :param coefficients: further coefficients by name, see ``coefficient_names``
     :param options: SB3's other arguments, passed on
     :raises TypeError: if an argument is of the wrong type
@@ -108,6 +114,7 @@ class PolicyOptimization(Placed):
         micro_batch_size: int | None = None,
         log_std_bounds: tuple[float, float] | None = None,
         check_observations: bool = True,
+        sequence_length: int | None = None,
         coefficients: dict[str, arguments.Coefficient | None] | None = None,
         _init_setup_model: bool = True,
         **options: Any,
@@ -122,6 +129,12 @@ class PolicyOptimization(Placed):
             self.micro_batch_size = arguments.integer("micro_batch_size", micro_batch_size)
         self.log_std_bounds = None if log_std_bounds is None else arguments.interval("log_std_bounds", log_std_bounds)
         self.check_observations = arguments.flag("check_observations", check_observations)
+        self.sequence_length = None
+        if sequence_length is not None:
+            self.sequence_length = arguments.integer("sequence_length", sequence_length)
+        self.use_masking = True
+        self._last_lstm_states: Memory | None = None
+        self._last_action_masks: NumpyArray | None = None
         options = {**DEFAULTS, **options}
         options |= arguments.passed_on(options)
         options["verbose"] = options["verbose"] if self.team.rank == 0 else 0
@@ -195,9 +208,22 @@ class PolicyOptimization(Placed):
 
     # ------------------------------------------------------------------ coefficients
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        """
+        The class of a policy; those with masks or memory are sb3-contrib's, which is imported when one is asked for.
+
+        :param policy_name: such as "MlpPolicy" or "MlpLstmPolicy"
+        :return: its class
+        """
+        return named_policy(policy_name) or super()._get_policy_from_name(policy_name)
+
     def _setup_model(self) -> None:
         """Build the networks and the buffer, and set scheduled coefficients to their first value."""
-        super()._setup_model()
+        self.policy_class = with_choice_of_rnn(self.policy_class, self.policy_kwargs)
+        if self.sequence_length is not None and not kind_of(self.policy_class).memory:
+            raise ValueError("sequence_length is for policies with memory, such as MlpLstmPolicy; leave it out")
+        with suited_to_policy(self):
+            super()._setup_model()
         self._update_coefficients()
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
@@ -306,6 +332,48 @@ class PolicyOptimization(Placed):
         """
         changed = [name for name in self.hooks if slopes_of(getattr(self, name)) is None]
         return [*changed, "rollout_buffer.get"] if samples_itself(self.rollout_buffer) else changed
+
+    # ------------------------------------------------------------------ masks
+
+    def masks_of(self, env: VecEnv) -> Masks | None:
+        """
+        Where the masks of allowed actions come from.
+
+        :param env: the training environments
+        :return: None for a policy without masks, and where they are not used
+        :raises ValueError: if the policy has masks and the environments give none
+        """
+        if not (self.use_masking and kind_of(self.policy).masks):
+            return None
+        return Masks(env, self.action_space, self._last_action_masks)
+
+    def predict(
+        self,
+        observation: NumpyArray | dict[str, NumpyArray],
+        state: tuple[NumpyArray, ...] | None = None,
+        episode_start: NumpyArray | None = None,
+        deterministic: bool = False,
+        action_masks: NumpyArray | None = None,
+    ) -> tuple[NumpyArray, tuple[NumpyArray, ...] | None]:
+        """
+        Actions for observations, as in SB3 and sb3-contrib.
+
+        :param observation: of one environment, or of several with n_envs as first axis
+        :param state: of a policy with memory, from the call before; None at first
+        :param episode_start: of a policy with memory: whose episode starts, shape (n_envs,); None for none
+        :param deterministic: whether to take the most likely actions
+        :param action_masks: of a policy with masks: which actions are allowed, shape (n_envs, n_choices); None for all
+        :return: actions, and the state for the next call
+        :raises ValueError: if there are masks and the policy takes none
+        """
+        if action_masks is None:
+            return self.policy.predict(observation, state, episode_start, deterministic)
+        if not kind_of(self.policy).masks:
+            raise ValueError(
+                f"action_masks: {type(self.policy).__name__} takes no masks; take a policy such as MaskableMlpPolicy"
+            )
+        masks: Any = {"action_masks": action_masks}
+        return self.policy.predict(observation, state, episode_start, deterministic, **masks)
 
     # ------------------------------------------------------------------ the loop
 
@@ -461,4 +529,4 @@ class PolicyOptimization(Placed):
 
     def _excluded_save_params(self) -> list[str]:
         """The engine is made anew from the policy, so it stays out of the zip, which stock SB3 must be able to open."""
-        return [*super()._excluded_save_params(), "engine_in_use", "_skips"]
+        return [*super()._excluded_save_params(), "engine_in_use", "_skips", "_last_lstm_states", "_last_action_masks"]

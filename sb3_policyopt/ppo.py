@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_policyopt.maths.arrays import ArrayT, Scalar
 from sb3_policyopt.maths.losses import ValueClipping
 from sb3_policyopt.maths.terms import Means, Terms, value_of
+from sb3_policyopt.models.policy_calls import evaluate_actions
 from sb3_policyopt.objectives import Objective, PPOCoefficients, clipped_loss, clipped_slopes, closed_form
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.optimisation.optimiser import Optimiser
@@ -70,6 +71,7 @@ class PPO(PolicyOptimization):
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
         for those whose NaN the features extractor masks (what the networks return is checked all the same)
+    :param sequence_length: most steps through which a policy with memory is differentiated, None for no limit but a minibatch
     :param _init_setup_model: whether to build the networks at once
     """
 
@@ -122,6 +124,7 @@ class PPO(PolicyOptimization):
         micro_batch_size: int | None = None,
         log_std_bounds: tuple[float, float] | None = None,
         check_observations: bool = True,
+        sequence_length: int | None = None,
     ) -> None:
         self.n_epochs = arguments.integer("n_epochs", n_epochs)
         self.clip_range: Any = arguments.coefficient("clip_range", clip_range, self.bounds["clip_range"])
@@ -161,6 +164,7 @@ class PPO(PolicyOptimization):
             micro_batch_size=micro_batch_size,
             log_std_bounds=log_std_bounds,
             check_observations=check_observations,
+            sequence_length=sequence_length,
             _init_setup_model=_init_setup_model,
         )
 
@@ -180,7 +184,7 @@ class PPO(PolicyOptimization):
         self.policy.set_training_mode(True)
         model = self.start_update()
         objective = Objective.of(self.loss, self.current_coefficients())
-        data = model.data(self.rollout_buffer)
+        data = model.data(self.rollout_buffer, self.sequence_length)
         means = Means()
         with model.updating(self.batch_size) as optimiser:
             gradient = self.team.gradient(model.gradient, optimiser.gradient)
@@ -261,8 +265,8 @@ class PPO(PolicyOptimization):
         :param coefficients: ε, c₁, c₂ and the value clipping of this update
         :return: the scalar to minimise, and scalar tensors to log (as means over the update)
         """
-        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
-        return clipped_loss(values.flatten(), log_prob, entropy, batch, coefficients)
+        values, log_prob, entropy = evaluate_actions(self.policy, batch)
+        return clipped_loss(values, log_prob, entropy, batch, coefficients)
 
     def learn(
         self: SelfPPO,

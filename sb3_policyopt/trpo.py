@@ -17,6 +17,7 @@ from sb3_policyopt.maths.terms import Means, Terms, mean_terms, value_of
 from sb3_policyopt.maths.trust_region import REFUSALS, backtracking_line_search, predicted_kl, step_scale
 from sb3_policyopt.models import AnyModel, Model
 from sb3_policyopt.models.model import forget_distribution
+from sb3_policyopt.models.policy_calls import predict_values
 from sb3_policyopt.models.split import buffers_kept
 from sb3_policyopt.objectives import (
     LocalTrustRegion,
@@ -86,6 +87,7 @@ class TRPO(PolicyOptimization):
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
         for those whose NaN the features extractor masks (what the networks return is checked all the same)
+    :param sequence_length: most steps through which a policy with memory is differentiated, None for no limit but a minibatch
     :param _init_setup_model: whether to build the networks at once
     """
 
@@ -134,6 +136,7 @@ class TRPO(PolicyOptimization):
         micro_batch_size: int | None = None,
         log_std_bounds: tuple[float, float] | None = None,
         check_observations: bool = True,
+        sequence_length: int | None = None,
     ) -> None:
         self.cg_max_steps = arguments.integer("cg_max_steps", cg_max_steps)
         self.line_search_shrinking_factor = arguments.number(
@@ -171,6 +174,7 @@ class TRPO(PolicyOptimization):
             micro_batch_size=micro_batch_size,
             log_std_bounds=log_std_bounds,
             check_observations=check_observations,
+            sequence_length=sequence_length,
             _init_setup_model=_init_setup_model,
         )
 
@@ -183,7 +187,7 @@ class TRPO(PolicyOptimization):
     def train(self) -> None:
         """T11: one step of the policy to the border of the trust region, then the critic."""
         model = self.start_update()
-        data = model.data(self.rollout_buffer)
+        data = model.data(self.rollout_buffer, self.sequence_length)
         policy_terms = []
         if model.n_actor > 0:  # else the whole actor is frozen
             with buffers_kept(self.policy):
@@ -317,7 +321,7 @@ class TRPO(PolicyOptimization):
         :param batch: transitions as tensors on the policy's device
         :return: the scalar to minimise, and scalar tensors to log (as means over the update)
         """
-        return critic_loss(self.policy.predict_values(batch.observations).flatten(), batch)
+        return critic_loss(predict_values(self.policy, batch), batch)
 
     def learn(
         self: SelfTRPO,

@@ -39,7 +39,7 @@ def within(path: Path, *places: str) -> bool:
 LAYERS = (
     *("errors", "process", "identity", "maths", "global_state"),
     "optimisation",
-    *("distributions", "rollout"),
+    *("distributions", "rollout", "policies"),
     "objectives",
     "models",
     *("parallel", "saving", "setup", "update_log"),

@@ -1,6 +1,7 @@
 """One table: which of SB3's distributions is which family."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ from sb3_policyopt.distributions.bernoulli import Bernoulli
 from sb3_policyopt.distributions.categorical import Categorical
 from sb3_policyopt.distributions.family import ActionDistribution
 from sb3_policyopt.distributions.gaussian import DiagonalGaussian
+from sb3_policyopt.distributions.masking import choices
 from sb3_policyopt.distributions.multi_categorical import MultiCategorical
 
 Box: TypeAlias = spaces.Box
@@ -33,6 +35,10 @@ def _bernoulli(space: spaces.MultiBinary) -> Bernoulli:
     return Bernoulli(math.prod(space.shape))
 
 
+def _choices(space: spaces.MultiDiscrete | spaces.MultiBinary) -> MultiCategorical:
+    return MultiCategorical(choices(space))
+
+
 FAMILIES: dict[type[sb3.Distribution], tuple[type, Callable[..., ActionDistribution]]] = {
     sb3.DiagGaussianDistribution: (spaces.Box, _gaussian),
     sb3.CategoricalDistribution: (spaces.Discrete, _categorical),
@@ -42,6 +48,14 @@ FAMILIES: dict[type[sb3.Distribution], tuple[type, Callable[..., ActionDistribut
 """By SB3's class: the action space that it serves, and the family for such a space."""
 
 
+MASKED_FAMILIES: dict[str, tuple[type, Callable[..., ActionDistribution]]] = {
+    "MaskableCategoricalDistribution": (spaces.Discrete, _categorical),
+    "MaskableMultiCategoricalDistribution": (spaces.MultiDiscrete, _multi_categorical),
+    "MaskableBernoulliDistribution": (spaces.MultiBinary, _choices),
+}
+"""By the name of sb3-contrib's class: the same. A mask's penalties are added to the logits (M1)."""
+
+
 def family_of(policy: ActorCriticPolicy) -> ActionDistribution | None:
     """
     The family of a policy's action distribution.
@@ -49,5 +63,9 @@ def family_of(policy: ActorCriticPolicy) -> ActionDistribution | None:
     :param policy: any SB3 actor-critic policy
     :return: None if there is none for it here
     """
-    space, make = FAMILIES.get(type(policy.action_dist), (None, None))
+    kind = type(policy.action_dist)
+    space, make = FAMILIES.get(kind, (None, None))
+    masked = sys.modules.get("sb3_contrib.common.maskable.distributions")
+    if masked is not None and getattr(masked, kind.__name__, None) is kind:
+        space, make = MASKED_FAMILIES.get(kind.__name__, (None, None))
     return None if make is None or type(policy.action_space) is not space else make(policy.action_space)

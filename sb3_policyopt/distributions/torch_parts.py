@@ -78,7 +78,8 @@ def torch_distributions(distribution: Distribution) -> list[TorchDistribution]:
     :param distribution: SB3's
     :return: independent torch distributions
     """
-    inner = distribution.distribution
+    several: list[TorchDistribution] = getattr(distribution, "distributions", [])  # of sb3-contrib's masked choices
+    inner = several or distribution.distribution
     return list(inner) if isinstance(inner, (list, tuple)) else [inner]
 
 

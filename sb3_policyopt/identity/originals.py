@@ -43,8 +43,27 @@ _METHODS: dict[type, tuple[str, ...]] = {
     th.distributions.Normal: _TORCH_FAMILY,
     th.distributions.Categorical: _TORCH_FAMILY,
     th.distributions.Bernoulli: _TORCH_FAMILY,
+    nn.LSTM: ("forward",),
+    nn.GRU: ("forward",),
     th.optim.Optimizer: ("zero_grad",),
 }
+_MASKED_FAMILY = (*_FAMILY, "apply_masking")
+_OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
+    "sb3_contrib.common.maskable.policies": {"MaskableActorCriticPolicy": POLICY_METHODS},
+    "sb3_contrib.common.maskable.distributions": {
+        "MaskableCategoricalDistribution": _MASKED_FAMILY,
+        "MaskableMultiCategoricalDistribution": _MASKED_FAMILY,
+        "MaskableBernoulliDistribution": _MASKED_FAMILY,
+        "MaskableCategorical": ("apply_masking", "entropy", *_TORCH_FAMILY),
+    },
+    "sb3_contrib.common.recurrent.policies": {"RecurrentActorCriticPolicy": (*POLICY_METHODS, "_process_sequence")},
+    "sb3_policyopt.policies": {
+        "RecurrentPolicy": (*POLICY_METHODS, "_process_sequence"),
+        "MaskableRecurrentPolicy": (*POLICY_METHODS, "_process_sequence", "_latents", "_masked"),
+        "GRU": ("forward",),
+    },
+}
+"""By module and class, the methods of what is known once its module is imported."""
 
 
 def _original(owner: type, name: str) -> Any:
@@ -56,8 +75,9 @@ def _original(owner: type, name: str) -> Any:
     :return: the method; None if it had been replaced before
     """
     method = getattr_static(owner, name)
-    library = sys.modules[owner.__module__.partition(".")[0]].__file__
-    function, folder = method, Path(library or "").parent
+    function = method.__func__ if isinstance(method, staticmethod) else method
+    definer = next(base for base in owner.__mro__ if name in vars(base))
+    folder = Path(sys.modules[definer.__module__.partition(".")[0]].__file__ or "").parent
     while function is not None:  # torch wraps some of its methods once more
         code = getattr(function, "__code__", None)
         if code is None or not Path(code.co_filename).is_relative_to(folder):
@@ -67,6 +87,19 @@ def _original(owner: type, name: str) -> Any:
 
 
 _ORIGINALS = {(owner, name): _original(owner, name) for owner, names in _METHODS.items() for name in names}
+
+
+def _originals() -> dict[tuple[type, str], Any]:
+    """
+    All methods that are known, those of optional modules from when they were first seen.
+
+    :return: by class and name; None for one that had been replaced before
+    """
+    for module in [module for module in _OPTIONAL if module in sys.modules]:
+        for kind, names in _OPTIONAL.pop(module).items():
+            owner: type = getattr(sys.modules[module], kind)
+            _ORIGINALS.update({(owner, name): _original(owner, name) for name in names})
+    return _ORIGINALS
 
 
 def has_original_step(optimizer: th.optim.Optimizer) -> bool:
@@ -92,8 +125,9 @@ def is_original(thing: object, owner: type, *names: str) -> bool:
     :param names: of the methods
     :return: False if one was replaced on the object, in its class or in the library's class
     """
+    originals = _originals()
     return all(
-        name not in vars(thing) and getattr_static(type(thing), name) is _ORIGINALS[owner, name] is not None for name in names
+        name not in vars(thing) and getattr_static(type(thing), name) is originals[owner, name] is not None for name in names
     )
 
 
@@ -105,6 +139,6 @@ def replaced_methods() -> list[str]:
     """
     return [
         f"{owner.__name__}.{name}"
-        for (owner, name), original in _ORIGINALS.items()
+        for (owner, name), original in _originals().items()
         if original is None or vars(owner).get(name, original) is not original
     ]

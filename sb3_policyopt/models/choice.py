@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution, family_of
+from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.identity.originals import POLICY_METHODS, is_original, replaced_methods
 from sb3_policyopt.identity.structure import is_hooked
 from sb3_policyopt.maths.arrays import NumpyArray
@@ -90,6 +91,8 @@ def _obstacles(
         of_both = f"{', '.join(overridden)} of the algorithm is overridden"
     elif micro_batch_size is not None:
         of_both = "micro_batch_size is set"
+    elif kind_of(policy).memory:
+        of_both = "the policy has memory"
     else:
         of_both = networks_obstacle(policy, family)
     return {
@@ -158,9 +161,10 @@ def _overridden(policy: ActorCriticPolicy) -> str | None:
     :param policy: any SB3 actor-critic policy
     :return: the obstacle, None if there is none
     """
+    owner = kind_of(policy).owner
     for name in POLICY_METHODS:
-        if not is_original(policy, ActorCriticPolicy, name):
-            return f"{name} of the policy is not that of ActorCriticPolicy"
+        if not is_original(policy, owner, name):
+            return f"{name} of the policy is not that of {owner.__name__}"
     replaced = replaced_methods()
     if replaced:
         return f"{', '.join(replaced)} was replaced"

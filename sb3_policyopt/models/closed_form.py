@@ -9,11 +9,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.maths.arrays import NumpyArray, mean
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.models.networks.acting import Acting
-from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass
+from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.sb3_layout import features_extractors, make_features, sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
 from sb3_policyopt.objectives.objective import Objective, slopes_of
@@ -21,6 +22,7 @@ from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations, one_array
 from sb3_policyopt.rollout.buffers import flattened
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.minibatches import RolloutData, ShuffledRows
 
 
@@ -40,6 +42,7 @@ class ClosedFormModel(Model[NumpyArray]):
         self.watch = NetworksWatch(policy, self.flat, *features_extractors(policy))
         self.acting = Acting(self.networks, policy.action_space.shape or ())
         self.features = make_features(policy)
+        self.action_type = action_type(policy.action_space, kind_of(policy).masks)
 
     def serves(self) -> bool:
         """The networks fit, nothing of them is frozen, and the policy has no further parameters."""
@@ -57,17 +60,17 @@ class ClosedFormModel(Model[NumpyArray]):
         """Draw the noise of all steps at once, from torch's global generator."""
         self.acting.start_rollout(n_steps, n_envs)
 
-    def act(self, observations: Observations[NumpyArray]) -> Decision:
+    def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:
         """One forward pass of both networks, and the next piece of noise."""
-        return self.acting.act(self.features(one_array(observations))[None])
+        return self.acting.act(self.features(one_array(observations))[None], context.action_masks)
 
-    def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
+    def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """One forward pass of the critic."""
         return self.acting.values(self.features(one_array(observations))[None])
 
     # ------------------------------------------------------------------ update
 
-    def data(self, buffer: RolloutBuffer) -> RolloutData[NumpyArray]:
+    def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[NumpyArray]:
         """Observations become features once a rollout."""
         return ShuffledRows(self.loaded(buffer), self._start_pass)
 
@@ -86,11 +89,12 @@ class ClosedFormModel(Model[NumpyArray]):
 
         return Batch(
             self.features(one_array(rollout.observations)),
-            np.asfortranarray(actions, dtype=action_type(self.policy.action_space)),
+            np.asfortranarray(actions, dtype=self.action_type),
             scalar(rollout.old_values),
             scalar(rollout.old_log_prob),
             scalar(rollout.advantages),
             scalar(rollout.returns),
+            rollout.context,
         )
 
     def _start_pass(self) -> None:
@@ -101,7 +105,10 @@ class ClosedFormModel(Model[NumpyArray]):
         """Jᵀ ∂(−L)/∂output."""
         self.flat.bring(thorough=self.flat.unwatched)
         features = features_of(batch)
-        forward = self.networks.critic_forward(features) if objective.critic_only else self.networks.forward(features)
+        if objective.critic_only:
+            forward: CriticPass | NetworksPass = self.networks.critic_forward(features)
+        else:
+            forward = self.networks.forward(features, batch.context.get("action_masks"))
         slopes, terms = objective.known_slopes()(forward.outputs, batch)
         forward.pullback(slopes)
         return terms
@@ -118,7 +125,7 @@ class ClosedFormModel(Model[NumpyArray]):
     def actor_pass(self, batch: Batch[NumpyArray]) -> ActorPass:
         """Of the actor's network alone."""
         self.flat.bring()
-        return self.networks.actor_forward(features_of(batch))
+        return self.networks.actor_forward(features_of(batch), batch.context.get("action_masks"))
 
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[NumpyArray]) -> tuple[float, th.Tensor, ActorPass]:
         """g = Jᵀ ∂J/∂output."""
@@ -132,7 +139,8 @@ class ClosedFormModel(Model[NumpyArray]):
         self, hook: SurrogateHook, batch: Batch[NumpyArray], old: tuple[NumpyArray, ...]
     ) -> tuple[float, float]:
         """One forward pass of the actor."""
-        outputs = self.networks.actor_forward(features_of(batch), with_slopes=False).outputs
+        masks = batch.context.get("action_masks")
+        outputs = self.networks.actor_forward(features_of(batch), masks, with_slopes=False).outputs
         return surrogate_value(hook, outputs, batch), float(mean(self.networks.family.kl(old, outputs.parameters)))
 
 
@@ -147,11 +155,12 @@ def features_of(batch: Batch[NumpyArray]) -> NumpyArray:
     return features
 
 
-def action_type(space: spaces.Space[object]) -> type[np.generic]:
+def action_type(space: spaces.Space[object], masks: bool) -> type[np.generic]:
     """
     The type of actions in an update, whatever the space's own: as SB3's buffer and algorithms hand them to a distribution.
 
     :param space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param masks: whether there are masks; a binary action is then a choice among two
     :return: float32, or int64 for what is used as a column number
     """
-    return np.int64 if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else np.float32
+    return np.int64 if masks or isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) else np.float32

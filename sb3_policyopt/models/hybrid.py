@@ -20,7 +20,7 @@ from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.models.networks.acting import Acting
-from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks
+from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.sb3_layout import sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
 from sb3_policyopt.models.torch_policy import TorchModel, TorchPass
@@ -28,6 +28,7 @@ from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations, in_numpy
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.minibatches import RolloutData
 
 
@@ -94,27 +95,27 @@ class HybridModel(Model[th.Tensor]):
         """Draw the noise of all steps at once, from torch's global generator."""
         self.acting.start_rollout(n_steps, n_envs)
 
-    def act(self, observations: Observations[NumpyArray]) -> Decision:
+    def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:
         """One forward pass of the extractors and both networks, and the next piece of noise."""
         with th.no_grad():
             features = self._features(obs_as_tensor(observations, self.policy.device), *self._extractors)
-        return self.acting.act(features.numpy())
+        return self.acting.act(features.numpy(), context.action_masks)
 
-    def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
+    def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """One forward pass of the critic and its extractor."""
         with th.no_grad():
             x = self._features(obs_as_tensor(observations, self.policy.device), self.policy.vf_features_extractor)
         return self.acting.values(x.numpy())
 
-    def action_parameters(self, observations: Observations[NumpyArray]) -> NumpyArray:
+    def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """As of :class:`TorchModel`."""
-        return self.torch.action_parameters(observations)
+        return self.torch.action_parameters(observations, context)
 
     # ------------------------------------------------------------------ update
 
-    def data(self, buffer: RolloutBuffer) -> RolloutData[th.Tensor]:
+    def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[th.Tensor]:
         """As of :class:`TorchModel`."""
-        return self.torch.data(buffer)
+        return self.torch.data(buffer, sequence_length)
 
     def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
@@ -127,8 +128,12 @@ class HybridModel(Model[th.Tensor]):
         with th.set_grad_enabled(bool(numbers)):
             features = self._features(batch.observations, *extractors)
         x = features.detach().numpy()
-        forward = self.networks.critic_forward(x) if objective.critic_only else self.networks.forward(x)
-        slopes, terms = objective.known_slopes()(forward.outputs, in_numpy(batch))
+        arrays = in_numpy(batch)
+        if objective.critic_only:
+            forward: CriticPass | NetworksPass = self.networks.critic_forward(x)
+        else:
+            forward = self.networks.forward(x, arrays.context.get("action_masks"))
+        slopes, terms = objective.known_slopes()(forward.outputs, arrays)
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
         gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
         if x_bar is not None and numbers:

@@ -18,6 +18,7 @@ from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 from sb3_policyopt.rollout.minibatches import RolloutData
 
 
@@ -28,11 +29,13 @@ class Decision(NamedTuple):
     :param actions: shape (n_envs, *action_shape)
     :param values: V(s), shape (n_envs,)
     :param log_prob: ln π(a|s), shape (n_envs,)
+    :param memory: the states after the step; None for a policy without memory
     """
 
     actions: NumpyArray
     values: NumpyArray
     log_prob: NumpyArray
+    memory: Memory | None = None
 
 
 class Model(ABC, Generic[ArrayT]):
@@ -101,28 +104,31 @@ class Model(ABC, Generic[ArrayT]):
         """
 
     @abstractmethod
-    def act(self, observations: Observations[NumpyArray]) -> Decision:
+    def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:
         """
         Sample actions for one step of all environments.
 
         :param observations: as the VecEnv gives them, first axis n_envs
-        :return: actions, values and log-probabilities
+        :param context: masks and states, for a policy that takes them
+        :return: actions, values, log-probabilities, and the states after the step
         """
 
     @abstractmethod
-    def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
+    def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """
         V(s).
 
         :param observations: as the VecEnv gives them, first axis n
+        :param context: states, for a policy that takes them
         :return: float32, shape (n,)
         """
 
-    def action_parameters(self, observations: Observations[NumpyArray]) -> NumpyArray | None:
+    def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray | None:
         """
         What the action distributions are made of, for a look at them when no action can be drawn.
 
         :param observations: as the VecEnv gives them, first axis n_envs
+        :param context: masks and states, for a policy that takes them
         :return: means and standard deviations, or logits, shape (n_envs, n); None if this model draws an action from anything
         """
         return None
@@ -130,11 +136,12 @@ class Model(ABC, Generic[ArrayT]):
     # ------------------------------------------------------------------ update
 
     @abstractmethod
-    def data(self, buffer: RolloutBuffer) -> RolloutData[ArrayT]:
+    def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[ArrayT]:
         """
         The whole rollout, moved into the model's arrays once.
 
         :param buffer: a full rollout buffer
+        :param sequence_length: most rows of a sequence of a policy with memory, None for no limit
         :return: its transitions, those of the first environment first, as SB3's ``swap_and_flatten`` orders them
         :raises ValueError: if the buffer is not full
         """
@@ -238,3 +245,5 @@ def forget_distribution(policy: ActorCriticPolicy) -> None:
     :param policy: any SB3 actor-critic policy
     """
     policy.action_dist.distribution = None  # type: ignore[assignment]  # SB3 declares no None
+    if hasattr(policy.action_dist, "distributions"):  # sb3-contrib's masked choices
+        policy.action_dist.distributions = []

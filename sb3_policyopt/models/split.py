@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_policyopt.distributions.torch_parts import unvalidated
+from sb3_policyopt.identity.kinds import kind_of, states_shape
 from sb3_policyopt.models.model import forget_distribution
+from sb3_policyopt.models.policy_calls import step_distribution
 from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 
 
 def split_parameters(
@@ -40,7 +44,7 @@ def split_parameters(
     devices = [policy.device] if policy.device.type == "cuda" else []
     try:
         with th.enable_grad(), unvalidated(), buffers_kept(policy), th.random.fork_rng(devices):
-            distribution = policy.get_distribution(observations)
+            distribution = step_distribution(policy, observations, _beginning(policy, observations))
             log_prob = distribution.log_prob(distribution.mode())
             in_actor = _reached(log_prob.sum(), trainable)
     finally:
@@ -49,6 +53,22 @@ def split_parameters(
     actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
     critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
     return actor, critic
+
+
+def _beginning(policy: ActorCriticPolicy, observations: Observations[th.Tensor]) -> Context:
+    """
+    A context for observations as if episodes began with them: all actions allowed, states of zero.
+
+    :param policy: any SB3 actor-critic policy, or one of sb3-contrib's
+    :param observations: first axis n
+    :return: the context
+    """
+    if not kind_of(policy).memory:
+        return NO_CONTEXT
+    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    layers, hidden_size = states_shape(policy)
+    zeros = th.zeros((layers, n, hidden_size), device=policy.device)
+    return Context(memory=Memory((zeros, zeros), (zeros, zeros)), episode_starts=np.ones(n, bool))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -13,17 +14,22 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_policyopt.distributions.torch_parts import TorchFamily, torch_distributions, unvalidated
+from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.identity.structure import Structure
 from sb3_policyopt.maths.arrays import Array, NumpyArray
 from sb3_policyopt.maths.terms import Count, Maximum, Term, Terms, value_of
+from sb3_policyopt.models import policy_calls
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations
-from sb3_policyopt.rollout.buffers import flattened, samples_itself
+from sb3_policyopt.rollout.buffers import flattened, memory_columns, samples_itself
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 from sb3_policyopt.rollout.minibatches import GatheredRows, OwnSamples, RolloutData
+from sb3_policyopt.rollout.sequenced_rows import SequencedRows
+from sb3_policyopt.rollout.sequences import Sequences, from_padded
 
 
 class TorchModel(Model[th.Tensor]):
@@ -65,32 +71,36 @@ class TorchModel(Model[th.Tensor]):
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Nothing to prepare: the policy draws its own noise."""
 
-    def act(self, observations: Observations[NumpyArray]) -> Decision:
+    def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:
         """The policy's own ``forward``."""
         with th.no_grad(), unvalidated():
-            actions, values, log_prob = self.policy(obs_as_tensor(observations, self.policy.device))
-        return Decision(actions.cpu().numpy(), values.flatten().cpu().numpy(), log_prob.flatten().cpu().numpy())
+            actions, values, log_prob, memory = policy_calls.act(self.policy, observations, context)
+        return Decision(actions.cpu().numpy(), values.flatten().cpu().numpy(), log_prob.flatten().cpu().numpy(), memory)
 
-    def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
+    def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """The policy's own ``predict_values``."""
         with th.no_grad():
-            values = self.policy.predict_values(obs_as_tensor(observations, self.policy.device))
+            values = policy_calls.step_values(self.policy, observations, context)
         return values.flatten().cpu().numpy()
 
-    def action_parameters(self, observations: Observations[NumpyArray]) -> NumpyArray:
+    def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """Of the policy's own distribution."""
         with th.no_grad(), unvalidated():
-            distribution = self.policy.get_distribution(obs_as_tensor(observations, self.policy.device))
+            tensors = obs_as_tensor(observations, self.policy.device)
+            distribution = policy_calls.step_distribution(self.policy, tensors, context)
             columns = TorchFamily.parameters(torch_distributions(distribution))
         return th.cat([column.reshape(len(column), -1) for column in columns], 1).cpu().numpy()
 
     # ------------------------------------------------------------------ update
 
-    def data(self, buffer: RolloutBuffer) -> RolloutData[th.Tensor]:
+    def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[th.Tensor]:
         """One transfer a rollout, instead of one a minibatch; or what the buffer's own ``get`` yields."""
         if samples_itself(buffer):
             return OwnSamples(buffer, self.batch_of_samples)
-        return GatheredRows(self.loaded(buffer))
+        rollout = self.loaded(buffer)
+        if kind_of(self.policy).memory:
+            return SequencedRows(rollout, *memory_columns(buffer), buffer.buffer_size, sequence_length)
+        return GatheredRows(rollout)
 
     def loaded(self, buffer: RolloutBuffer) -> Batch[th.Tensor]:
         """
@@ -108,10 +118,25 @@ class TorchModel(Model[th.Tensor]):
         """
         SB3's samples as a batch.
 
-        :param samples: of a buffer's ``get``; what a subclass of it has beyond SB3's six fields is left out
+        :param samples: of a buffer's ``get``; beyond SB3's six fields those of sb3-contrib's buffers are known, no others
         :return: tensors on the policy's device
         """
-        return self.to_tensors(Batch(*samples[:6]))
+        batch, kind = Batch(*samples[:6]), kind_of(self.policy)
+        masks: th.Tensor | None = getattr(samples, "action_masks", None)
+        if kind.masks and masks is not None:
+            batch.context["action_masks"] = masks.bool()
+        batch = self.to_tensors(batch)
+        if not kind.memory:
+            return batch
+        real = th.as_tensor(samples.mask > 1e-8)  # type: ignore[union-attr]  # sb3-contrib's samples, which are padded
+        rows, (pi, vf) = real.nonzero().flatten(), samples.lstm_states  # type: ignore[union-attr]
+        lengths = real.view(pi[0].shape[1], -1).sum(1).cpu().numpy()
+        batch = batch.rows(rows)
+        first = np.cumsum(lengths) - lengths
+        begins = (samples.episode_starts > 0).flatten()[rows].cpu().numpy()[first]  # type: ignore[union-attr]
+        kept = th.as_tensor(~begins, device=rows.device)[:, None]
+        batch.sequences = Sequences(lengths, begins, Memory((pi[0] * kept, pi[1] * kept), (vf[0] * kept, vf[1] * kept)))
+        return batch
 
     def to_tensors(self, batch: Batch[NumpyArray] | Batch[th.Tensor]) -> Batch[th.Tensor]:
         """
@@ -127,7 +152,7 @@ class TorchModel(Model[th.Tensor]):
         observations, actions = batch.observations, tensor(batch.actions)
         if isinstance(self.policy.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        elif isinstance(self.policy.action_space, spaces.MultiDiscrete):
+        elif isinstance(self.policy.action_space, spaces.MultiDiscrete) or kind_of(self.policy).masks:
             actions = actions.long()
         else:
             actions = actions.float()
@@ -141,6 +166,7 @@ class TorchModel(Model[th.Tensor]):
             tensor(batch.advantages).flatten(),
             tensor(batch.returns).flatten(),
             {name: tensor(column) for name, column in batch.context.items()},
+            batch.sequences,
         )
 
     def pieces(self, batch: Batch[th.Tensor]) -> Iterator[tuple[Batch[th.Tensor], float]]:
@@ -149,8 +175,7 @@ class TorchModel(Model[th.Tensor]):
         if size >= batch.size:
             yield batch, 1.0
             return
-        for start in range(0, batch.size, size):
-            piece = batch.rows(slice(start, start + size))
+        for piece in batch.pieces(size):
             yield piece, piece.size / batch.size
 
     @contextmanager
@@ -198,13 +223,14 @@ class TorchModel(Model[th.Tensor]):
         """The policy's own ``get_distribution``."""
         self.flat.bring()
         with unvalidated():
-            return TorchPass(self.policy.get_distribution(batch.observations), self.flat.parameters[: self.actor_count])
+            distribution = policy_calls.get_distribution(self.policy, batch)
+        return TorchPass(distribution, self.flat.parameters[: self.actor_count], batch.sequences)
 
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[th.Tensor]) -> tuple[float, th.Tensor, "TorchPass"]:
         """The gradient by autograd, through whatever the hook computes."""
         forward = self.actor_pass(batch)
         with unvalidated():
-            objective = hook(batch, forward.distribution.log_prob(batch.actions))
+            objective = hook(batch, policy_calls.log_prob(forward.distribution, batch))
         return objective.item(), surrogate_gradient(self.policy, self.flat, self.actor_count, objective), forward
 
     def surrogate_and_kl(
@@ -213,8 +239,8 @@ class TorchModel(Model[th.Tensor]):
         """One forward pass without a graph."""
         self.flat.push()
         with th.no_grad(), unvalidated():
-            forward = TorchPass(self.policy.get_distribution(batch.observations), [])
-            objective = hook(batch, forward.distribution.log_prob(batch.actions))
+            forward = TorchPass(policy_calls.get_distribution(self.policy, batch), [], batch.sequences)
+            objective = hook(batch, policy_calls.log_prob(forward.distribution, batch))
             kl = forward.family.kl(old, forward.parameters).mean()
             objective_mean, kl_mean = th.stack((objective, kl)).tolist()
         return objective_mean, kl_mean
@@ -226,13 +252,16 @@ class TorchPass:
 
     :param distribution: SB3's, of a batch, with its graph
     :param actor: the parameters that it depends on
+    :param sequences: of the batch, where the distribution is of padded ones
     """
 
-    def __init__(self, distribution: Distribution, actor: Sequence[nn.Parameter]) -> None:
+    def __init__(self, distribution: Distribution, actor: Sequence[nn.Parameter], sequences: Sequences | None = None) -> None:
         parts = torch_distributions(distribution)
         self.distribution = distribution
         self.family = TorchFamily(parts)
         self.parameters = TorchFamily.parameters(parts)
+        if sequences is not None:
+            self.parameters = tuple([from_padded(parameter, sequences) for parameter in self.parameters])
         self.actor = list(actor)
         self._outputs = [parameter for parameter in self.parameters if parameter.requires_grad]
         self._along: list[th.Tensor] = []

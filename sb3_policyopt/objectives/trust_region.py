@@ -121,14 +121,14 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
     :param actor: computes the passes
     :param batch: transitions
     :param hook: what J is
-    :param thinning: use every n-th transition for the Fisher matrix, and only for it
+    :param thinning: use every n-th transition, or sequence, for the Fisher matrix, and only for it
     """
 
     def __init__(self, actor: Actor[ArrayT], batch: Batch[ArrayT], hook: SurrogateHook, thinning: int = 1) -> None:
         self.actor: Actor[ArrayT] = actor
         self.batch: Batch[ArrayT] = batch
         self.hook = hook
-        self.thinned: Batch[ArrayT] = batch.rows(slice(None, None, thinning)) if thinning > 1 else batch
+        self.thinned: Batch[ArrayT] = batch.thinned(thinning)
         self.size, self.fisher_size = batch.size, self.thinned.size
         self.old: list[tuple[ArrayT, ...]] = []
         self.surrogate, self.gradient = 0.0, th.zeros_like(actor.actor_parameters)

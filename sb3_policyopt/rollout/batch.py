@@ -1,5 +1,6 @@
 """Transitions as named columns."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeAlias
 
@@ -8,6 +9,7 @@ import torch as th
 
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import normalize
+from sb3_policyopt.rollout.sequences import Sequences
 
 Observations: TypeAlias = ArrayT | dict[str, ArrayT]
 """One array, or one for each key of a dict space."""
@@ -29,8 +31,9 @@ class Batch(Generic[ArrayT]):
     :param old_log_prob: ln π_old(a|s), shape (batch,)
     :param advantages: A, shape (batch,)
     :param returns: G, what the critic is fitted to, shape (batch,)
-    :param context: further columns by name, which a kind of policy or an objective needs: masks, sequence starts, weights.
-        Each has one row a transition
+    :param context: further columns by name, which a kind of policy or an objective needs, such as ``action_masks``. Each has
+        one row a transition
+    :param sequences: for a policy with memory, how the rows follow each other; else None
     """
 
     observations: Observations[ArrayT]
@@ -40,6 +43,7 @@ class Batch(Generic[ArrayT]):
     advantages: ArrayT
     returns: ArrayT
     context: dict[str, ArrayT] = field(default_factory=dict)
+    sequences: Sequences | None = None
 
     @property
     def size(self) -> int:
@@ -48,7 +52,7 @@ class Batch(Generic[ArrayT]):
 
     def rows(self, index: Index) -> "Batch[ArrayT]":
         """
-        Some of the transitions.
+        Some of the transitions, which are then in no sequence.
 
         :param index: a slice, or row numbers
         :return: the batch of those rows
@@ -65,6 +69,47 @@ class Batch(Generic[ArrayT]):
             self.returns[index],
             {name: column[index] for name, column in self.context.items()} if self.context else {},
         )
+
+    def pieces(self, size: int) -> "Iterator[Batch[ArrayT]]":
+        """
+        The transitions in order, in pieces. No sequence is cut.
+
+        :param size: most transitions of a piece; a sequence that has more is a piece by itself
+        :return: the pieces
+        """
+        if self.sequences is None:
+            for start in range(0, self.size, size):
+                yield self.rows(slice(start, start + size))
+        else:
+            for numbers in self.sequences.groups(size):
+                yield self._of_sequences(self.sequences, numbers)
+
+    def thinned(self, n: int) -> "Batch[ArrayT]":
+        """
+        Every n-th transition; where they are in sequences, every n-th sequence.
+
+        :param n: 1 for all of them
+        :return: the batch of those rows
+        """
+        if n == 1:
+            return self
+        if self.sequences is None:
+            return self.rows(slice(None, None, n))
+        return self._of_sequences(self.sequences, np.arange(0, len(self.sequences.lengths), n))
+
+    def _of_sequences(self, sequences: Sequences, numbers: NumpyArray) -> "Batch[ArrayT]":
+        """
+        Some of the sequences.
+
+        :param sequences: all of them
+        :param numbers: of those that are wanted
+        :return: their rows
+        """
+        rows = sequences.rows_of(numbers)
+        contiguous = len(numbers) == 0 or numbers[-1] - numbers[0] == len(numbers) - 1
+        batch = self.rows(slice(rows[0], rows[-1] + 1) if contiguous and len(rows) else rows)
+        batch.sequences = sequences.some(numbers)
+        return batch
 
     def with_advantages(self, advantages: ArrayT) -> "Batch[ArrayT]":
         """
@@ -106,4 +151,5 @@ def in_numpy(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
         batch.advantages.numpy(),
         batch.returns.numpy(),
         {name: column.numpy() for name, column in batch.context.items()},
+        batch.sequences,
     )

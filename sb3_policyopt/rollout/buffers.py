@@ -1,5 +1,6 @@
-"""From SB3's rollout buffer to batches of transitions."""
+"""From SB3's and sb3-contrib's rollout buffers to batches of transitions."""
 
+import sys
 from collections.abc import Iterator
 
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
@@ -8,11 +9,25 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Batch, Observations
 
-_STOCK = {
-    name: (getattr(RolloutBuffer, name), getattr(DictRolloutBuffer, name))
-    for name in ("reset", "add", "compute_returns_and_advantage", "get", "_get_samples", "to_torch")
-}
+METHODS = ("reset", "add", "compute_returns_and_advantage", "get", "_get_samples", "to_torch")
+
+_STOCK = {name: [getattr(RolloutBuffer, name), getattr(DictRolloutBuffer, name)] for name in METHODS}
 """SB3's methods as they were when this module was imported, so that one replaced on SB3's own class is noticed too."""
+
+_OPTIONAL = {
+    "sb3_contrib.common.maskable.buffers": ("MaskableRolloutBuffer", "MaskableDictRolloutBuffer"),
+    "sb3_contrib.common.recurrent.buffers": ("RecurrentRolloutBuffer", "RecurrentDictRolloutBuffer"),
+    "sb3_policyopt.rollout.contrib_buffers": (
+        "MaskedBuffer",
+        "MaskedDictBuffer",
+        "MaskedRecurrentBuffer",
+        "MaskedRecurrentDictBuffer",
+    ),
+}
+"""By module, further buffers whose methods are known once it is imported."""
+
+STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
+"""sb3-contrib's names of the states before each step, shape (n_steps, n_layers, n_envs, hidden) each."""
 
 RESIZE = (
     "If n_steps was changed, the buffer has to follow: pass n_steps to load(), or assign to model.rollout_buffer a new buffer "
@@ -28,7 +43,24 @@ def is_stock(buffer: RolloutBuffer, *methods: str) -> bool:
     :param methods: the methods in question
     :return: True if neither the buffer's class nor the object itself replaces one of them
     """
+    for module in [module for module in _OPTIONAL if module in sys.modules]:
+        for kind in _OPTIONAL.pop(module):
+            for name in METHODS:
+                _STOCK[name].append(getattr(getattr(sys.modules[module], kind), name))
     return all(name not in vars(buffer) and getattr(type(buffer), name, None) in _STOCK[name] for name in methods)
+
+
+def is_of_library(buffer_class: type[RolloutBuffer]) -> bool:
+    """
+    Whether a buffer's class is one of SB3's or sb3-contrib's, and no subclass of a user.
+
+    :param buffer_class: of a rollout buffer
+    :return: True if so
+    """
+    library = buffer_class.__module__.partition(".")[0]
+    return (
+        library in ("stable_baselines3", "sb3_contrib") or buffer_class.__module__ == "sb3_policyopt.rollout.contrib_buffers"
+    )
 
 
 def samples_itself(buffer: RolloutBuffer) -> bool:
@@ -73,14 +105,36 @@ def flattened(buffer: RolloutBuffer) -> Batch[NumpyArray]:
                 observations[key] = buffer.swap_and_flatten(array)
         else:
             buffer.observations = observations = buffer.swap_and_flatten(observations)
-        for name in ("actions", "values", "log_probs", "advantages", "returns"):
+        names = ["actions", "values", "log_probs", "advantages", "returns"]
+        if "action_masks" in vars(buffer):
+            names.append("action_masks")
+        if STATES[0] in vars(buffer):
+            for name in STATES:  # of (n_steps, n_layers, n_envs, hidden)
+                setattr(buffer, name, getattr(buffer, name).swapaxes(1, 2))
+            names += ["episode_starts", *STATES]
+        for name in names:
             setattr(buffer, name, buffer.swap_and_flatten(getattr(buffer, name)))
         buffer.generator_ready = True
     scalars = (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
     old_values, old_log_prob, advantages, returns = (array.reshape(-1) for array in scalars)
     if isinstance(observations, dict):
         observations = dict(observations)
-    return Batch(observations, buffer.actions, old_values, old_log_prob, advantages, returns)
+    batch = Batch(observations, buffer.actions, old_values, old_log_prob, advantages, returns)
+    masks: NumpyArray | None = vars(buffer).get("action_masks")
+    if masks is not None:
+        batch.context["action_masks"] = masks.astype(bool, copy=False)
+    return batch
+
+
+def memory_columns(buffer: RolloutBuffer) -> tuple[NumpyArray, tuple[NumpyArray, ...]]:
+    """
+    What a policy with memory needs of a buffer beside its transitions.
+
+    :param buffer: one of sb3-contrib's recurrent buffers, flattened by :func:`flattened`
+    :return: whether an episode starts with each row, bool, shape (n_rows,); the states before each row, four arrays of shape
+        (n_rows, n_layers, hidden) under the names of :data:`STATES`
+    """
+    return buffer.episode_starts.reshape(-1).astype(bool), tuple([getattr(buffer, name) for name in STATES])
 
 
 def own_samples(buffer: RolloutBuffer, batch_size: int | None) -> Iterator[RolloutBufferSamples | DictRolloutBufferSamples]:

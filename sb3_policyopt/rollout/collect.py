@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.buffers import is_stock
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 from sb3_policyopt.rollout.finiteness import RolloutGuard, is_finite
 from sb3_policyopt.rollout.learner import ActingModel, Learner, RolloutTeam
 from sb3_policyopt.rollout.step_tensors import StepTensors, tensors_of_observations
@@ -64,6 +65,7 @@ def collect(
     observation_tensors = tensors_of_observations(n_rollout_steps, self._last_obs, self.device)
     value_tensors = StepTensors((n_rollout_steps, env.num_envs, 1), np.float32)
     log_prob_tensors = StepTensors((n_rollout_steps, env.num_envs), np.float32)
+    masks, action_masks, context, lstm_states = self.masks_of(env), None, NO_CONTEXT, self._last_lstm_states
 
     while n_steps < n_rollout_steps:
         if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -71,7 +73,12 @@ def collect(
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
         engine = self.current_engine(thorough=watched)
-        actions, value, log_prob = act(engine, guard, self._last_obs, self.device, continuous)
+        if masks is not None:
+            action_masks = masks.current(n_steps)
+        if masks is not None or lstm_states is not None:
+            context = Context(action_masks, lstm_states, self._last_episode_starts)
+            episode_starts = th.as_tensor(self._last_episode_starts, dtype=th.float32)
+        actions, value, log_prob, lstm_states = act(engine, guard, self._last_obs, context, self.device, continuous)
         values, log_probs = value_tensors(n_steps, value[:, None]), log_prob_tensors(n_steps, log_prob)
         clipped_actions = to_env_action(actions)
 
@@ -94,14 +101,18 @@ def collect(
             cut_off = time_limits(infos, dones)
             if cut_off:
                 values_of = self.current_engine().values
-                rewards = bootstrapped(values_of, self.gamma, guard, rewards, infos, cut_off, of_step)
+                rewards = bootstrapped(values_of, self.gamma, guard, rewards, infos, cut_off, of_step, lstm_states)
 
-        store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob)
+        store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob, context)
         guard.note_stored()
         self._last_obs = observations_of(new_obs)
         self._last_episode_starts = dones
+        self._last_lstm_states = lstm_states
+        if masks is not None:
+            self._last_action_masks = masks.note(infos, dones)
 
-    last_values = self.current_engine().values(observations_of(new_obs))
+    after = NO_CONTEXT if lstm_states is None else Context(memory=lstm_states, episode_starts=dones)
+    last_values = self.current_engine().values(observations_of(new_obs), after)
     if not is_finite(last_values):
         guard.check(observation=observations_of(new_obs), value=last_values)
     values = th.from_numpy(last_values)[:, None]
@@ -142,43 +153,48 @@ def act(
     engine: ActingModel,
     guard: RolloutGuard,
     observations: Observations[NumpyArray],
+    context: Context,
     device: th.device,
     continuous: bool,
-) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
+) -> tuple[NumpyArray, NumpyArray, NumpyArray, Memory | None]:
     """
     One step's actions, which are finite.
 
     :param engine: the model
     :param guard: of the rollout
     :param observations: as the VecEnv gave them
+    :param context: masks and states, for a policy that takes them
     :param device: of the policy
     :param continuous: whether the action space is a Box
-    :return: actions, values and log-probabilities
+    :return: actions, values, log-probabilities, and the states after the step
     :raises NonFiniteError: if an action is not finite, or cannot be drawn because something is not
     """
     if device.type != "cpu":  # drawing an action from NaN there ends the process's use of the GPU
         guard.check(observation=observations)
     try:
-        actions, value, log_prob = engine.act(observations)
+        actions, value, log_prob, memory = engine.act(observations, context)
     except RuntimeError:  # torch draws no categorical action from NaN
-        check_action_parameters(engine, guard, observations)
+        check_action_parameters(engine, guard, observations, context)
         raise
     if continuous and not is_finite(actions.reshape(-1)):  # before it reaches the environment
         guard.check(observation=observations, value=value, action=actions)
-    return actions, value, log_prob
+    return actions, value, log_prob, memory
 
 
-def check_action_parameters(engine: ActingModel, guard: RolloutGuard, observations: Observations[NumpyArray]) -> None:
+def check_action_parameters(
+    engine: ActingModel, guard: RolloutGuard, observations: Observations[NumpyArray], context: Context
+) -> None:
     """
     Look for the cause of torch's refusal to draw an action.
 
     :param engine: that was to act
     :param guard: of the rollout
     :param observations: as the VecEnv gave them
+    :param context: masks and states, for a policy that takes them
     :raises NonFiniteError: if something is not finite
     """
     guard.check(observation=observations)  # before the policy is called with it once more
-    parameters = engine.action_parameters(observations)
+    parameters = engine.action_parameters(observations, context)
     if parameters is not None:
         guard.check(observation=observations, action=parameters)
 

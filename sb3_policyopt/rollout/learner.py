@@ -6,12 +6,14 @@ from typing import Protocol
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_policyopt.maths.advantages import ValueTarget
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.context import Context, Memory
 from sb3_policyopt.rollout.info import Info
+from sb3_policyopt.rollout.masks import Masks
 
 
 class ActingModel(Protocol):
@@ -20,13 +22,15 @@ class ActingModel(Protocol):
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Prepare to act."""
 
-    def act(self, observations: Observations[NumpyArray]) -> tuple[NumpyArray, NumpyArray, NumpyArray]:
-        """Actions, values and log-probabilities for one step of all environments."""
+    def act(
+        self, observations: Observations[NumpyArray], context: Context
+    ) -> tuple[NumpyArray, NumpyArray, NumpyArray, Memory | None]:
+        """Actions, values, log-probabilities and states for one step of all environments."""
 
-    def values(self, observations: Observations[NumpyArray]) -> NumpyArray:
+    def values(self, observations: Observations[NumpyArray], context: Context) -> NumpyArray:
         """V(s)."""
 
-    def action_parameters(self, observations: Observations[NumpyArray]) -> NumpyArray | None:
+    def action_parameters(self, observations: Observations[NumpyArray], context: Context) -> NumpyArray | None:
         """What the action distributions are made of."""
 
 
@@ -45,6 +49,8 @@ class Learner(Protocol):
     ep_success_buffer: deque[bool] | None
     _last_obs: Observations[NumpyArray] | None
     _last_episode_starts: NumpyArray | None
+    _last_lstm_states: Memory | None
+    _last_action_masks: NumpyArray | None
 
     @property
     def device(self) -> th.device:
@@ -55,6 +61,9 @@ class Learner(Protocol):
 
     def current_engine(self, thorough: bool = True) -> ActingModel:
         """The model in the middle of a rollout."""
+
+    def masks_of(self, env: VecEnv) -> Masks | None:
+        """Where masks come from; None for a policy without, and where they are not used."""
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
         """The environments' normalisation."""

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import TypeAlias, cast
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations, one_array
-from sb3_policyopt.rollout.buffers import RESIZE
+from sb3_policyopt.rollout.buffers import RESIZE, STATES
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.finiteness import RolloutGuard
 
-Store: TypeAlias = Callable[[Observations[NumpyArray], NumpyArray, NumpyArray, NumpyArray, NumpyArray, NumpyArray], None]
-"""(obs, action, reward, episode_start, value, log_prob) ↦ stored; arrays with first axis n_envs."""
+Store: TypeAlias = Callable[
+    [Observations[NumpyArray], NumpyArray, NumpyArray, NumpyArray, NumpyArray, NumpyArray, Context], None
+]
+"""(obs, action, reward, episode_start, value, log_prob, context) ↦ stored; arrays with first axis n_envs."""
 
 
 def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Store:
@@ -41,9 +46,10 @@ def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Store:
         episode_start: NumpyArray,
         value: NumpyArray,
         log_prob: NumpyArray,
+        context: Context,
     ) -> None:
         if "add" in replaced:  # by a callback, during this rollout
-            return add(buffer, guard, obs, action, reward, episode_start, value, log_prob)
+            return add(buffer, guard, obs, action, reward, episode_start, value, log_prob, context)
         row = buffer.pos
         observations: Observations[NumpyArray] = buffer.observations
         if isinstance(observations, dict):
@@ -57,11 +63,29 @@ def storing_function(buffer: RolloutBuffer, guard: RolloutGuard) -> Store:
         buffer.episode_starts[row] = episode_start
         buffer.values[row] = value
         buffer.log_probs[row] = log_prob
+        if context is not NO_CONTEXT:
+            _store_context(buffer, row, context)
         buffer.pos = row + 1
         buffer.full = buffer.pos == buffer.buffer_size
         return None
 
     return store
+
+
+def _store_context(buffer: RolloutBuffer, row: int, context: Context) -> None:
+    """
+    Write masks and states of one step.
+
+    :param buffer: one of sb3-contrib's
+    :param row: number of the step
+    :param context: of the step
+    """
+    arrays = vars(buffer)
+    if context.action_masks is not None:
+        arrays["action_masks"][row] = context.action_masks
+    if context.memory is not None:
+        for name, state in zip(STATES, chain.from_iterable(context.memory), strict=True):
+            arrays[name][row] = state if isinstance(state, np.ndarray) else state.cpu()
 
 
 def add(
@@ -73,6 +97,7 @@ def add(
     episode_start: NumpyArray,
     value: NumpyArray,
     log_prob: NumpyArray,
+    context: Context,
 ) -> None:
     """
     Hand a step to a buffer with its own way of storing it, which the guard cannot look into.
@@ -85,7 +110,11 @@ def add(
     :param episode_start: shape (n_envs,)
     :param value: shape (n_envs,)
     :param log_prob: shape (n_envs,)
+    :param context: masks and states, for a policy that takes them
     :raises NonFiniteError: if one of them is not finite
     """
     guard.check(observation=obs, value=value, action=action, log_prob=log_prob, reward=reward)
-    buffer.add(cast(NumpyArray, obs), action, reward, episode_start, th.from_numpy(value[:, None]), th.from_numpy(log_prob))
+    of_kind = {"action_masks": context.action_masks, "lstm_states": context.memory}  # under sb3-contrib's names
+    further = {name: part for name, part in of_kind.items() if part is not None}
+    tensors = th.from_numpy(value[:, None]), th.from_numpy(log_prob)
+    buffer.add(cast(NumpyArray, obs), action, reward, episode_start, *tensors, **further)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from sb3_policyopt.maths.advantages import ValueTarget, gae, value_targets
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.buffers import is_stock
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 from sb3_policyopt.rollout.finiteness import RolloutGuard, is_finite, not_finite
 from sb3_policyopt.rollout.info import Info
 
@@ -30,24 +31,26 @@ def time_limits(infos: list[Info], dones: NumpyArray) -> list[int]:
 
 
 def bootstrapped(
-    values_of: Callable[[Observations[NumpyArray]], NumpyArray],
+    values_of: Callable[[Observations[NumpyArray], Context], NumpyArray],
     gamma: float,
     guard: RolloutGuard,
     rewards: NumpyArray,
     infos: list[Info],
     cut_off: list[int],
     of_step: dict[str, Observations[NumpyArray]],
+    memory: Memory | None = None,
 ) -> NumpyArray:
     """
     S3: r + γ V(final observation) in the environments that a time limit cut off, whose values come from one batch.
 
-    :param values_of: observations ↦ V
+    :param values_of: (observations, context) ↦ V
     :param gamma: γ
     :param guard: of the rollout
     :param rewards: float32, shape (n_envs,)
     :param infos: of all environments
     :param cut_off: of :func:`time_limits`
     :param of_step: what else this step consists of, by the names that the guard knows
+    :param memory: the states before the final observations; None for a policy without memory
     :return: float32, shape (n_envs,)
     :raises NonFiniteError: if a final observation or its value is not finite, or something before it
     """
@@ -57,7 +60,10 @@ def bootstrapped(
         observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
     else:
         observations = np.stack(finals)
-    values = values_of(observations)
+    context = NO_CONTEXT
+    if memory is not None:
+        context = Context(memory=memory.of_environments(cut_off), episode_starts=np.zeros(len(cut_off), bool))
+    values = values_of(observations, context)
     sums = rewards.copy()  # as they are the environment's own
     sums[cut_off] += gamma * values
     if not is_finite(sums) or (guard.check_observations and not_finite(observations)):

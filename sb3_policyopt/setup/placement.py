@@ -5,12 +5,12 @@ from typing import IO, Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_policyopt.parallel import launcher
+from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
 from sb3_policyopt.setup import devices
 from sb3_policyopt.setup.devices import Iteration, Machine, Passes
@@ -123,10 +123,10 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
 
         One of a user's class may hold tensors itself, and is made anew there.
         """
-        assert self.rollout_buffer_class is not None
-        if type(self.rollout_buffer) in (RolloutBuffer, DictRolloutBuffer):
+        if is_of_library(type(self.rollout_buffer)):
             self.rollout_buffer.device = self.device
             return
+        assert self.rollout_buffer_class is not None
         self.rollout_buffer = self.rollout_buffer_class(
             self.n_steps,
             self.observation_space,

@@ -1,25 +1,87 @@
-"""Which policies PPO and TRPO can train: what they need is checked at construction."""
+"""Which policies PPO and TRPO can train: their names, and what they need, which is checked at construction."""
 
+import importlib
 import inspect
+from typing import Any, cast
+
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_policyopt.identity.kinds import kind_of
 
 CALLS: dict[str, int] = {"forward": 1, "predict_values": 1, "evaluate_actions": 2}
 """Number of arguments with which SB3's loop and update call each method of a policy."""
 
-ALGORITHMS = {"lstm_states": "sb3_contrib.RecurrentPPO", "action_masks": "sb3_contrib.MaskablePPO"}
-"""The algorithm that passes an argument to its policy that PPO and TRPO do not have."""
+_MASKABLE, _RECURRENT, _OURS = "sb3_contrib.ppo_mask.policies", "sb3_contrib.ppo_recurrent.policies", "sb3_policyopt.policies"
+
+NAMED: dict[str, tuple[str, str]] = {
+    "MaskableMlpPolicy": (_MASKABLE, "MlpPolicy"),
+    "MaskableCnnPolicy": (_MASKABLE, "CnnPolicy"),
+    "MaskableMultiInputPolicy": (_MASKABLE, "MultiInputPolicy"),
+    "MlpLstmPolicy": (_RECURRENT, "MlpLstmPolicy"),
+    "CnnLstmPolicy": (_RECURRENT, "CnnLstmPolicy"),
+    "MultiInputLstmPolicy": (_RECURRENT, "MultiInputLstmPolicy"),
+    "MaskableMlpLstmPolicy": (_OURS, "MaskableRecurrentPolicy"),
+    "MaskableCnnLstmPolicy": (_OURS, "MaskableRecurrentCnnPolicy"),
+    "MaskableMultiInputLstmPolicy": (_OURS, "MaskableRecurrentMultiInputPolicy"),
+}
+"""Names of policies with masks or memory: the module, which needs sb3-contrib, and the class."""
+
+WITH_RNN = {
+    "RecurrentActorCriticPolicy": "RecurrentPolicy",
+    "RecurrentActorCriticCnnPolicy": "RecurrentCnnPolicy",
+    "RecurrentMultiInputActorCriticPolicy": "RecurrentMultiInputPolicy",
+}
+"""By sb3-contrib's class, which has an LSTM, the class that takes ``rnn``."""
+
+
+def named_policy(name: str) -> type[BasePolicy] | None:
+    """
+    A policy with masks or memory by its name.
+
+    :param name: such as "MlpLstmPolicy"
+    :return: its class; None for other names
+    :raises ValueError: if sb3-contrib is not installed
+    """
+    if name not in NAMED:
+        return None
+    module, attribute = NAMED[name]
+    try:
+        return cast("type[BasePolicy]", getattr(importlib.import_module(module), attribute))
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("sb3_contrib"):
+            raise
+        raise ValueError(
+            f"policy: {name} needs sb3-contrib, whose policies and zips it shares: pip install 'sb3-policyopt[contrib]'"
+        ) from error
+
+
+def with_choice_of_rnn(policy_class: type[BasePolicy], policy_kwargs: dict[str, Any]) -> type[BasePolicy]:
+    """
+    The class that takes ``policy_kwargs``: sb3-contrib's own does not know ``rnn``.
+
+    :param policy_class: of a policy
+    :param policy_kwargs: its arguments
+    :return: the class; another one for sb3-contrib's recurrent policies if there is an ``rnn``
+    :raises ValueError: if there is one and the policy has no memory
+    """
+    if "rnn" not in policy_kwargs:
+        return policy_class
+    if not kind_of(policy_class).memory:
+        raise ValueError(f"policy_kwargs: rnn is for policies with memory such as MlpLstmPolicy, not {policy_class.__name__}")
+    ours = WITH_RNN.get(policy_class.__name__) if policy_class.__module__.startswith("sb3_contrib.") else None
+    return policy_class if ours is None else getattr(importlib.import_module(_OURS), ours)
 
 
 def check_policy(policy: object, algorithm: str) -> None:
     """
-    Raise an error for a policy whose methods take arguments that the algorithm does not have, such as a recurrent one.
+    Raise an error for a policy whose methods take arguments that the algorithm does not have.
 
-    :param policy: what the user passed; a name is left to SB3, except one of a recurrent policy
+    :param policy: what the user passed; a name is left to SB3
     :param algorithm: name of the algorithm, for the message
-    :raises ValueError: if the policy cannot be served; the message says why and what to use
+    :raises ValueError: if the policy cannot be served; the message says why
     """
-    if isinstance(policy, str):
-        if policy.endswith("LstmPolicy"):
-            raise ValueError(f"policy: {algorithm} does not serve recurrent policies such as {policy}, {_use('lstm_states')}")
+    kind = kind_of(policy)
+    if isinstance(policy, str) or kind.masks or kind.memory:
         return
     name = getattr(policy, "__name__", repr(policy))
     why = _refused(policy, 3, use_sde=False)
@@ -27,14 +89,10 @@ def check_policy(policy: object, algorithm: str) -> None:
         function = getattr(policy, method, None)
         why = why or (f"it has no method {method}" if function is None else _refused(function, 1 + arguments))
     if why is not None:
-        wanted = {parameter for method in CALLS for parameter in _parameters(getattr(policy, method, None))}
-        hints = [_use(argument) for argument in ALGORITHMS if argument in wanted]
-        hint = hints[0] if hints else "use a subclass of stable_baselines3's ActorCriticPolicy"
-        raise ValueError(f"policy: {algorithm} does not serve {name} ({why}), {hint}")
-
-
-def _use(argument: str) -> str:
-    return f"use {ALGORITHMS[argument]}"
+        raise ValueError(
+            f"policy: {algorithm} does not serve {name} ({why}), use a subclass of stable_baselines3's ActorCriticPolicy, or "
+            "of sb3_contrib's MaskableActorCriticPolicy (masks) or RecurrentActorCriticPolicy (memory)"
+        )
 
 
 def _refused(function: object, n_arguments: int, **named: object) -> str | None:
@@ -50,12 +108,3 @@ def _refused(function: object, n_arguments: int, **named: object) -> str | None:
     except TypeError as error:
         return f"{getattr(function, '__qualname__', 'it')}: {error}"
     return None
-
-
-def _parameters(function: object) -> list[str]:
-    if not callable(function):
-        return []
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return []

@@ -1,5 +1,6 @@
 """The networks in a rollout: a row for each environment, step after step."""
 
+from sb3_policyopt.distributions.masking import penalties
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.model import Decision
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks
@@ -41,16 +42,19 @@ class Acting:
         """
         self.sampler = self.networks.family.sampler(n_steps, n_envs)
 
-    def act(self, features: NumpyArray) -> Decision:
+    def act(self, features: NumpyArray, action_masks: NumpyArray | None = None) -> Decision:
         """
         One forward pass of both networks, and the next piece of noise.
 
         :param features: a row for each environment
+        :param action_masks: which actions are allowed, bool, shape (n_envs, n); None for all
         :return: actions, values and log-probabilities
         """
         if self.sampler.is_used_up:
             self.start_rollout(1, features.shape[1])
         parameters, values = self._outputs(features)
+        if action_masks is not None:  # M1
+            parameters = (parameters[0] + penalties(action_masks), *parameters[1:])
         actions, log_prob = self.sampler.draw(parameters)
         return Decision(actions.reshape(-1, *self.action_shape), values, log_prob)
 

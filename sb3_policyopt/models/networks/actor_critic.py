@@ -16,6 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.distributions.masking import penalties
 from sb3_policyopt.global_state import threads_for
 from sb3_policyopt.maths.arrays import NumpyArray, row_of_ones, total
 from sb3_policyopt.models.networks.activations import identity, make_activation
@@ -94,11 +95,14 @@ class ActorCriticNetworks:
 
     # ------------------------------------------------------------------ forward
 
-    def forward(self, features: NumpyArray, with_slopes: bool = True) -> "NetworksPass":
+    def forward(
+        self, features: NumpyArray, action_masks: NumpyArray | None = None, with_slopes: bool = True
+    ) -> "NetworksPass":
         """
         Both networks.
 
         :param features: of the batch
+        :param action_masks: which actions are allowed, bool, shape (batch, n); None for all
         :param with_slopes: whether the Jacobian will be asked for
         :return: their outputs, and what the way back needs
         """
@@ -109,9 +113,8 @@ class ActorCriticNetworks:
         ]
         # One trunk of two networks or two trunks of one: the actor is the first network of the first trunk,
         # the critic the last network of the last trunk.
-        outputs = Outputs(
-            self.family, self.distribution_parameters(passes[0].hidden[-1][0]), self.critic_values(passes[-1].hidden[-1][-1])
-        )
+        parameters = self.distribution_parameters(passes[0].hidden[-1][0], action_masks)
+        outputs = Outputs(self.family, parameters, self.critic_values(passes[-1].hidden[-1][-1]))
         return NetworksPass(self, outputs, passes, len(features) == 1)
 
     def critic_forward(self, features: NumpyArray, with_slopes: bool = True) -> "CriticPass":
@@ -125,26 +128,32 @@ class ActorCriticNetworks:
         trunk_pass = self.critic.trunk.forward(self.critic_layers, features, with_slopes)
         return CriticPass(self, Outputs(self.family, (), self.critic_values(trunk_pass.hidden[-1][-1])), trunk_pass)
 
-    def actor_forward(self, features: NumpyArray, with_slopes: bool = True) -> "ActorPass":
+    def actor_forward(
+        self, features: NumpyArray, action_masks: NumpyArray | None = None, with_slopes: bool = True
+    ) -> "ActorPass":
         """
         The actor alone.
 
         :param features: its own, shape (1, batch, n_features)
+        :param action_masks: which actions are allowed, bool, shape (batch, n); None for all
         :param with_slopes: whether the Jacobian will be asked for
         :return: the distributions' parameters, and the Jacobian
         """
         trunk_pass = self.actor.trunk.forward(self.actor_layers, features, with_slopes)
-        return ActorPass(self, self.distribution_parameters(trunk_pass.hidden[-1][0]), trunk_pass)
+        return ActorPass(self, self.distribution_parameters(trunk_pass.hidden[-1][0], action_masks), trunk_pass)
 
-    def distribution_parameters(self, hidden: NumpyArray) -> tuple[NumpyArray, ...]:
+    def distribution_parameters(self, hidden: NumpyArray, action_masks: NumpyArray | None = None) -> tuple[NumpyArray, ...]:
         """
-        The actor's head.
+        The actor's head, and M1 where there are masks.
 
         :param hidden: the actor's last h, shape (batch, n_hidden)
+        :param action_masks: which actions are allowed, bool, shape (batch, n); None for all
         :return: (mean, log_std) or (logits,)
         """
         output = np.dot(self.actor_head.weight, hidden.T).T  # columns lie together: NumPy sums such rows twice as fast
         output += self.actor_head.bias
+        if action_masks is not None:
+            output += penalties(action_masks)
         return (output, *self.free)
 
     def critic_values(self, hidden: NumpyArray) -> NumpyArray:
