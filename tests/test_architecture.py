@@ -43,7 +43,7 @@ LAYERS = (
     "objectives",
     "models",
     *("parallel", "saving", "setup", "update_log"),
-    *("on_policy", "ppo", "trpo"),
+    *("on_policy", "ppo", "trpo", "maskable", "recurrent"),
     *("registry", "hyperparams"),
     *("callbacks", "envs", "recording"),
     *("plots", "doctor", "hub", "zoo"),
