@@ -3,7 +3,8 @@ The time of a recurrent layer's passes in float32 on one thread, against torch's
 
 First F v = Jᵀ J v over a rollout of T steps of n sequences with H units and 4 inputs: forward once, then tangent and backward;
 torch's is one product by double backward, with the graph of the gradient already made. Then one step of n environments.
-The contenders take turns; a time is the median of the turns, a ratio the median of the ratios of neighbouring turns.
+"Gradient" is forward and backward, in memory used before. The contenders take turns; a time is the median of the turns, a
+ratio the median of the ratios of neighbouring turns. Times are the processor's, so that a busy machine does not count.
 """
 
 import argparse
@@ -19,7 +20,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 import torch as th  # noqa: E402
 
-from sb3_policyopt.maths.recurrence import CELLS, Packing  # noqa: E402
+from sb3_policyopt.maths.recurrence import CELLS, Memory, Packing  # noqa: E402
 
 N_IN = 4
 SIZES = [(128, 8, 64), (256, 8, 64), (128, 8, 256)]
@@ -54,8 +55,8 @@ def passes(kind: str, n_times: int, n_sequences: int, hidden: int) -> Calls:
         weights, along, into = cell.views(theta), cell.views(v), cell.views(gradient)
         run = cell.forward(weights, x, packing, states)
 
-        def forward(cell: Any = cell, weights: Any = weights, x: Any = x, states: Any = states) -> Any:
-            return cell.forward(weights, x, packing, states)
+        def forward(weights: Any = weights, x: Any = x, states: Any = states, memory: Any = Memory()) -> Any:  # noqa: B008
+            return cell.forward(weights, x, packing, states, memory)
 
         def tangent(run: Any = run, along: Any = along) -> Any:
             return run.tangent(along)
@@ -134,16 +135,16 @@ def measure(calls: Calls, turns: int, seconds: float) -> dict[str, list[float]]:
     numbers = {}
     for name, call in calls.items():
         call()
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        numbers[name] = max(1, int(seconds / (time.perf_counter() - start)))
+        numbers[name] = max(1, int(seconds / (time.process_time() - start)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(numbers[name]):
                 call()
-            times[name].append((time.perf_counter() - start) / numbers[name])
+            times[name].append((time.process_time() - start) / numbers[name])
     return times
 
 
@@ -171,7 +172,8 @@ def main() -> None:
                 gradient = ratio(times["stock gradient"], times[f"{name} gradient"])
                 own = [ms[f"{name} {label}"] for label in ("forward", "tangent", "backward", "F v", "gradient")]
                 print(
-                    f"{kind:5} {size[0]:5} {size[1]:3} {size[2]:3}  {name:7} {own[0]:8.2f} {own[1]:8.2f} {own[2]:9.2f} {own[3]:5.2f}"
+                    f"{kind:5} {size[0]:5} {size[1]:3} {size[2]:3}  {name:7}"
+                    f" {own[0]:8.2f} {own[1]:8.2f} {own[2]:9.2f} {own[3]:5.2f}"
                     f" {ms['stock F v']:9.2f} {fisher:11.1f} {own[4]:10.2f} {ms['stock gradient']:8.2f} {gradient:11.2f}",
                     flush=True,
                 )

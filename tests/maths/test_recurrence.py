@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 from sb3_policyopt.maths.arrays import copy
-from sb3_policyopt.maths.recurrence import CELLS, Cell, Packing
+from sb3_policyopt.maths.recurrence import CELLS, Cell, Memory, Packing
 
 pytestmark = pytest.mark.fast
 
@@ -271,6 +271,46 @@ def test_R1_a_sequence_does_not_depend_on_the_others(kind, library, lengths, see
     run = alone.forward()
     equal(run.outputs, second[0][rows])
     equal(alone.backward(run, u[rows])[1], second[2][rows])
+
+
+@cells
+@libraries
+@given(cases=st.lists(st.tuples(lengths, seeds), min_size=2, max_size=4))
+def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
+    memory = Memory()
+    for lengths, seed in cases:
+        problem = Problem(kind, 2, lengths, seed, library)
+        run = problem.cell.forward(problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
+        new = problem.forward()
+        v, u = problem.random(problem.cell.size), problem.random(problem.n_rows, HIDDEN)
+        equal(run.outputs, new.outputs, rtol=0)
+        equal(problem.tangent(run, v), problem.tangent(new, v), rtol=0)
+        for ours, reference in zip(problem.backward(run, u), problem.backward(new, u), strict=True):
+            equal(ours, reference, rtol=0)
+
+
+@cells
+@libraries
+def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
+    problem, memory = Problem(kind, 1, [3, 2], 0, library), Memory()
+    arguments = (problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
+    first, second = (problem.cell.forward(*arguments) for _ in range(2))
+    equal(first.outputs, second.outputs, rtol=0)  # the outputs are in memory of their own
+    with pytest.raises(RuntimeError, match="another pass has begun"):
+        problem.tangent(first, problem.theta)
+    with pytest.raises(RuntimeError, match="another pass has begun"):
+        problem.backward(first, first.outputs)
+
+
+@libraries
+def test_memory_serves_another_dtype_and_library(library):
+    memory = Memory()
+    for dtype in (np.float32, np.float64):
+        for make in (library, np.asarray):
+            problem = Problem("lstm", 1, [3, 2], 0, make, dtype)
+            run = problem.cell.forward(problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
+            assert run.outputs.dtype == problem.theta.dtype
+            equal(run.outputs, problem.forward().outputs, rtol=0)
 
 
 @cells

@@ -5,7 +5,7 @@ A recurrent network of several layers, from the side of its caller, who need not
     weights = cell.views(theta)                             # once: views of a flat vector
     prepared = cell.prepare(weights)                        # after each change of theta
     output, states = cell.step(prepared, x, states)         # each step of the environments
-    run = cell.forward(weights, x, Packing(lengths), states)
+    run = cell.forward(weights, x, Packing(lengths), states, memory)    # memory = Memory(), made once
     moved = run.tangent(cell.views(v))                      # J v
     run.backward(slopes, cell.views(gradient))              # gradient = Jᵀ slopes
 """
@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Generic
 
 from sb3_policyopt.maths.arrays import ArrayT, namespace
 from sb3_policyopt.maths.recurrence.layer import LayerPass
+from sb3_policyopt.maths.recurrence.memory import Memory, empty
 from sb3_policyopt.maths.recurrence.packing import Packing
-from sb3_policyopt.maths.recurrence.weights import Weights, empty, pack, transposed
+from sb3_policyopt.maths.recurrence.weights import Weights, pack
 
 
 class Prepared(Generic[ArrayT]):
@@ -49,17 +50,24 @@ class Prepared(Generic[ArrayT]):
 
 class Pass(Generic[ArrayT]):
     """
-    A forward pass over sequences; it stays valid while the parameters and the input keep their values.
+    A forward pass over sequences, at the parameters of that time.
 
     :param layers: the passes through the layers
     :param packing: of the sequences
+    :param memory: of the pass, which ends when the next one in the same memory begins
     """
 
-    def __init__(self, layers: list[LayerPass[ArrayT]], packing: Packing) -> None:
+    def __init__(self, layers: list[LayerPass[ArrayT]], packing: Packing, memory: Memory[ArrayT]) -> None:
         self.layers: list[LayerPass[ArrayT]] = layers
         self.packing = packing
+        self.memory: Memory[ArrayT] = memory
+        self._number = memory.passes
         self.outputs: ArrayT = packing.to_flat(layers[-1].output)
         """h of the last layer after each row, shape (n_rows, hidden), in the order in which the input came."""
+
+    def _must_be_the_last(self) -> None:
+        if self._number != self.memory.passes:
+            raise RuntimeError("another pass has begun in the memory of this one")
 
     def tangent(self, direction: Sequence[Weights[ArrayT]], dx: ArrayT | None = None) -> ArrayT:
         """
@@ -68,7 +76,9 @@ class Pass(Generic[ArrayT]):
         :param direction: v, by layer
         :param dx: δx, shape (n_rows, n_in); None if the input does not move
         :return: how the outputs move, shape (n_rows, hidden)
+        :raises RuntimeError: if another pass has begun in the same memory
         """
+        self._must_be_the_last()
         moved = None if dx is None else self.packing.to_time_major(dx)
         for layer, along in zip(self.layers, direction, strict=True):
             moved = layer.tangent(along, moved)
@@ -83,7 +93,9 @@ class Pass(Generic[ArrayT]):
         :param into: where the gradient is written, by layer; every entry is
         :param to_input: whether the slope with respect to the input is wanted
         :return: that slope if it is, shape (n_rows, n_in)
+        :raises RuntimeError: if another pass has begun in the same memory
         """
+        self._must_be_the_last()
         bar: ArrayT | None = self.packing.to_time_major(slopes)
         for i in reversed(range(len(self.layers))):
             assert bar is not None  # the slope with respect to an upper layer's input was wanted
@@ -150,7 +162,14 @@ class Cell(ABC):
         :param weights: by layer
         :return: what :meth:`step` takes
         """
-        return Prepared([transposed(pack(layer, self.layer_pass.BLOCKS)) for layer in weights])
+        blocks, columns = self.layer_pass.BLOCKS, []
+        for layer in weights:
+            hidden, n_in = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+            packed = pack(layer, blocks, empty(layer.weight_hh, len(blocks), hidden, hidden + n_in + 1))
+            turned = empty(packed, len(blocks), hidden + n_in + 1, hidden)
+            turned[...] = packed.swapaxes(1, 2)
+            columns.append(turned)
+        return Prepared(columns)
 
     def step(self, prepared: Prepared[ArrayT], x: ArrayT, states: Sequence[ArrayT]) -> tuple[ArrayT, tuple[ArrayT, ...]]:
         """
@@ -182,7 +201,12 @@ class Cell(ABC):
         """
 
     def forward(
-        self, weights: Sequence[Weights[ArrayT]], x: ArrayT, packing: Packing, states: Sequence[ArrayT]
+        self,
+        weights: Sequence[Weights[ArrayT]],
+        x: ArrayT,
+        packing: Packing,
+        states: Sequence[ArrayT],
+        memory: Memory[ArrayT] | None = None,
     ) -> Pass[ArrayT]:
         """
         R1: all steps of all sequences.
@@ -191,12 +215,16 @@ class Cell(ABC):
         :param x: rows of one sequence after another, shape (n_rows, n_in)
         :param packing: of the sequences
         :param states: initial, by sequence, shape (n_layers, n_seq, hidden) each
+        :param memory: to be used again; None for new memory
         :return: the outputs, with what tangent and backward need
         """
+        memory = Memory() if memory is None else memory
+        memory.passes += 1
         initial = [packing.sorted_states(state) for state in states]
         layers: list[LayerPass[ArrayT]] = []
         rows = packing.to_time_major(x)
         for i, layer in enumerate(weights):
-            layers.append(self.layer_pass(layer, rows, [state[i] for state in initial], packing))
+            arrays = memory.layer(i, rows)
+            layers.append(self.layer_pass(layer, rows, [state[i] for state in initial], packing, arrays))
             rows = layers[-1].output
-        return Pass(layers, packing)
+        return Pass(layers, packing, memory)

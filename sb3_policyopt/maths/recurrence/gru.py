@@ -25,11 +25,17 @@ class GRUPass(LayerPass[ArrayT]):
 
     def run(self, gates: ArrayT, states: Sequence[ArrayT]) -> None:
         """See the base class."""
-        xp, packing = self.xp, self.packing
+        xp = self.xp
         self.gates: ArrayT = gates  # a is replaced by n
+        by_time = zip(
+            self.packing.running,
+            self.blocks("gates_h", gates, slice(3)),
+            self.blocks("n", gates, 3),
+            self.blocks("h", self.history, slice(self.packing.n_sequences, None)),
+            strict=True,
+        )
         h = states[0]
-        rest, last = packing.blocks(gates[:3]), packing.blocks(gates[3])
-        for n, rest_t, n_t, h_t in zip(packing.running, rest, last, packing.blocks(self.output), strict=True):
+        for n, rest_t, n_t, h_t in by_time:
             z, (r, u, q) = self.work[n]
             xp.matmul(h[:n], self.recurrent, out=z)
             z += rest_t
@@ -45,13 +51,13 @@ class GRUPass(LayerPass[ArrayT]):
             h_t += n_t
             h = h_t
 
-    def factors(self) -> None:
+    def factors(self, factor: ArrayT) -> None:
         """See the base class."""
-        xp, factor = self.xp, self.factor
-        r, u, q, n = self.gates
+        xp = self.xp
+        r, _, q, n = self.gates
         sigmoids = self.gates[:2]
         k_r, k_u, k_q, k_a = factor
-        work = self.buffer("work", *n.shape)
+        work = self.memory.array("of_factors", *n.shape)
         of_sigmoids = one_minus(sigmoids, factor[:2])
         xp.multiply(n, n, out=work)
         one_minus(work, work)
@@ -63,52 +69,56 @@ class GRUPass(LayerPass[ArrayT]):
         k_r *= k_a
         xp.subtract(self.packing.previous(self.history), n, out=work)
         k_u *= work
-        self.views("factor", factor)
-        self.views("k_recurrent", factor[:3])
-        self.views("u", u)
 
     def tangent_loop(self, moved: ArrayT) -> ArrayT:
         """See the base class."""
-        xp = self.xp
+        multiply, matmul, recurrent = self.xp.multiply, self.xp.matmul, self.recurrent
         result = moved[0]
         for other in moved[1:]:
             result += other
-        if "dh" not in self._views:
-            self._views["continuing"] = self.packing.continuing(result)
-        dh, factor, u = self.views("dh", result), self._views["k_recurrent"], self._views["u"]
-        for t, before in enumerate(self._views["continuing"], 1):
-            z, (z_r, z_u, z_q) = self.work[len(before)]
-            xp.matmul(before, self.recurrent, out=z)
-            z *= factor[t]
-            dh_t = dh[t]
+        by_time = zip(
+            self.blocks("dh", moved, 0),
+            self.blocks("factor_h", self.factor, slice(3)),
+            self.blocks("u", self.gates, 1),
+            strict=True,
+        )
+        before, _, _ = next(by_time)
+        for dh_t, factor, u in by_time:
+            n = len(dh_t)
+            z, (z_r, z_u, z_q) = self.work[n]
+            before = before[:n]
+            matmul(before, recurrent, out=z)
+            z *= factor
             dh_t += z_r
             dh_t += z_u
             dh_t += z_q
-            dh_t += xp.multiply(u[t], before, out=z_r)
+            dh_t += multiply(u, before, out=z_r)
+            before = dh_t
         return result
 
-    def backward_loop(self, slopes: ArrayT, z_bar: ArrayT) -> None:
+    def backward_loop(self, slopes: ArrayT, weights: ArrayT, z_bar: ArrayT) -> None:
         """See the base class."""
-        xp = self.xp
-        weights = self.recurrent_backward
-        h_all = self.buffer("h_bar", *self.history.shape)
-        z_views, recurrent = self.views("z_bar", z_bar), self.views("z_recurrent", z_bar[:3])
-        factor, u_views = self._views["factor"], self._views["u"]
-        given = self.packing.blocks(slopes)
-        h_all[: self.packing.n_sequences] = 0
-        for t in reversed(range(len(given))):
-            u = u_views[t]
+        multiply, matmul = self.xp.multiply, self.xp.matmul
+        h_all = self.memory.array("h_bar", self.packing.n_sequences, self.size)
+        h_all[...] = 0
+        by_time = (
+            self.packing.blocks(slopes),
+            self.blocks("z_bar", z_bar),
+            self.blocks("z_bar_h", z_bar, slice(3)),
+            self.blocks("factor", self.factor),
+            self.blocks("u", self.gates, 1),
+        )
+        for given, z_bar_t, z_bar_h, factor, u in zip(*map(reversed, by_time), strict=True):
             n = len(u)
             h_bar = h_all[:n]
-            h_bar += given[t]
-            xp.multiply(factor[t], h_bar, out=z_views[t])
-            if t:
-                z, (z_r, z_u, z_q) = self.work[n]
-                xp.matmul(recurrent[t], weights, out=z)
-                h_bar *= u
-                h_bar += z_r
-                h_bar += z_u
-                h_bar += z_q
+            z, (z_r, z_u, z_q) = self.work[n]
+            h_bar += given
+            multiply(factor, h_bar, out=z_bar_t)
+            matmul(z_bar_h, weights, out=z)
+            h_bar *= u
+            h_bar += z_r
+            h_bar += z_u
+            h_bar += z_q
 
 
 class GRU(Cell):

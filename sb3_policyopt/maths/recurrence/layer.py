@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Generic
 
 from sb3_policyopt.maths.arrays import ArrayT, namespace
+from sb3_policyopt.maths.recurrence.memory import EVERYTHING, LayerMemory
 from sb3_policyopt.maths.recurrence.packing import Packing
-from sb3_policyopt.maths.recurrence.weights import Block, Weights, empty, pack, transposed, unpack
+from sb3_policyopt.maths.recurrence.weights import Block, Weights, pack, unpack
 
 
 class LayerPass(ABC, Generic[ArrayT]):
@@ -21,38 +22,48 @@ class LayerPass(ABC, Generic[ArrayT]):
     :param x: input, shape (n_rows, n_in)
     :param states: initial, of the sorted sequences, shape (n_seq, hidden) each
     :param packing: of the sequences
+    :param memory: of the layer
     """
 
     BLOCKS: ClassVar[tuple[Block, ...]]
     """Those that depend on h come first."""
 
-    def __init__(self, weights: Weights[ArrayT], x: ArrayT, states: Sequence[ArrayT], packing: Packing) -> None:
+    def __init__(
+        self,
+        weights: Weights[ArrayT],
+        x: ArrayT,
+        states: Sequence[ArrayT],
+        packing: Packing,
+        memory: LayerMemory[ArrayT],
+    ) -> None:
         self.packing = packing
-        self.xp = xp = namespace(x)
+        self.memory: LayerMemory[ArrayT] = memory
+        self.xp = namespace(x)
+        n_rows, n_in = x.shape
         size: int = weights.weight_hh.shape[1]
         self.size = size
         self.n_recurrent = sum(block.hidden is not None for block in self.BLOCKS)
-        self.packed: ArrayT = pack(weights, self.BLOCKS)
-        self.columns: ArrayT = transposed(self.packed)
-        """Shape (blocks, hidden + n_in + 1, hidden)."""
+        n_blocks, n_sequences, width = len(self.BLOCKS), packing.n_sequences, size + n_in + 1
+        self.packed: ArrayT = pack(weights, self.BLOCKS, memory.array("packed", n_blocks, size, width))
+        self.columns: ArrayT = memory.array("columns", n_blocks, width, size)
+        """The same transposed: NumPy's products of few rows take several times as long with a view of it."""
+        self.columns[...] = self.packed.swapaxes(1, 2)
         self.recurrent: ArrayT = self.columns[: self.n_recurrent, :size]
         """s_b W_bᵀ of the blocks that depend on h, with which the loops over time multiply."""
-        self.history: ArrayT = empty(x, packing.n_sequences + packing.n_rows, size)
+        self.history: ArrayT = memory.array("history", n_sequences + n_rows, size)
         """Initial h, then h after each row."""
-        self.history[: packing.n_sequences] = states[0]
-        self.joint: ArrayT = empty(x, packing.n_rows, size + x.shape[1] + 1)
+        self.history[:n_sequences] = states[0]
+        self.joint: ArrayT = memory.array("joint", n_rows, width)
         """[h_{t−1} x_t 1]."""
         self.joint[:, size:-1] = x
         self.joint[:, -1] = 1
-        self.work: dict[int, tuple[ArrayT, list[ArrayT]]] = {
-            n: self._work_of(n) for n in sorted(set(packing.running), reverse=True)
-        }
-        gates = empty(x, len(self.BLOCKS), packing.n_rows, size)
-        xp.matmul(self.joint[:, size:], self.columns[:, size:], out=gates)
+        self.work: dict[int, tuple[ArrayT, list[ArrayT]]] = self._work()
+        """Pre-activations of the blocks that depend on h and a list of their views, by number of rows."""
+        gates = memory.array("gates", n_blocks, n_rows, size)
+        self.xp.matmul(self.joint[:, size:], self.columns[:, size:], out=gates)
         self.run(gates, states)
         self.joint[:, :size] = packing.previous(self.history)
-        self._buffers: dict[str, ArrayT] = {}
-        self._views: dict[str, list[ArrayT]] = {}
+        self._has_factor = False
 
     @property
     def output(self) -> ArrayT:
@@ -69,8 +80,12 @@ class LayerPass(ABC, Generic[ArrayT]):
         """
 
     @abstractmethod
-    def factors(self) -> None:
-        """Compute K and what else the derivatives need, from what :meth:`run` left."""
+    def factors(self, factor: ArrayT) -> None:
+        """
+        Compute K and what else the derivatives need, from what :meth:`run` left.
+
+        :param factor: where K is written, shape (blocks, n_rows, hidden)
+        """
 
     @abstractmethod
     def tangent_loop(self, moved: ArrayT) -> ArrayT:
@@ -80,47 +95,34 @@ class LayerPass(ABC, Generic[ArrayT]):
         """
 
     @abstractmethod
-    def backward_loop(self, slopes: ArrayT, z_bar: ArrayT) -> None:
+    def backward_loop(self, slopes: ArrayT, weights: ArrayT, z_bar: ArrayT) -> None:
         """
         :param slopes: with respect to h after each row, shape (n_rows, hidden)
+        :param weights: s_b W_b of the blocks that depend on h, shape (blocks, hidden, hidden)
         :param z_bar: where the slopes with respect to the pre-activations are written, shape (blocks, n_rows, hidden)
         """
 
-    def _work_of(self, n: int) -> tuple[ArrayT, list[ArrayT]]:
-        array = empty(self.history, self.n_recurrent, n, self.size)
-        return array, [array[b] for b in range(self.n_recurrent)]
+    def _work(self) -> dict[int, tuple[ArrayT, list[ArrayT]]]:
+        sizes = self.packing.running
+        flat = self.memory.array("work", self.n_recurrent * sizes[0] * self.size)
+        work = {}
+        for n in set(sizes):
+            array = flat[: self.n_recurrent * n * self.size].reshape(self.n_recurrent, n, self.size)
+            work[n] = (array, [array[b] for b in range(self.n_recurrent)])
+        return work
 
-    def buffer(self, name: str, *shape: int) -> ArrayT:
-        """
-        An array of this pass, made at the first call.
-
-        :param name: of the array
-        :param shape: of the array
-        :return: with whatever it held before
-        """
-        if name not in self._buffers:
-            self._buffers[name] = empty(self.history, *shape)
-        return self._buffers[name]
-
-    def views(self, name: str, array: ArrayT) -> list[ArrayT]:
-        """
-        The blocks of an array by time, made at the first call.
-
-        :param name: of the array, always the same one
-        :param array: shape (n_rows, n) or (blocks, n_rows, n)
-        :return: one view a time
-        """
-        if name not in self._views:
-            self._views[name] = self.packing.blocks(array)
-        return self._views[name]
+    def blocks(self, name: str, array: ArrayT, part: int | slice = EVERYTHING) -> list[ArrayT]:
+        """See :meth:`LayerMemory.blocks`."""
+        return self.memory.blocks(name, array, self.packing, part)
 
     @property
     def factor(self) -> ArrayT:
         """K, shape (blocks, n_rows, hidden)."""
-        if "factor" not in self._buffers:
-            self.buffer("factor", len(self.BLOCKS), self.packing.n_rows, self.size)
-            self.factors()
-        return self._buffers["factor"]
+        factor = self.memory.array("factor", len(self.BLOCKS), self.packing.n_rows, self.size)
+        if not self._has_factor:
+            self.factors(factor)
+            self._has_factor = True
+        return factor
 
     def tangent(self, direction: Weights[ArrayT], dx: ArrayT | None) -> ArrayT:
         """
@@ -131,12 +133,11 @@ class LayerPass(ABC, Generic[ArrayT]):
         :return: δh after each row, shape (n_rows, hidden); valid until the next call
         """
         factor, size = self.factor, self.size
-        along = pack(direction, self.BLOCKS, self._buffers.get("along"))
-        self._buffers["along"] = along
-        moved = self.buffer("moved", *factor.shape)
+        along = pack(direction, self.BLOCKS, self.memory.array("along", *self.packed.shape))
+        moved = self.memory.array("moved", *factor.shape)
         self.xp.matmul(self.joint, along.swapaxes(1, 2), out=moved)
         if dx is not None:
-            moved += self.xp.matmul(dx, self.columns[:, size:-1], out=self.buffer("by_input", *factor.shape))
+            moved += self.xp.matmul(dx, self.columns[:, size:-1], out=self.memory.array("by_input", *factor.shape))
         moved *= factor
         return self.tangent_loop(moved)
 
@@ -150,9 +151,11 @@ class LayerPass(ABC, Generic[ArrayT]):
         :return: that slope if it is, shape (n_rows, n_in)
         """
         factor, size = self.factor, self.size
-        z_bar = self.buffer("z_bar", *factor.shape)
-        self.backward_loop(slopes, z_bar)
-        gradient = self.buffer("gradient", *self.packed.shape)
+        z_bar = self.memory.array("z_bar", *factor.shape)
+        weights = self.memory.array("recurrent", self.n_recurrent, size, size)
+        weights[...] = self.packed[: self.n_recurrent, :, :size]  # contiguous, as products of few rows want it
+        self.backward_loop(slopes, weights, z_bar)
+        gradient = self.memory.array("gradient", *self.packed.shape)
         unpack(self.xp.matmul(z_bar.swapaxes(1, 2), self.joint, out=gradient), self.BLOCKS, into)
         if not to_input:
             return None
@@ -162,11 +165,3 @@ class LayerPass(ABC, Generic[ArrayT]):
         for other in others:
             x_bar += other
         return x_bar
-
-    @property
-    def recurrent_backward(self) -> ArrayT:
-        """s_b W_b of the blocks that depend on h, contiguous, shape (blocks, hidden, hidden)."""
-        if "recurrent" not in self._buffers:
-            weights = self.buffer("recurrent", self.n_recurrent, self.size, self.size)
-            weights[...] = self.packed[: self.n_recurrent, :, : self.size]
-        return self._buffers["recurrent"]

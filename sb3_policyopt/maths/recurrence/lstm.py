@@ -25,15 +25,21 @@ class LSTMPass(LayerPass[ArrayT]):
 
     def run(self, gates: ArrayT, states: Sequence[ArrayT]) -> None:
         """See the base class."""
-        xp, packing = self.xp, self.packing
+        xp, rows = self.xp, slice(self.packing.n_sequences, None)
         self.gates: ArrayT = gates
-        self.tanh_c = xp.empty_like(gates[0])
-        self.cells = xp.empty_like(self.history)
-        self.cells[: packing.n_sequences] = states[1]
-        hidden, cells = packing.blocks(self.output), packing.blocks(self.cells[packing.n_sequences :])
-        of_time = zip(packing.running, packing.blocks(gates), hidden, cells, packing.blocks(self.tanh_c), strict=True)
+        self.tanh_c: ArrayT = self.memory.array("tanh_c", *gates.shape[1:])
+        self.cells: ArrayT = self.memory.array("cells", *self.history.shape)
+        self.cells[: self.packing.n_sequences] = states[1]
+        by_time = zip(
+            self.packing.running,
+            self.blocks("gates", gates),
+            self.blocks("h", self.history, rows),
+            self.blocks("c", self.cells, rows),
+            self.blocks("tanh_c", self.tanh_c),
+            strict=True,
+        )
         h, c = states
-        for n, gates_t, h_t, c_t, tanh_c in of_time:
+        for n, gates_t, h_t, c_t, tanh_c in by_time:
             z, (o, i, f, g) = self.work[n]
             xp.matmul(h[:n], self.recurrent, out=z)
             z += gates_t
@@ -48,10 +54,10 @@ class LSTMPass(LayerPass[ArrayT]):
             xp.multiply(o, tanh_c, out=h_t)
             h, c = h_t, c_t
 
-    def factors(self) -> None:
+    def factors(self, factor: ArrayT) -> None:
         """See the base class."""
-        xp, factor = self.xp, self.factor
-        o, i, f, g = self.gates
+        xp = self.xp
+        o, i, _, g = self.gates
         k_o, k_i, k_f, k_g = factor
         sigmoids = self.gates[:3]
         of_sigmoids = one_minus(sigmoids, factor[:3])
@@ -63,72 +69,76 @@ class LSTMPass(LayerPass[ArrayT]):
         xp.multiply(g, g, out=k_g)
         one_minus(k_g, k_g)
         k_g *= i
-        slope = self.buffer("slope", *o.shape)
+        self.slope: ArrayT = self.memory.array("slope", *o.shape)
+        slope = self.slope
         xp.multiply(self.tanh_c, self.tanh_c, out=slope)
         one_minus(slope, slope)
         slope *= o
-        self.views("factor", factor)
-        self.views("slope", slope)
-        self.views("f", f)
 
     def tangent_loop(self, moved: ArrayT) -> ArrayT:
         """See the base class."""
-        xp, packing = self.xp, self.packing
-        by_o, by_cell = moved[0], moved[1]
+        multiply, matmul, recurrent = self.xp.multiply, self.xp.matmul, self.recurrent
+        by_cell = moved[1]
         by_cell += moved[2]
         by_cell += moved[3]
-        result = self.buffer("dh", *by_o.shape)
-        if "dh" not in self._views:
-            self._views["continuing"] = packing.continuing(result)
-        dh, dc = self.views("dh", result), self.views("by_cell", by_cell)
-        by_o_t, factor, slope, f = self.views("by_o", by_o), *map(self._views.__getitem__, ("factor", "slope", "f"))
-        xp.multiply(slope[0], dc[0], out=dh[0])
-        dh[0] += by_o_t[0]
-        for t, before in enumerate(self._views["continuing"], 1):
-            n = len(before)
+        result = self.memory.array("dh", *by_cell.shape)
+        by_time = zip(
+            self.blocks("dh", result),
+            self.blocks("dc", moved, 1),
+            self.blocks("by_o", moved, 0),
+            self.blocks("factor", self.factor),
+            self.blocks("slope", self.slope),
+            self.blocks("f", self.gates, 2),
+            strict=True,
+        )
+        before, c_before, by_o, _, slope, _ = next(by_time)
+        multiply(slope, c_before, out=before)
+        before += by_o
+        for dh_t, dc_t, by_o, factor, slope, f in by_time:
+            n = len(dh_t)
             z, (z_o, z_i, z_f, z_g) = self.work[n]
-            xp.matmul(before, self.recurrent, out=z)
-            z *= factor[t]
-            dc_t, dh_t = dc[t], dh[t]
+            matmul(before[:n], recurrent, out=z)
+            z *= factor
             dc_t += z_i
             dc_t += z_f
             dc_t += z_g
-            dc_t += xp.multiply(f[t], dc[t - 1][:n], out=z_i)
-            xp.multiply(slope[t], dc_t, out=dh_t)
+            dc_t += multiply(f, c_before[:n], out=z_i)
+            multiply(slope, dc_t, out=dh_t)
             dh_t += z_o
-            dh_t += by_o_t[t]
+            dh_t += by_o
+            before, c_before = dh_t, dc_t
         return result
 
-    def backward_loop(self, slopes: ArrayT, z_bar: ArrayT) -> None:
+    def backward_loop(self, slopes: ArrayT, weights: ArrayT, z_bar: ArrayT) -> None:
         """See the base class."""
-        xp = self.xp
-        weights = self.recurrent_backward
-        h_all, c_all = self.buffer("h_bar", *self.history.shape), self.buffer("c_bar", *self.history.shape)
-        if "z_o" not in self._views:
-            self.views("z_o", z_bar[0])
-            self.views("z_cell", z_bar[1:])
-            self.views("k_o", self.factor[0])
-            self.views("k_cell", self.factor[1:])
-        by_time = [self._views[name] for name in ("z_o", "z_cell", "k_o", "k_cell", "slope", "f")]
-        z_views = self.views("z_bar", z_bar)
-        given = self.packing.blocks(slopes)
-        h_all[: self.packing.n_sequences] = 0
-        c_all[: self.packing.n_sequences] = 0
-        for t in reversed(range(len(given))):
-            z_o, z_cell, k_o, k_cell, slope, f = (views[t] for views in by_time)
+        multiply, add, matmul = self.xp.multiply, self.xp.add, self.xp.matmul
+        h_all = self.memory.array("h_bar", self.packing.n_sequences, self.size)
+        c_all = self.memory.array("c_bar", self.packing.n_sequences, self.size)
+        h_all[...] = 0
+        c_all[...] = 0
+        by_time = (
+            self.packing.blocks(slopes),
+            self.blocks("z_bar", z_bar),
+            self.blocks("z_bar_o", z_bar, 0),
+            self.blocks("z_bar_cell", z_bar, slice(1, 4)),
+            self.blocks("factor_o", self.factor, 0),
+            self.blocks("factor_cell", self.factor, slice(1, 4)),
+            self.blocks("slope", self.slope),
+            self.blocks("f", self.gates, 2),
+        )
+        for given, z_bar_t, z_bar_o, z_bar_cell, k_o, k_cell, slope, f in zip(*map(reversed, by_time), strict=True):
             n = len(slope)
             h_bar, c_bar = h_all[:n], c_all[:n]
             z, (z_0, z_1, z_2, z_3) = self.work[n]
-            h_bar += given[t]
-            c_bar += xp.multiply(slope, h_bar, out=z_0)
-            xp.multiply(k_o, h_bar, out=z_o)
-            xp.multiply(k_cell, c_bar, out=z_cell)
-            if t:
-                c_bar *= f
-                xp.matmul(z_views[t], weights, out=z)
-                xp.add(z_0, z_1, out=h_bar)
-                h_bar += z_2
-                h_bar += z_3
+            h_bar += given
+            c_bar += multiply(slope, h_bar, out=z_0)
+            multiply(k_o, h_bar, out=z_bar_o)
+            multiply(k_cell, c_bar, out=z_bar_cell)
+            c_bar *= f
+            matmul(z_bar_t, weights, out=z)
+            add(z_0, z_1, out=h_bar)
+            h_bar += z_2
+            h_bar += z_3
 
 
 class LSTM(Cell):

@@ -99,10 +99,3 @@ class Packing:
         if isinstance(array, np.ndarray):
             return [array[..., start : start + n, :] for start, n in zip(self.starts, self.running, strict=True)]
         return list(th.split(array, self.running, -2))
-
-    def continuing(self, array: ArrayT) -> list[ArrayT]:
-        """
-        :param array: rows in the time-major order, shape (n_rows, n)
-        :return: for each time but the last a view of the rows whose sequences run on, shape (n_{t+1}, n)
-        """
-        return [array[start : start + n] for start, n in zip(self.starts, self.running[1:], strict=False)]

@@ -9,11 +9,9 @@ product with [h x 1]. Parameters and directions are put into that form, and grad
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, cast
+from typing import Generic, NamedTuple
 
-import numpy as np
-
-from sb3_policyopt.maths.arrays import ArrayT, NumpyArray, namespace
+from sb3_policyopt.maths.arrays import ArrayT, namespace
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,6 @@ class Block(NamedTuple):
     """s_b."""
 
 
-def empty(like: ArrayT, *shape: int) -> ArrayT:
-    """
-    An array that holds anything.
-
-    :param like: gives library, dtype and device
-    :param shape: of the array
-    :return: the array
-    """
-    return np.empty(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_empty(shape)
-
-
 def one_minus(array: ArrayT, out: ArrayT) -> ArrayT:
     """
     1 − x.
@@ -65,43 +52,34 @@ def one_minus(array: ArrayT, out: ArrayT) -> ArrayT:
     return out
 
 
-def transposed(stack: ArrayT) -> ArrayT:
+def pack(weights: Weights[ArrayT], blocks: Sequence[Block], out: ArrayT) -> ArrayT:
     """
-    The matrices of a stack transposed, in new memory: NumPy's products of few rows take several times as long on a view.
-
-    :param stack: shape (blocks, n, m)
-    :return: shape (blocks, m, n), contiguous
-    """
-    if isinstance(stack, np.ndarray):
-        return cast(NumpyArray, stack.swapaxes(1, 2).copy())
-    return stack.swapaxes(1, 2).contiguous()
-
-
-def pack(weights: Weights[ArrayT], blocks: Sequence[Block], out: ArrayT | None = None) -> ArrayT:
-    """
-    s_b [W_b U_b b_b] of all blocks.
+    s_b [W_b U_b b_b] of all blocks; a side on which a block does not depend is zero.
 
     :param weights: parameters or a direction
     :param blocks: of the cell
-    :param out: where to write, from an earlier call; entries that belong to no gate are not written again
-    :return: shape (blocks, hidden, hidden + n_in + 1)
+    :param out: where it is written, shape (blocks, hidden, hidden + n_in + 1)
+    :return: ``out``
     """
-    xp = namespace(weights.weight_ih)
-    hidden, n_in = weights.weight_hh.shape[1], weights.weight_ih.shape[1]
-    if out is None:
-        out = empty(weights.weight_ih, len(blocks), hidden, hidden + n_in + 1)
-        out[...] = 0
+    multiply = namespace(out).multiply
+    hidden = weights.weight_hh.shape[1]
     for block, matrix in zip(blocks, out, strict=True):
-        bias = matrix[:, -1]
-        sides = ((block.hidden, weights.bias_hh), (block.input, weights.bias_ih))
-        first, *second = [vector[gate * hidden :][:hidden] for gate, vector in sides if gate is not None]
-        xp.multiply(first, block.scale, out=bias)
-        for vector in second:
-            bias += block.scale * vector
-        if block.hidden is not None:
-            xp.multiply(weights.weight_hh[block.hidden * hidden :][:hidden], block.scale, out=matrix[:, :hidden])
-        if block.input is not None:
-            xp.multiply(weights.weight_ih[block.input * hidden :][:hidden], block.scale, out=matrix[:, hidden:-1])
+        by_h, by_x, bias = matrix[:, :hidden], matrix[:, hidden:-1], matrix[:, -1]
+        if block.hidden is None:
+            by_h[...] = 0
+        else:
+            rows = slice(block.hidden * hidden, (block.hidden + 1) * hidden)
+            multiply(weights.weight_hh[rows], block.scale, out=by_h)
+            multiply(weights.bias_hh[rows], block.scale, out=bias)
+        if block.input is None:
+            by_x[...] = 0
+        else:
+            rows = slice(block.input * hidden, (block.input + 1) * hidden)
+            multiply(weights.weight_ih[rows], block.scale, out=by_x)
+            if block.hidden is None:
+                multiply(weights.bias_ih[rows], block.scale, out=bias)
+            else:
+                bias += block.scale * weights.bias_ih[rows]
     return out
 
 
