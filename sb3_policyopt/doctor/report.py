@@ -1,6 +1,5 @@
 """Applies the rules to a run and formats the result as text."""
 
-import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from sb3_policyopt import registry
 from sb3_policyopt.doctor.rule import Finding
 from sb3_policyopt.doctor.rules import rules_of
 from sb3_policyopt.plots.runs import STEPS, Run
+from sb3_policyopt.saving.constructors import parameters_of
 
 _WIDTH = 110
 
@@ -58,7 +58,7 @@ def settings_of(run: Run) -> Mapping[str, object]:
     """
     if not run.hyperparameters or run.algo not in registry.ALGORITHMS:
         return {**run.facts, **run.hyperparameters}
-    parameters = inspect.signature(registry.find(run.algo).load_class()).parameters.values()
+    parameters = parameters_of(registry.find(run.algo).load_class()).values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {**defaults, **run.facts, **run.hyperparameters}
 

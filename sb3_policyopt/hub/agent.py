@@ -1,6 +1,5 @@
 """A saved agent: its files, its hyperparameters, and the arguments of its training."""
 
-import inspect
 import json
 import re
 import zipfile
@@ -13,6 +12,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
 from sb3_policyopt.hyperparams.zoo_yaml import load_plain
+from sb3_policyopt.saving.constructors import parameters_of
 from sb3_policyopt.saving.safe_zip import policy_alias, without_pickles
 
 
@@ -193,8 +193,8 @@ def config_of_model(model: BaseAlgorithm) -> dict[str, object]:
     config["policy"] = policy_alias(model) or model.policy_class.__name__
     if model.policy_kwargs:
         config["policy_kwargs"] = python_source(model.policy_kwargs)
-    elsewhere = {"self", "policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
-    for name, parameter in inspect.signature(type(model).__init__).parameters.items():
+    elsewhere = {"policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
+    for name, parameter in parameters_of(type(model)).items():
         if name not in elsewhere and hasattr(model, name) and parameter.default is not parameter.empty:
             value = _zoo_value(getattr(model, name))
             if value is not None and value != parameter.default:
