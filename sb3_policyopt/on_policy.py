@@ -40,7 +40,7 @@ from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.kinds import suited_to_policy
 from sb3_policyopt.setup.placement import Placed
-from sb3_policyopt.setup.policies import check_policy, named_policy, with_choice_of_rnn
+from sb3_policyopt.setup.policies import check_policy, name_of_policy, named_policy, with_choice_of_rnn
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -216,6 +216,15 @@ class PolicyOptimization(Placed):
         :return: its class
         """
         return named_policy(policy_name) or super()._get_policy_from_name(policy_name)
+
+    def name_of_policy(self, policy_class: type[BasePolicy]) -> str | None:
+        """
+        The name by which the constructor takes a policy with masks or memory.
+
+        :param policy_class: the class of a policy
+        :return: such as "MlpLstmPolicy"; None for all others
+        """
+        return name_of_policy(policy_class)
 
     def _setup_model(self) -> None:
         """Build the networks and the buffer, and set scheduled coefficients to their first value."""
@@ -434,6 +443,28 @@ class PolicyOptimization(Placed):
                         self.dump_logs(self._n_iterations)
             callback.on_training_end()
         return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        """
+        Prepare a training, as in SB3. If the environments are reset, the masks of their last observations are forgotten.
+
+        :param total_timesteps: environment steps to train for
+        :param callback: the user's
+        :param reset_num_timesteps: False continues the count of an earlier call
+        :param tb_log_name: name of the run in TensorBoard
+        :param progress_bar: whether to show one
+        :return: the step to train to, and the callbacks as one
+        """
+        if reset_num_timesteps or self._last_obs is None:
+            self._last_action_masks = None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """

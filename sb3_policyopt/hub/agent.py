@@ -182,11 +182,12 @@ def _read_yaml(path: Path) -> dict[str, object]:
         raise HubUserError(str(error)) from error
 
 
-def config_of_model(model: BaseAlgorithm) -> dict[str, object]:
+def config_of_model(model: BaseAlgorithm, algorithm_class: type | None = None) -> dict[str, object]:
     """
-    List the hyperparameters of a model that differ from the defaults of its class, as in rl-zoo3's ``config.yml``.
+    List the hyperparameters of a model that differ from the defaults of a class, as in rl-zoo3's ``config.yml``.
 
     :param model: the agent
+    :param algorithm_class: the class with which such an agent can be trained again; that of the model by default
     :return: value by name; schedules that rl-zoo3's YAML cannot express are omitted
     """
     config: dict[str, object] = {"n_envs": model.n_envs, "n_timesteps": model.num_timesteps}
@@ -194,7 +195,7 @@ def config_of_model(model: BaseAlgorithm) -> dict[str, object]:
     if model.policy_kwargs:
         config["policy_kwargs"] = python_source(model.policy_kwargs)
     elsewhere = {"policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
-    for name, parameter in parameters_of(type(model)).items():
+    for name, parameter in parameters_of(algorithm_class or type(model)).items():
         if name not in elsewhere and hasattr(model, name) and parameter.default is not parameter.empty:
             value = _zoo_value(getattr(model, name))
             if value is not None and value != parameter.default:
