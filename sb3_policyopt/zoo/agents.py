@@ -1,5 +1,6 @@
 """Agents with masks in rl-zoo3's ``enjoy`` and ``record_video``, which pass ``predict`` what memory needs, but no masks."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,8 +40,13 @@ class _Loader:
 
 
 @contextmanager
-def acting_with_masks() -> Iterator[None]:
-    """Within this context, agents that a command of rl-zoo3 loads act with the masks of the environments that it makes."""
+def acting_with_masks(script: str) -> Iterator[None]:
+    """
+    Within this context, agents that a command of rl-zoo3 loads act with the masks of the environments that it makes.
+
+    :param script: module of the command
+    """
+    importlib.import_module(script)  # which does not run it; within the context it would keep the function that is replaced
     environments: list[MaskingVecEnv] = []
     create = rl_zoo3.utils.create_test_env
 

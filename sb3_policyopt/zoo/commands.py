@@ -79,7 +79,7 @@ def run(name: str, argv: list[str]) -> None:
             context.enter_context(shims.ffmpeg_on_path())
             render_without_display()
         if command.acts:
-            context.enter_context(acting_with_masks())
+            context.enter_context(acting_with_masks(command.target.partition(":")[0]))
         if command.draws:
             context.enter_context(figures_without_display(name))
         try:

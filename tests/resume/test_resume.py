@@ -8,6 +8,7 @@ from resume_scenarios import CONTEXT, ROLLOUT, Crash, fingerprint, lives_until_k
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_policyopt.envs import SharedMemoryVecEnv
+from sb3_policyopt.saving import step_context
 
 
 def interrupted_and_resumed(folder, crash_at, **options):
@@ -30,6 +31,20 @@ SCENARIOS = {
     "all generators in use": {"algorithm": "PPO", "noisy": True},
     "frame stack": {"algorithm": "PPO", "frame_stack": True},
     "schedules": {"algorithm": "PPO", "clip_range": "lin_0.3", "ent_coef": "lin_0.1", "target_kl": "lin_1.0"},
+    "masks": {"algorithm": "PPO", "policy": "MaskableMlpPolicy", "env": "MaskedRoute-v0"},
+    "memory": {"algorithm": "PPO", "policy": "MlpLstmPolicy", "policy_kwargs": {"lstm_hidden_size": 8}},
+    "a GRU of two layers, gSDE": {
+        "algorithm": "TRPO",
+        "policy": "MlpLstmPolicy",
+        "policy_kwargs": {"lstm_hidden_size": 8, "rnn": "gru", "n_lstm_layers": 2},
+        "use_sde": True,
+    },
+    "masks and memory": {
+        "algorithm": "TRPO",
+        "policy": "MaskableMlpLstmPolicy",
+        "env": "MaskedWorkshop-v0",
+        "policy_kwargs": {"lstm_hidden_size": 8, "enable_critic_lstm": False, "shared_lstm": True},
+    },
     "evaluation": {"algorithm": "PPO", "env": "CartPole-v1", "evaluate": True},
 }
 
@@ -46,6 +61,15 @@ def test_same_final_bits(tmp_path, options):
         evaluations = [np.load(tmp_path / run / "evaluations.npz") for run in ("whole", "resumed")]
         for name in ("timesteps", "results", "ep_lengths"):
             np.testing.assert_array_equal(evaluations[0][name], evaluations[1][name])
+
+
+def test_without_its_states_a_policy_with_memory_ends_elsewhere(tmp_path, monkeypatch):
+    """Episodes of Pendulum have 200 steps, rollouts of an environment 32: the comparison above sees the states."""
+    whole = train(tmp_path / "whole", **SCENARIOS["memory"])
+    monkeypatch.setattr(step_context, "restore", lambda model, context: None)
+    resumed = interrupted_and_resumed(tmp_path / "resumed", 5.6 * ROLLOUT, **SCENARIOS["memory"])
+    assert fingerprint(resumed)["states"] != fingerprint(whole)["states"]
+    assert fingerprint(resumed)["policy action_net.weight"] != fingerprint(whole)["policy action_net.weight"]
 
 
 def test_without_the_checkpoint_the_bits_differ(tmp_path):
