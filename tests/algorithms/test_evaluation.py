@@ -1,13 +1,12 @@
 """sb3_policyopt.evaluation and the callback: the masks are those of each step, and memory is kept."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
 from sb3_contrib.common.maskable import evaluation as of_contrib
 from stable_baselines3.common import evaluation as of_sb3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from toy_environments import Counting
 
 import sb3_policyopt.envs  # noqa: F401  registers MaskedRoute-v0
 from sb3_policyopt import PPO, MaskablePPO, RecurrentPPO
@@ -15,33 +14,6 @@ from sb3_policyopt.callbacks import EvalCallback
 from sb3_policyopt.evaluation import evaluate_policy
 
 SMALL = {"n_steps": 32, "batch_size": 32, "seed": 0, "device": "cpu"}
-
-
-class Counting(gym.Env):
-    """One action is allowed, that of the step's number; another ends with an error. Episodes have 7 steps."""
-
-    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(4)
-
-    def __init__(self, where):
-        self.where, self.n = where, 0
-        if where == "method":
-            self.action_masks = self.masks
-
-    def masks(self):
-        return np.arange(4) == self.n % 4
-
-    def info(self):
-        return {"action_mask": self.masks()} if self.where == "info" else {}
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.n = 0
-        return np.zeros(2, np.float32), self.info()
-
-    def step(self, action):
-        assert self.masks()[action], f"{action} at step {self.n}"
-        self.n += 1
-        return np.zeros(2, np.float32), 1.0, self.n == 7, False, self.info()
 
 
 class OwnMasks(DummyVecEnv):

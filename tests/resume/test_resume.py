@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resume_scenarios import CONTEXT, ROLLOUT, Crash, fingerprint, lives_until_killed, progress, train
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from resume_scenarios import CONTEXT, ROLLOUT, Crash, CrashAt, fingerprint, lives_until_killed, progress, train
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from toy_environments import Counting
 
+from sb3_policyopt import MaskablePPO
+from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.envs import SharedMemoryVecEnv
 from sb3_policyopt.saving import step_context
 
@@ -63,6 +66,27 @@ def test_same_final_bits(tmp_path, options):
             np.testing.assert_array_equal(evaluations[0][name], evaluations[1][name])
 
 
+def test_masks_in_infos_belong_to_the_last_observations(tmp_path):
+    """Counting allows one action in each step of an episode, and another one raises an error: with the masks of a reset, too."""
+
+    def run(folder, crash_at=float("inf")):
+        model = MaskablePPO("MlpPolicy", DummyVecEnv([lambda: Counting("info")]), n_steps=16, batch_size=16, seed=0, device="cpu")
+        callbacks = [ResumableCheckpointCallback(folder, save_freq=16), CrashAt(crash_at)]
+        return model.learn(64, callback=callbacks)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Crash):
+        run(tmp_path / "resumed", crash_at=40)
+    assert fingerprint(run(tmp_path / "resumed"))["last observations"] == fingerprint(whole)["last observations"]
+    weights = [newest_weights(tmp_path / name) for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+
+
+def newest_weights(folder):
+    model = MaskablePPO.load(folder / "rl_model_64_steps.zip", device="cpu")
+    return [value.tolist() for value in model.policy.state_dict().values()]
+
+
 def test_without_its_states_a_policy_with_memory_ends_elsewhere(tmp_path, monkeypatch):
     """Episodes of Pendulum have 200 steps, rollouts of an environment 32: the comparison above sees the states."""
     whole = train(tmp_path / "whole", **SCENARIOS["memory"])
@@ -102,9 +126,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
-@pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
-def test_kill(tmp_path, algorithm):
-    options = {"algorithm": algorithm, "env": "CartPole-v1", "save_freq": ROLLOUT}
+@pytest.mark.parametrize("kind", ["PPO", "TRPO", pytest.param("masks and memory", marks=pytest.mark.slow)])
+def test_kill(tmp_path, kind):
+    options = {**SCENARIOS[kind], "save_freq": ROLLOUT}
+    options.setdefault("env", "CartPole-v1")
     kills, equal_endings = lives_until_killed(tmp_path, options, kills=5, seed=0)
     assert kills == 5
     assert equal_endings >= 1
