@@ -39,6 +39,18 @@ Hugging Face Hub:
   load_from_hub"""
 
 
+def test_the_algorithms_are_listed() -> None:
+    listed = usage().split("Algorithms")[1].split("Options")[0]
+    assert [line.split() for line in listed.splitlines() if line.startswith("  ")] == [
+        ["ppo", "PPO"],
+        ["trpo", "TRPO"],
+        ["ppo_lstm", "RecurrentPPO"],
+        ["trpo_lstm", "RecurrentTRPO"],
+        ["ppo_mask", "MaskablePPO"],
+        ["trpo_mask", "MaskableTRPO"],
+    ]
+
+
 class Parsed(Exception):
     """A parser of rl-zoo3 has taken a command line."""
 
