@@ -291,6 +291,21 @@ def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
 
 @cells
 @libraries
+def test_a_pass_between_two_of_the_same_sequences_leaves_no_stale_views(kind, library):
+    """The larger pass makes the arrays of the forward pass anew, and those of the derivatives not."""
+    small, large = Problem(kind, 1, [3, 2], 0, library), Problem(kind, 1, [9, 8], 1, library)
+    memory, v, u = Memory(), small.random(small.cell.size), small.random(small.n_rows, HIDDEN)
+    for between in (True, False):
+        run = small.cell.forward(small.cell.views(small.theta), small.x, small.packing, small.states, memory)
+        equal(small.tangent(run, v), small.tangent(small.forward(), v), rtol=0)
+        equal(small.backward(run, u)[0], small.backward(small.forward(), u)[0], rtol=0)
+        if between:
+            large.cell.forward(large.cell.views(large.theta), large.x, large.packing, large.states, memory)
+            small.theta *= -1
+
+
+@cells
+@libraries
 def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
     problem, memory = Problem(kind, 1, [3, 2], 0, library), Memory()
     arguments = (problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
