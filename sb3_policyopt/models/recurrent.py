@@ -17,8 +17,7 @@ from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.maths.arrays import NumpyArray, mean
-from sb3_policyopt.maths.recurrence import CELLS, Packing, Pass
-from sb3_policyopt.maths.recurrence import Memory as Workspace
+from sb3_policyopt.maths.recurrence import CELLS, Packing, Pass, Workspace
 from sb3_policyopt.maths.terms import value_of
 from sb3_policyopt.models.hybrid import HybridModel
 from sb3_policyopt.models.model import Decision
@@ -48,7 +47,7 @@ class RecurrentNetwork:
         self.range = slice(start, start + self.cell.size)
         theta: NumpyArray = flat.vector.numpy()[self.range]
         self.weights = self.cell.views(theta)
-        self.workspace: Workspace[NumpyArray] = Workspace()
+        self.workspaces: tuple[Workspace[NumpyArray], ...] = (Workspace(), Workspace())
         self._bytes = theta.view(np.uint8).data
         self._copied = bytearray()
 
@@ -72,17 +71,18 @@ class RecurrentNetwork:
         hidden, cell = (*after, *before[n_states:])
         return output, (th.from_numpy(hidden), th.from_numpy(cell))
 
-    def forward(self, x: NumpyArray, packing: Packing, states: States) -> Pass[NumpyArray]:
+    def forward(self, x: NumpyArray, packing: Packing, states: States, with_slopes: bool = True) -> Pass[NumpyArray]:
         """
         R1: all rows of a batch.
 
         :param x: features, shape (batch, n_in)
         :param packing: of its sequences
         :param states: before each sequence, tensors of shape (n_layers, n_sequences, hidden)
-        :return: outputs, with what tangent and backward need; valid until the next call
+        :param with_slopes: whether the Jacobian will be asked for
+        :return: outputs, with what tangent and backward need; valid until the next call with the same ``with_slopes``
         """
         initial = [state.numpy() for state in states[: self.cell.n_states]]
-        return self.cell.forward(self.weights, x, packing, initial, self.workspace)
+        return self.cell.forward(self.weights, x, packing, initial, self.workspaces[with_slopes])
 
     def in_torch(self, x: th.Tensor, sequences: Sequences, states: States) -> th.Tensor:
         """
@@ -93,8 +93,34 @@ class RecurrentNetwork:
         :param states: before each of them
         :return: outputs, shape (batch, hidden)
         """
+        if self.cell.n_states == 1:  # torch's GRU takes up to five times as long
+            rows: th.Tensor = _WrittenOut.apply(self, x, sequences.packing, states, *self.module.parameters())
+            return rows
         outputs, _ = self.module(to_padded(x, sequences).transpose(0, 1), states)
         return from_padded(outputs.transpose(0, 1).flatten(0, 1), sequences)
+
+
+class _WrittenOut(th.autograd.Function):
+    """A recurrent network in NumPy as a part of torch's graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, network: RecurrentNetwork, x: th.Tensor, packing: Packing, states: States, *parameters: th.Tensor
+    ) -> th.Tensor:
+        """R1; the parameters are named for the graph, and read from the network's own memory."""
+        ctx.network, ctx.shapes = network, [parameter.shape for parameter in parameters]
+        ctx.run = network.forward(x.detach().numpy(), packing, states)
+        return th.from_numpy(ctx.run.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: th.Tensor) -> tuple[Any, ...]:
+        """R2, the transposed Jacobian."""
+        gradient = np.empty(ctx.network.cell.size, np.float32)
+        to_input = ctx.needs_input_grad[1]
+        x_bar = ctx.run.backward(slopes[0].contiguous().numpy(), ctx.network.cell.views(gradient), to_input)
+        parts = th.from_numpy(gradient).split([shape.numel() for shape in ctx.shapes])
+        gradients = [part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True)]
+        return None, None if x_bar is None else th.from_numpy(x_bar), None, None, *gradients
 
 
 class RecurrentModel(HybridModel):
@@ -212,7 +238,7 @@ class RecurrentModel(HybridModel):
         assert self.to_features is not None
         sequences, masks = _sequences(batch), batch.context.get("action_masks")
         x = self.to_features(one_array(batch.observations).numpy())
-        memory_pass = self.pi.forward(x, Packing(sequences.lengths), sequences.initial.pi)
+        memory_pass = self.pi.forward(x, sequences.packing, sequences.initial.pi, with_slopes)
         layers_pass = self.networks.actor_forward(
             memory_pass.outputs[None], None if masks is None else masks.numpy(), with_slopes
         )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from recurrence_cases import HIDDEN, MODULES, N_IN, Problem, equal
 
 from sb3_policyopt.maths.arrays import copy
-from sb3_policyopt.maths.recurrence import CELLS, Memory, Packing
+from sb3_policyopt.maths.recurrence import CELLS, Packing, Workspace
 
 pytestmark = pytest.mark.fast
 
@@ -212,7 +212,7 @@ def test_R1_a_sequence_does_not_depend_on_the_others(kind, library, lengths, see
 @libraries
 @given(cases=st.lists(st.tuples(lengths, seeds), min_size=2, max_size=4))
 def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
-    memory = Memory()
+    memory = Workspace()
     for lengths, seed in cases:
         problem = Problem(kind, 2, lengths, seed, library)
         run = problem.cell.forward(problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
@@ -229,7 +229,7 @@ def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
 def test_a_pass_between_two_of_the_same_sequences_leaves_no_stale_views(kind, library):
     """The larger pass makes the arrays of the forward pass anew, and those of the derivatives not."""
     small, large = Problem(kind, 1, [3, 2], 0, library), Problem(kind, 1, [9, 8], 1, library)
-    memory, v, u = Memory(), small.random(small.cell.size), small.random(small.n_rows, HIDDEN)
+    memory, v, u = Workspace(), small.random(small.cell.size), small.random(small.n_rows, HIDDEN)
     for between in (True, False):
         run = small.cell.forward(small.cell.views(small.theta), small.x, small.packing, small.states, memory)
         equal(small.tangent(run, v), small.tangent(small.forward(), v), rtol=0)
@@ -242,7 +242,7 @@ def test_a_pass_between_two_of_the_same_sequences_leaves_no_stale_views(kind, li
 @cells
 @libraries
 def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
-    problem, memory = Problem(kind, 1, [3, 2], 0, library), Memory()
+    problem, memory = Problem(kind, 1, [3, 2], 0, library), Workspace()
     arguments = (problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
     first, second = (problem.cell.forward(*arguments) for _ in range(2))
     equal(first.outputs, second.outputs, rtol=0)  # the outputs are in memory of their own
@@ -254,7 +254,7 @@ def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
 
 @libraries
 def test_memory_serves_another_dtype_and_library(library):
-    memory = Memory()
+    memory = Workspace()
     for dtype in (np.float32, np.float64):
         for make in (library, np.asarray):
             problem = Problem("lstm", 1, [3, 2], 0, make, dtype)
