@@ -76,7 +76,9 @@ class Twins(NamedTuple):
         return max(float((value - ours[name]).abs().max()) for name, value in self.stock.policy.state_dict().items())
 
 
-def twins(stock: type, ours: type, policy: str, make_env: Callable[[], VecEnv], arguments: dict[str, Any], **options: Any) -> Twins:
+def twins(
+    stock: type, ours: type, policy: str, make_env: Callable[[], VecEnv], arguments: dict[str, Any], **options: Any
+) -> Twins:
     """
     Build both.
 
@@ -90,9 +92,8 @@ def twins(stock: type, ours: type, policy: str, make_env: Callable[[], VecEnv], 
     arguments = {"n_steps": 32, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu", **arguments}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        pair = Twins(
-            stock(policy, make_env(), **copy.deepcopy(arguments)), ours(policy, make_env(), **copy.deepcopy(arguments), **options)
-        )
+        model = stock(policy, make_env(), **copy.deepcopy(arguments))
+        pair = Twins(model, ours(policy, make_env(), **copy.deepcopy(arguments), **options))
     assert not hasattr(pair.stock, "engine_in_use")
     pair.ours.policy.load_state_dict(pair.stock.policy.state_dict())
     return pair

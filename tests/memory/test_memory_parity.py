@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 def store_floats(buffer: Any) -> None:
-    """Mend sb3-contrib's recurrent buffer, whose int8 actions torch's Bernoulli distribution refuses (SB3's own casts them)."""
+    """Mend sb3-contrib's recurrent buffer, whose int8 actions torch's Bernoulli refuses; SB3's own casts them."""
     reset = buffer.reset
 
     def reset_with_floats() -> None:
