@@ -92,6 +92,8 @@ class PolicyOptimization(Placed):
     """Coefficients that may be None."""
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that say what is optimised; an override, or one without a closed form, sends the computation to autograd."""
+    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = ACTION_SPACES
+    """Kinds of actions that it can choose."""
     separates_critic: ClassVar[bool] = False
     """Whether the algorithm steps actor and critic by themselves, so that their parameters have to be separated."""
 
@@ -150,7 +152,7 @@ class PolicyOptimization(Placed):
             n_steps=arguments.integer("n_steps", n_steps),
             gamma=arguments.number("gamma", gamma, arguments.FRACTION),
             gae_lambda=arguments.number("gae_lambda", gae_lambda, arguments.FRACTION),
-            supported_action_spaces=ACTION_SPACES,
+            supported_action_spaces=self.action_spaces,
             _init_setup_model=False,
             ent_coef=0.0,
             vf_coef=0.0,
