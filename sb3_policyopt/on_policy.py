@@ -437,6 +437,30 @@ class PolicyOptimization(Placed):
             callback.on_training_end()
         return self
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        """
+        SB3's preparations. Where they reset the environments, the masks of the last observations are forgotten.
+
+        :param total_timesteps: environment steps to train for
+        :param callback: the user's
+        :param reset_num_timesteps: False continues the count of an earlier call
+        :param tb_log_name: name of the run in TensorBoard
+        :param progress_bar: whether to show one
+        :return: the number of steps to stop at, and one callback
+        """
+        last = self._last_obs
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if self._last_obs is not last:
+            self._last_action_masks = None
+        return result
+
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """
         The callbacks that run on this rank.

@@ -9,7 +9,6 @@ everything above and x̄ = ∂(−L)/∂x, from which torch goes on backward.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -110,14 +109,15 @@ class HybridModel(Model[th.Tensor]):
     def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:
         """One forward pass of the extractors and both networks, and the next piece of noise."""
         with th.no_grad():
-            features = self._extracted(obs_as_tensor(observations, self.policy.device), *self._extractors)
-        return self.acting.act(np.stack([part.numpy() for part in features]), context.action_masks)
+            features = th.stack(self._extracted(obs_as_tensor(observations, self.policy.device), *self._extractors))
+        return self.acting.act(features.numpy(), context.action_masks)
 
     def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """One forward pass of the critic and its extractor."""
         with th.no_grad():
-            x = self._extracted(obs_as_tensor(observations, self.policy.device), self.policy.vf_features_extractor)
-        return self.acting.values(x[0].numpy()[None])
+            extractor = self.policy.vf_features_extractor
+            x = th.stack(self._extracted(obs_as_tensor(observations, self.policy.device), extractor))
+        return self.acting.values(x.numpy())
 
     def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """As of :class:`TorchModel`."""

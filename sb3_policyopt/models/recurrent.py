@@ -94,7 +94,8 @@ class RecurrentNetwork:
         :return: outputs, shape (batch, hidden)
         """
         if self.cell.n_states == 1:  # torch's GRU takes up to five times as long
-            rows: th.Tensor = _WrittenOut.apply(self, x, sequences.packing, states, *self.module.parameters())
+            parameters = self.module.parameters()
+            rows: th.Tensor = _WrittenOut.apply(self, x, sequences.packing, states, *parameters)  # type: ignore[no-untyped-call]
             return rows
         outputs, _ = self.module(to_padded(x, sequences).transpose(0, 1), states)
         return from_padded(outputs.transpose(0, 1).flatten(0, 1), sequences)
@@ -118,7 +119,7 @@ class _WrittenOut(th.autograd.Function):
         gradient = np.empty(ctx.network.cell.size, np.float32)
         to_input = ctx.needs_input_grad[1]
         x_bar = ctx.run.backward(slopes[0].contiguous().numpy(), ctx.network.cell.views(gradient), to_input)
-        parts = th.from_numpy(gradient).split([shape.numel() for shape in ctx.shapes])
+        parts = th.split(th.from_numpy(gradient), [shape.numel() for shape in ctx.shapes])
         gradients = [part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True)]
         return None, None if x_bar is None else th.from_numpy(x_bar), None, None, *gradients
 
@@ -199,7 +200,7 @@ class RecurrentModel(HybridModel):
             return x, x
         with th.no_grad():
             parts = self._extracted(obs_as_tensor(observations, self.policy.device), *self._extractors)
-        return parts[0].numpy(), parts[-1].numpy()
+        return parts[0].detach().numpy(), parts[-1].detach().numpy()
 
     # ------------------------------------------------------------------ update
 
