@@ -56,11 +56,12 @@ def settings_of(run: Run) -> Mapping[str, object]:
     :param run: the run
     :return: hyperparameters and facts by name; without defaults if there is no configuration
     """
+    facts = {**run.facts, "env": run.env or None}
     if not run.hyperparameters or run.algo not in registry.ALGORITHMS:
-        return {**run.facts, **run.hyperparameters}
+        return {**facts, **run.hyperparameters}
     parameters = inspect.signature(registry.find(run.algo).load_class()).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return {**defaults, **run.facts, **run.hyperparameters}
+    return {**defaults, **facts, **run.hyperparameters}
 
 
 def to_text(report: Report) -> str:
