@@ -9,6 +9,10 @@ CLASSES = {
     ("ppo", "SBX"): "sbx:PPO",
     ("trpo", "ours"): "sb3_policyopt:TRPO",
     ("trpo", "sb3-contrib"): "sb3_contrib:TRPO",
+    ("ppo_mask", "ours"): "sb3_policyopt:MaskablePPO",
+    ("ppo_mask", "sb3-contrib"): "sb3_contrib:MaskablePPO",
+    ("ppo_lstm", "ours"): "sb3_policyopt:RecurrentPPO",
+    ("ppo_lstm", "sb3-contrib"): "sb3_contrib:RecurrentPPO",
 }
 
 
@@ -144,6 +148,35 @@ SHAPE_CASES = [
     libraries("ppo-pong", "shapes", "PPO Pong ×8", "ppo", **PONG),
 ]
 
+MASKED: dict[str, Any] = {"env_id": "benchmarks/MaskedCartPole-v1", "all_cores": True}
+LSTM: dict[str, Any] = {"policy": "MlpLstmPolicy", "all_cores": True}
+WITH_64 = {"lstm_hidden_size": 64}
+ZOO_LSTM = {**WITH_64, "enable_critic_lstm": True, "net_arch": {"pi": [64], "vf": [64]}}
+# The zoo's entries for PPO with memory; their activation and their gSDE are left out.
+NO_VEL: dict[str, dict[str, Any]] = {
+    "cartpole": {"env_id": "CartPoleNoVel-v1", "n_envs": 8, "n_steps": 32, "model_kwargs": {
+        "batch_size": 256, "n_epochs": 20, "gae_lambda": 0.8, "gamma": 0.98, "policy_kwargs": ZOO_LSTM}},
+    "pendulum": {"env_id": "PendulumNoVel-v1", "n_envs": 4, "n_steps": 1024, "model_kwargs": {
+        "gamma": 0.9, "learning_rate": 1e-3, "policy_kwargs": ZOO_LSTM}},
+    "lunarlander": {"env_id": "LunarLanderNoVel-v3", "n_envs": 32, "n_steps": 512, "model_kwargs": {
+        "n_epochs": 4, "gae_lambda": 0.98, "gamma": 0.999, "ent_coef": 0.01, "policy_kwargs": ZOO_LSTM}},
+}  # fmt: skip
+FAMILY_CASES = [
+    *(
+        libraries(f"mask-cartpole-x{n}", "families", f"MaskablePPO CartPole-v1 ×{n}", "ppo_mask", **MASKED, n_envs=n,
+                  n_steps=256)
+        for n in (1, 8)
+    ),
+    libraries("lstm-64", "families", "RecurrentPPO CartPole-v1 ×8, LSTM of 64", "ppo_lstm", **LSTM, env_id="CartPole-v1",
+              n_envs=8, n_steps=128, model_kwargs={"policy_kwargs": WITH_64}),
+    libraries("lstm-256", "families", "RecurrentPPO CartPole-v1 ×8, LSTM of 256", "ppo_lstm", **LSTM, env_id="CartPole-v1",
+              n_envs=8, n_steps=128),
+    *(
+        libraries(f"lstm-zoo-{name}", "families", f"RecurrentPPO {task['env_id']}, the zoo's size", "ppo_lstm", **LSTM, **task)
+        for name, task in NO_VEL.items()
+    ),
+]  # fmt: skip
+
 VEC_ENVS = {"EnvPool": {"vec_env": "envpool"}, "DummyVecEnv": {"vec_env": "dummy"}, "SubprocVecEnv": {"vec_env": "subproc"}}
 ENVPOOL_CASES = [
     variants("envpool-cartpole", "envpool", "CartPole-v1 ×64",
@@ -187,4 +220,6 @@ MEMORY_CASES = [
     )
 ]  # fmt: skip
 
-CASES = {case.name: case for case in [*FLOOR_CASES, *SHAPE_CASES, *ENVPOOL_CASES, *SCALING_CASES, *MEMORY_CASES]}
+CASES = {
+    case.name: case for case in [*FLOOR_CASES, *SHAPE_CASES, *FAMILY_CASES, *ENVPOOL_CASES, *SCALING_CASES, *MEMORY_CASES]
+}

@@ -103,6 +103,62 @@ class SmallCNN(BaseFeaturesExtractor):
         return features
 
 
+class Recall(gym.Env[np.ndarray, int]):
+    """
+    Say after some steps which of four cues the first observation showed; 1 point if it was that one.
+
+    An observation is four places for the cue, and the time that has passed, from 0 to 1.
+
+    :param steps: from the cue to the question
+    """
+
+    def __init__(self, steps: int = 10) -> None:
+        self.steps = steps
+        self.observation_space = spaces.Box(0, 1, (5,), np.float32)
+        self.action_space = spaces.Discrete(4)  # type: ignore[assignment]
+
+    def _observation(self) -> np.ndarray:
+        observation = np.zeros(5, np.float32)
+        if self.time == 0:
+            observation[self.cue] = 1
+        observation[4] = self.time / self.steps
+        return observation
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """A new cue."""
+        super().reset(seed=seed)
+        self.cue, self.time = int(self.np_random.integers(4)), 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """The last action is the answer; the others do nothing."""
+        asked = self.time == self.steps
+        reward = float(asked and int(action) == self.cue)
+        self.time = min(self.time + 1, self.steps)
+        return self._observation(), reward, asked, False, {}
+
+
+class AllAllowed(gym.Wrapper[Any, Any, Any, Any]):
+    """Masks that allow every action: what masks cost, on any environment with Discrete actions."""
+
+    def action_masks(self) -> np.ndarray:
+        """Bool, shape (n,)."""
+        assert isinstance(self.action_space, spaces.Discrete)
+        return np.ones(int(self.action_space.n), bool)
+
+
+def limited(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Episodes of at most 200 steps: without masks a policy that names forbidden actions would never arrive."""
+    return gym.wrappers.TimeLimit(env, 200)
+
+
+def masked_cartpole(**kwargs: Any) -> gym.Env[Any, Any]:
+    """CartPole-v1 with masks."""
+    return AllAllowed(gym.make("CartPole-v1", **kwargs))
+
+
+gym.register("benchmarks/Recall-v0", entry_point="benchmarks.environments:Recall")
+gym.register("benchmarks/MaskedCartPole-v1", entry_point=masked_cartpole)
 gym.register("benchmarks/Cells-v0", entry_point="benchmarks.environments:Cells")
 gym.register("benchmarks/Ball-v0", entry_point="benchmarks.environments:Ball")
 gym.register("benchmarks/Frames-v0", entry_point="benchmarks.environments:Ball", kwargs={"size": 84, "channels": 4})

@@ -37,6 +37,8 @@ def peak_memory() -> float:
 def make_env(settings: Settings) -> VecEnv:
     """The environments of a case, all with episode statistics."""
     atari = "NoFrameskip" in settings.env_id
+    if "NoVel" in settings.env_id:
+        importlib.import_module("rl_zoo3.import_envs")  # registers them
     if settings.vec_env == "envpool":
         from sb3_policyopt.envs import envpool_vec_env
         from sb3_policyopt.envs.envpool_zoo import ATARI_WRAPPER

@@ -20,7 +20,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 import torch as th  # noqa: E402
 
-from sb3_policyopt.maths.recurrence import CELLS, Memory, Packing  # noqa: E402
+from sb3_policyopt.maths.recurrence import CELLS, Packing, Workspace  # noqa: E402
 
 N_IN = 4
 SIZES = [(128, 8, 64), (256, 8, 64), (128, 8, 256)]
@@ -55,7 +55,7 @@ def passes(kind: str, n_times: int, n_sequences: int, hidden: int) -> Calls:
         weights, along, into = cell.views(theta), cell.views(v), cell.views(gradient)
         run = cell.forward(weights, x, packing, states)
 
-        def forward(weights: Any = weights, x: Any = x, states: Any = states, memory: Any = Memory()) -> Any:  # noqa: B008
+        def forward(weights: Any = weights, x: Any = x, states: Any = states, memory: Any = Workspace()) -> Any:  # noqa: B008
             return cell.forward(weights, x, packing, states, memory)
 
         def tangent(run: Any = run, along: Any = along) -> Any:

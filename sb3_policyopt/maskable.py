@@ -1,13 +1,15 @@
 """MaskablePPO with sb3-contrib's arguments, and the same for TRPO: policies whose actions masks may forbid (M1)."""
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.ppo import PPO
 from sb3_policyopt.setup.arguments import Coefficient
@@ -18,6 +20,25 @@ SelfMaskable = TypeVar("SelfMaskable", bound="_Maskable")
 
 class _Maskable(PolicyOptimization):
     """An algorithm whose policies have masks, so that their names need not say it, and which can leave the masks out."""
+
+    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
+        spaces.Discrete,
+        spaces.MultiDiscrete,
+        spaces.MultiBinary,
+    )
+
+    def _setup_model(self) -> None:
+        """
+        Build the networks and the buffer.
+
+        :raises ValueError: if the policy takes no masks
+        """
+        if not kind_of(self.policy_class).masks:
+            raise ValueError(
+                f"policy: {type(self).__name__} trains policies with masks, subclasses of sb3_contrib's "
+                f"MaskableActorCriticPolicy or names such as MlpPolicy, and {self.policy_class.__name__} takes none"
+            )
+        super()._setup_model()
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         """

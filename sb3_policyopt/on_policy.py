@@ -92,6 +92,8 @@ class PolicyOptimization(Placed):
     """Coefficients that may be None."""
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that say what is optimised; an override, or one without a closed form, sends the computation to autograd."""
+    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = ACTION_SPACES
+    """Kinds of actions that it can choose."""
     separates_critic: ClassVar[bool] = False
     """Whether the algorithm steps actor and critic by themselves, so that their parameters have to be separated."""
 
@@ -150,7 +152,7 @@ class PolicyOptimization(Placed):
             n_steps=arguments.integer("n_steps", n_steps),
             gamma=arguments.number("gamma", gamma, arguments.FRACTION),
             gae_lambda=arguments.number("gae_lambda", gae_lambda, arguments.FRACTION),
-            supported_action_spaces=ACTION_SPACES,
+            supported_action_spaces=self.action_spaces,
             _init_setup_model=False,
             ent_coef=0.0,
             vf_coef=0.0,
@@ -453,18 +455,20 @@ class PolicyOptimization(Placed):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         """
-        Prepare a training, as in SB3. If the environments are reset, the masks of their last observations are forgotten.
+        SB3's preparations. Where they reset the environments, the masks of the last observations are forgotten.
 
         :param total_timesteps: environment steps to train for
         :param callback: the user's
         :param reset_num_timesteps: False continues the count of an earlier call
         :param tb_log_name: name of the run in TensorBoard
         :param progress_bar: whether to show one
-        :return: the step to train to, and the callbacks as one
+        :return: the number of steps to stop at, and one callback
         """
-        if reset_num_timesteps or self._last_obs is None:
+        last = self._last_obs
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if self._last_obs is not last:
             self._last_action_masks = None
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """

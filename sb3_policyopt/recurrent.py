@@ -2,7 +2,6 @@
 
 from typing import Any, TypeVar
 
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_policyopt.identity.kinds import kind_of
@@ -18,21 +17,18 @@ SelfRecurrentTRPO = TypeVar("SelfRecurrentTRPO", bound="RecurrentTRPO")
 class _Recurrent(PolicyOptimization):
     """An algorithm whose policies have memory."""
 
-    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+    def _setup_model(self) -> None:
         """
-        The class of a policy with memory.
+        Build the networks and the buffer.
 
-        :param policy_name: such as "MlpLstmPolicy"
-        :return: the class
-        :raises ValueError: if the name is that of a policy without
+        :raises ValueError: if the policy has no memory
         """
-        policy_class = super()._get_policy_from_name(policy_name)
-        if not kind_of(policy_class).memory:
+        if not kind_of(self.policy_class).memory:
             raise ValueError(
-                f"Policy {policy_name} unknown: {type(self).__name__} trains policies with memory, such as MlpLstmPolicy, "
-                "CnnLstmPolicy and MultiInputLstmPolicy"
+                f"policy: {type(self).__name__} trains policies with memory, such as MlpLstmPolicy, CnnLstmPolicy and "
+                f"MultiInputLstmPolicy, and {self.policy_class.__name__} has none"
             )
-        return policy_class
+        super()._setup_model()
 
 
 class RecurrentPPO(_Recurrent, PPO):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROW = re.compile(r"^\| ([STP]\d+) \|.*\| `(tests/[^`]+)` \|$", re.MULTILINE)
+ROW = re.compile(r"^\| ([STPMR]\d+) \|.*\| `(tests/[^`]+)` \|$", re.MULTILINE)
 TABLE = ROW.findall((ROOT / "docs" / "formulas.md").read_text(encoding="utf-8"))
 
 
@@ -23,7 +23,8 @@ def collected() -> list[str]:
 
 def test_the_table_was_found():
     numbers = [number for number, _ in TABLE]
-    assert numbers == [*(f"S{i}" for i in range(1, 6)), *(f"T{i}" for i in range(1, 12)), *(f"P{i}" for i in range(1, 7))]
+    classic = [*(f"S{i}" for i in range(1, 6)), *(f"T{i}" for i in range(1, 12)), *(f"P{i}" for i in range(1, 7))]
+    assert numbers == [*classic, "M1", "R1", "R2"]
 
 
 @pytest.mark.parametrize(("number", "path"), TABLE, ids=[number for number, _ in TABLE])

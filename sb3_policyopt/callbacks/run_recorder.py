@@ -20,6 +20,7 @@ from sb3_policyopt.saving.provenance import (
     ContinuedCSV,
     effective_hyperparameters,
     git_state,
+    half_range,
     installed_versions,
 )
 
@@ -64,6 +65,7 @@ class RunRecorder(BaseCallback):
             "algorithm": f"{type(self.model).__module__}.{type(self.model).__name__}",
             "seed": self.model.seed,
             "n_envs": self.model.n_envs,
+            "action_half_range": half_range(self.model.action_space),
             "device": str(self.model.device),
             "torch_threads": th.get_num_threads(),
             "platform": platform.platform(),

@@ -57,7 +57,8 @@ def settings_of(run: Run) -> Mapping[str, object]:
     :return: hyperparameters and facts by name; without defaults if there is no configuration
     """
     masks = run.algo in registry.ALGORITHMS and registry.find(run.algo).masks
-    facts = {**run.facts, "masks": masks or "Maskable" in str(run.hyperparameters.get("policy"))}
+    masks = masks or "Maskable" in str(run.hyperparameters.get("policy"))
+    facts = {**run.facts, "env": run.env or None, "masks": masks}
     if not run.hyperparameters or run.algo not in registry.ALGORITHMS:
         return {**facts, **run.hyperparameters}
     parameters = parameters_of(registry.find(run.algo).load_class()).values()

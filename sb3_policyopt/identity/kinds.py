@@ -57,3 +57,13 @@ def states_shape(policy: object) -> tuple[int, int]:
     """
     shape: tuple[int, int, int] = policy.lstm_hidden_state_shape  # type: ignore[attr-defined]
     return shape[0], shape[2]
+
+
+def is_own_gru(module: object) -> bool:
+    """
+    Whether a module is this package's GRU.
+
+    :param module: any
+    :return: True if it is of that very class
+    """
+    return type(module) is getattr(sys.modules.get("sb3_policyopt.policies"), "GRU", None)

@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution, family_of
-from sb3_policyopt.identity.kinds import kind_of
+from sb3_policyopt.identity.kinds import is_own_gru, kind_of
 from sb3_policyopt.identity.originals import POLICY_METHODS, is_original, replaced_methods
 from sb3_policyopt.identity.structure import is_hooked
 from sb3_policyopt.maths.arrays import NumpyArray
@@ -18,7 +18,13 @@ from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.hybrid import HybridModel
 from sb3_policyopt.models.model import AnyModel
 from sb3_policyopt.models.networks.activations import constants_of_activation, make_activation
-from sb3_policyopt.models.networks.sb3_layout import activation_modules, features_extractors, free_parameters
+from sb3_policyopt.models.networks.sb3_layout import (
+    activation_modules,
+    features_extractors,
+    free_parameters,
+    memory_modules,
+)
+from sb3_policyopt.models.recurrent import RecurrentModel
 from sb3_policyopt.models.split import split_parameters
 from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.rollout.batch import Observations
@@ -54,7 +60,7 @@ def choose_model(
     if obstacles.get(wanted) is not None:
         raise ValueError(f'engine="{wanted}" cannot serve this policy: {obstacles[wanted]}; use engine="auto"')
     name = wanted if wanted in MODELS else next(name for name in MODELS if obstacles.get(name) is None)
-    kind = MODELS[name]
+    kind = RecurrentModel if name == "hybrid" and kind_of(policy).memory else MODELS[name]
     channels_last = not overridden and _takes_channels_last(policy)
     model: AnyModel
     if type(current) is kind and current.policy is policy and current.serves():
@@ -65,6 +71,8 @@ def choose_model(
             current.channels_last = channels_last
     elif kind is ClosedFormModel and family is not None:
         model = ClosedFormModel(policy, family)
+    elif kind is RecurrentModel and family is not None:
+        model = RecurrentModel(policy, family, channels_last)
     elif kind is HybridModel and family is not None:
         model = HybridModel(policy, family, channels_last)
     else:
@@ -91,12 +99,11 @@ def _obstacles(
         of_both = f"{', '.join(overridden)} of the algorithm is overridden"
     elif micro_batch_size is not None:
         of_both = "micro_batch_size is set"
-    elif kind_of(policy).memory:
-        of_both = "the policy has memory"
     else:
         of_both = networks_obstacle(policy, family)
+    has_memory = "the policy has memory" if kind_of(policy).memory else None
     return {
-        "closed_form": of_both or _unusual_features(policy),
+        "closed_form": of_both or has_memory or _unusual_features(policy),
         "hybrid": of_both or _unusual_optimizer(policy),
     }
 
@@ -148,6 +155,7 @@ def networks_obstacle(policy: ActorCriticPolicy, family: ActionDistribution | No
         return f"the action distribution is {type(policy.action_dist).__name__}"
     return (
         _unusual_actions(policy)
+        or _unusual_memory(policy)
         or _unusual_modules(policy)
         or _unusual_activations(policy)
         or _unusual_tensors(policy, family)
@@ -235,6 +243,30 @@ def _unusual_modules(policy: ActorCriticPolicy) -> str | None:
     return None
 
 
+def _unusual_memory(policy: ActorCriticPolicy) -> str | None:
+    """
+    Recurrent networks without a closed form here.
+
+    :param policy: with the methods of its kind
+    :return: the obstacle, None if there is none, or no memory
+    """
+    owner = kind_of(policy).owner
+    if not kind_of(policy).memory:
+        return None
+    if not is_original(policy, owner, "_process_sequence"):
+        return f"_process_sequence of the policy is not that of {owner.__name__}"
+    for module in (module for part in memory_modules(policy) for module in part):
+        if is_hooked(module) or "forward" in vars(module):
+            return f"{type(module).__name__} has a hook or a method of its own"
+        if type(module) is nn.Linear:
+            continue
+        if not (type(module) is nn.LSTM or is_own_gru(module)):
+            return f"the recurrent network is {type(module).__name__}"
+        if not module.bias or module.batch_first or module.dropout or module.bidirectional or module.proj_size:
+            return "lstm_kwargs change how the recurrent network computes"
+    return None
+
+
 def _network_modules(policy: ActorCriticPolicy) -> list[nn.Module]:
     """
     The modules of both networks.
@@ -286,14 +318,16 @@ def _unusual_tensors(policy: ActorCriticPolicy, family: ActionDistribution) -> s
     mine = [parameter for layer in layers for parameter in (layer.weight, layer.bias)] + free_parameters(policy, family)
     if len({id(parameter) for parameter in mine}) != len(mine):
         return "actor and critic share parameters, or two layers do"
-    of_extractors = [[*extractor.parameters()] for extractor in features_extractors(policy)]
+    below = [*features_extractors(policy), *(module for part in memory_modules(policy) for module in part)]
+    of_extractors = [[*module.parameters()] for module in below]
     theirs = {id(parameter) for parameters in of_extractors for parameter in parameters}
     if len(theirs) != sum(map(len, of_extractors)) or not theirs.isdisjoint(map(id, mine)):
-        return "the features extractors share parameters"
+        return "the features extractors or the recurrent networks share parameters"
     if {id(parameter) for parameter in policy.parameters()} != theirs | {id(parameter) for parameter in mine}:
         return "the policy has other parameters than its layers and log_std"
+    of_memory = {id(p) for part in memory_modules(policy) for module in part for p in module.parameters()}
     for name, parameter in policy.named_parameters():
-        obstacle = _unusual_parameter(parameter, frozen=id(parameter) in theirs)
+        obstacle = _unusual_parameter(parameter, frozen=id(parameter) in theirs - of_memory)
         if obstacle is not None:
             return f"{name} {obstacle}"
     return _missing_in_optimizer(policy)

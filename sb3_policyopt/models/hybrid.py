@@ -72,16 +72,27 @@ class HybridModel(Model[th.Tensor]):
         """The networks' modules and parameters are the same objects, without hooks or methods of their own."""
         return self.watch.fits(thorough)
 
-    def _features(self, observations: Observations[th.Tensor], *extractors: BaseFeaturesExtractor) -> th.Tensor:
+    def _extracted(self, observations: Observations[th.Tensor], *extractors: BaseFeaturesExtractor) -> list[th.Tensor]:
         """
         SB3's preprocessing and the extractors.
 
         :param observations: first axis batch
         :param extractors: one, or the actor's and the critic's
-        :return: shape (extractors, batch, n_features)
+        :return: of each extractor, shape (batch, n_features)
         """
         extract = BasePolicy.extract_features
-        return th.stack([extract(self.policy, observations, extractor) for extractor in extractors])  # type: ignore[arg-type]
+        return [extract(self.policy, observations, extractor) for extractor in extractors]  # type: ignore[arg-type]
+
+    def _features(self, batch: Batch[th.Tensor], critic_only: bool) -> th.Tensor:
+        """
+        What the networks see of a batch.
+
+        :param batch: transitions
+        :param critic_only: whether the critic alone is computed
+        :return: shape (1, batch, n_features), or (2, batch, n_features) if actor and critic see different features
+        """
+        extractors = (self.policy.vf_features_extractor,) if critic_only else self._extractors
+        return th.stack(self._extracted(batch.observations, *extractors))
 
     @property
     def _extractors(self) -> tuple[BaseFeaturesExtractor, ...]:
@@ -98,13 +109,14 @@ class HybridModel(Model[th.Tensor]):
     def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:
         """One forward pass of the extractors and both networks, and the next piece of noise."""
         with th.no_grad():
-            features = self._features(obs_as_tensor(observations, self.policy.device), *self._extractors)
+            features = th.stack(self._extracted(obs_as_tensor(observations, self.policy.device), *self._extractors))
         return self.acting.act(features.numpy(), context.action_masks)
 
     def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """One forward pass of the critic and its extractor."""
         with th.no_grad():
-            x = self._features(obs_as_tensor(observations, self.policy.device), self.policy.vf_features_extractor)
+            extractor = self.policy.vf_features_extractor
+            x = th.stack(self._extracted(obs_as_tensor(observations, self.policy.device), extractor))
         return self.acting.values(x.numpy())
 
     def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
@@ -120,13 +132,9 @@ class HybridModel(Model[th.Tensor]):
     def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
         self.flat.bring()
-        if objective.critic_only:
-            extractors: tuple[BaseFeaturesExtractor, ...] = (self.policy.vf_features_extractor,)
-            numbers: Sequence[int] = self._critic_extractor
-        else:
-            extractors, numbers = self._extractors, self._extractor_parameters
+        numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
         with th.set_grad_enabled(bool(numbers)):
-            features = self._features(batch.observations, *extractors)
+            features = self._features(batch, objective.critic_only)
         x = features.detach().numpy()
         arrays = in_numpy(batch)
         if objective.critic_only:
@@ -136,7 +144,7 @@ class HybridModel(Model[th.Tensor]):
         slopes, terms = objective.known_slopes()(forward.outputs, arrays)
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
         gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
-        if x_bar is not None and numbers:
+        if x_bar is not None and features.requires_grad:
             parameters = [self.flat.parameters[i] for i in numbers]
             gradients = th.autograd.grad(features, parameters, th.from_numpy(x_bar), allow_unused=True)
         self.flat.gather(gradients, numbers)

@@ -1,7 +1,7 @@
 """Any SB3 policy on any device, by torch's automatic differentiation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch as th
@@ -222,7 +222,7 @@ class TorchModel(Model[th.Tensor]):
     def actor_pass(self, batch: Batch[th.Tensor]) -> "TorchPass":
         """The policy's own ``get_distribution``."""
         self.flat.bring()
-        with unvalidated():
+        with unvalidated(), _twice_differentiable(self.policy):
             distribution = policy_calls.get_distribution(self.policy, batch)
         return TorchPass(distribution, self.flat.parameters[: self.actor_count], batch.sequences)
 
@@ -244,6 +244,19 @@ class TorchModel(Model[th.Tensor]):
             kl = forward.family.kl(old, forward.parameters).mean()
             objective_mean, kl_mean = th.stack((objective, kl)).tolist()
         return objective_mean, kl_mean
+
+
+def _twice_differentiable(policy: ActorCriticPolicy) -> AbstractContextManager[None]:
+    """
+    A context for a forward pass that J v will be asked of: cuDNN's recurrent networks have no second derivative.
+
+    :param policy: any SB3 actor-critic policy, or one of sb3-contrib's
+    :return: a context without cuDNN for a policy with memory on a GPU
+    """
+    if policy.device.type != "cuda" or not kind_of(policy).memory:
+        return nullcontext()
+    without: AbstractContextManager[None] = th.backends.cudnn.flags(enabled=False)  # type: ignore[no-untyped-call]
+    return without
 
 
 class TorchPass:

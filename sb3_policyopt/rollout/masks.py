@@ -1,6 +1,6 @@
 """Where the masks of allowed actions come from, and whether they are masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,11 @@ class Masks:
     def __init__(self, env: VecEnv, space: spaces.Space[Any], last: NumpyArray | None = None) -> None:
         self.env, self.n_envs, self.sizes = env, env.num_envs, choices(space)
         self.shape = self.n_envs, sum(self.sizes)
-        self.in_infos = False
+        self.holder: VecEnv | None = None
         self._ask = self._asking_function()
-        if self.in_infos:
-            self.last = self._of_infos(env.reset_infos) if last is None else last
+        self.last: Any = last
+        if self.holder is not None and last is None:
+            self.last = self._of_infos(self.holder.reset_infos)
 
     def _asking_function(self) -> Callable[[], Any]:
         """
@@ -51,14 +52,14 @@ class Masks:
         own = getattr(self.env, METHOD, None)
         if callable(own):
             return own
-        if all(INFO in info for info in self.env.reset_infos):
-            self.in_infos = True
+        inner = self.env
+        while isinstance(inner, VecEnvWrapper) and not holds_masks(inner.reset_infos):
+            inner = inner.venv  # as SB3's wrappers do not hand these infos through
+        if holds_masks(inner.reset_infos):
+            self.holder = inner
             return lambda: self.last
         if not self.env.has_attr(METHOD):
             raise ValueError(WITHOUT)
-        inner = self.env
-        while isinstance(inner, VecEnvWrapper):
-            inner = inner.venv
         if type(inner) is DummyVecEnv:
             methods = [env.get_wrapper_attr(METHOD) for env in inner.envs]
             return lambda: [method() for method in methods]
@@ -94,9 +95,9 @@ class Masks:
         :param dones: whose episode ended, so that the observation, and the mask, are those of the next one, shape (n_envs,)
         :return: the masks for the next step, not checked; None if they are not in the infos
         """
-        if not self.in_infos:
+        if self.holder is None:
             return None
-        reset_infos = self.env.reset_infos
+        reset_infos = self.holder.reset_infos
         self.last = self._of_infos([reset_infos[i] if done else infos[i] for i, done in enumerate(dones)])
         return self.last
 
@@ -132,3 +133,13 @@ class Masks:
             f"The action mask of environment {environment} at step {step} of the rollout has the shape {found}, but the "
             f"action space needs {self.shape[1]} entries"
         )
+
+
+def holds_masks(infos: Sequence[Info]) -> bool:
+    """
+    Whether infos hold masks.
+
+    :param infos: of all environments
+    :return: True if each of them does
+    """
+    return all(INFO in info for info in infos)

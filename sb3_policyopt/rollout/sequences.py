@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 
 from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.maths.recurrence import Packing
 from sb3_policyopt.rollout.context import Memory
 
 
@@ -48,6 +49,11 @@ class Sequences:
         first = np.arange(len(self.lengths)) * longest
         rows = np.arange(self.ends[-1] if len(self.ends) else 0)
         return th.from_numpy(rows + np.repeat(first - (self.ends - self.lengths), self.lengths))
+
+    @cached_property
+    def packing(self) -> Packing:
+        """Their order by time."""
+        return Packing(self.lengths)
 
     def some(self, numbers: NumpyArray) -> "Sequences":
         """

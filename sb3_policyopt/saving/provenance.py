@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import CSVOutputFormat
 
@@ -98,6 +100,18 @@ def effective_hyperparameters(model: BaseAlgorithm, given: Mapping[str, object])
     names = [name for name in parameters_of(type(model)) if name not in passed_by_caller and not name.startswith("_")]
     in_use = {name: getattr(model, name) for name in names if hasattr(model, name)}
     return {**in_use, "policy": model.policy_class.__name__, **given}
+
+
+def half_range(space: spaces.Space[Any]) -> float | None:
+    """
+    Half of the range of an action.
+
+    :param space: of actions
+    :return: the mean over the dimensions of a Box, in units of the action; None without finite bounds
+    """
+    if not isinstance(space, spaces.Box) or not space.is_bounded():
+        return None
+    return float(np.mean((space.high.astype(float) - space.low) / 2))
 
 
 class ContinuedCSV(CSVOutputFormat):

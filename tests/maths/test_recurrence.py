@@ -5,83 +5,18 @@ import pytest
 import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import functional_call
+from recurrence_cases import HIDDEN, MODULES, N_IN, Problem, equal
 
 from sb3_policyopt.maths.arrays import copy
-from sb3_policyopt.maths.recurrence import CELLS, Cell, Memory, Packing
+from sb3_policyopt.maths.recurrence import CELLS, Packing, Workspace
 
 pytestmark = pytest.mark.fast
-
-EXACT = {"rtol": 1e-9, "atol": 1e-11}
-MODULES = {"lstm": th.nn.LSTM, "gru": th.nn.GRU}
-N_IN, HIDDEN = 3, 5
 
 cells = pytest.mark.parametrize("kind", CELLS)
 libraries = pytest.mark.parametrize("library", [np.asarray, th.from_numpy], ids=["numpy", "torch"])
 seeds = st.integers(0, 2**31)
 layers = st.integers(1, 2)
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
-
-
-class Problem:
-    """
-    A network with random parameters, inputs, initial states and a direction, in the arrays of one library.
-
-    :param kind: name of the cell
-    :param n_layers: number of layers
-    :param lengths: of the sequences
-    :param seed: of the random numbers
-    :param library: makes an array of the library from one of NumPy
-    """
-
-    def __init__(self, kind, n_layers, lengths, seed, library=np.asarray, dtype=np.float64):
-        self.rng, self.library, self.dtype = np.random.default_rng(seed), library, dtype
-        self.cell: Cell = CELLS[kind](N_IN, HIDDEN, n_layers)
-        self.kind, self.lengths, self.n_rows = kind, lengths, sum(lengths)
-        self.packing = Packing(np.array(lengths))
-        self.theta = self.random(self.cell.size, scale=0.6)
-        self.x = self.random(self.n_rows, N_IN)
-        self.states = tuple(self.random(n_layers, len(lengths), HIDDEN) for _ in range(self.cell.n_states))
-
-    def random(self, *shape, scale=1.0):
-        return self.library((scale * self.rng.standard_normal(shape)).astype(self.dtype))
-
-    def forward(self):
-        return self.cell.forward(self.cell.views(self.theta), self.x, self.packing, self.states)
-
-    def tangent(self, run, v, dx=None):
-        return run.tangent(self.cell.views(v), dx)
-
-    def backward(self, run, slopes):
-        """The gradient, and the slope with respect to the input."""
-        gradient = self.library(np.full(self.cell.size, np.nan, self.dtype))  # so that an entry not written to shows
-        x_bar = run.backward(slopes, self.cell.views(gradient), to_input=True)
-        return gradient, x_bar
-
-    def module(self):
-        return MODULES[self.kind](N_IN, HIDDEN, self.cell.n_layers).double()
-
-    def as_torch(self):
-        """A function of parameters and input, one sequence after another, by torch's module."""
-        module = self.module()
-        shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
-        states = [th.as_tensor(state) for state in self.states]
-
-        def outputs(theta, x):
-            parts = th.split(theta, [shape.numel() for shape in shapes.values()])
-            weights = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-            results = []
-            for i, sequence in enumerate(th.split(x, self.lengths)):
-                initial = tuple(state[:, i : i + 1] for state in states)
-                call = (sequence[:, None], initial if len(initial) == 2 else initial[0])
-                results.append(functional_call(module, weights, call)[0][:, 0])
-            return th.cat(results)
-
-        return outputs, th.as_tensor(self.theta), th.as_tensor(self.x)
-
-
-def equal(ours, reference, **tolerance):
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(reference), **(tolerance or EXACT))
 
 
 @given(lengths=lengths)
@@ -277,7 +212,7 @@ def test_R1_a_sequence_does_not_depend_on_the_others(kind, library, lengths, see
 @libraries
 @given(cases=st.lists(st.tuples(lengths, seeds), min_size=2, max_size=4))
 def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
-    memory = Memory()
+    memory = Workspace()
     for lengths, seed in cases:
         problem = Problem(kind, 2, lengths, seed, library)
         run = problem.cell.forward(problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
@@ -291,8 +226,23 @@ def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
 
 @cells
 @libraries
+def test_a_pass_between_two_of_the_same_sequences_leaves_no_stale_views(kind, library):
+    """The larger pass makes the arrays of the forward pass anew, and those of the derivatives not."""
+    small, large = Problem(kind, 1, [3, 2], 0, library), Problem(kind, 1, [9, 8], 1, library)
+    memory, v, u = Workspace(), small.random(small.cell.size), small.random(small.n_rows, HIDDEN)
+    for between in (True, False):
+        run = small.cell.forward(small.cell.views(small.theta), small.x, small.packing, small.states, memory)
+        equal(small.tangent(run, v), small.tangent(small.forward(), v), rtol=0)
+        equal(small.backward(run, u)[0], small.backward(small.forward(), u)[0], rtol=0)
+        if between:
+            large.cell.forward(large.cell.views(large.theta), large.x, large.packing, large.states, memory)
+            small.theta *= -1
+
+
+@cells
+@libraries
 def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
-    problem, memory = Problem(kind, 1, [3, 2], 0, library), Memory()
+    problem, memory = Problem(kind, 1, [3, 2], 0, library), Workspace()
     arguments = (problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
     first, second = (problem.cell.forward(*arguments) for _ in range(2))
     equal(first.outputs, second.outputs, rtol=0)  # the outputs are in memory of their own
@@ -304,7 +254,7 @@ def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
 
 @libraries
 def test_memory_serves_another_dtype_and_library(library):
-    memory = Memory()
+    memory = Workspace()
     for dtype in (np.float32, np.float64):
         for make in (library, np.asarray):
             problem = Problem("lstm", 1, [3, 2], 0, make, dtype)

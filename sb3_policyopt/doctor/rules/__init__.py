@@ -6,6 +6,7 @@ from typing import cast
 from sb3_policyopt import registry
 from sb3_policyopt.doctor.rule import Rule
 from sb3_policyopt.doctor.rules.critic import exploding_gradient, reward_scale, useless_critic
+from sb3_policyopt.doctor.rules.exploration import low_mode, unfitting_std
 from sb3_policyopt.doctor.rules.policy import (
     clipped_away,
     dead_entropy,
@@ -43,6 +44,8 @@ COMMON_RULES = (
     no_episode,
     vanishing_std,
     exploding_std,
+    unfitting_std,
+    low_mode,
     useless_critic,
     reward_scale,
     exploding_gradient,

@@ -5,7 +5,7 @@ A recurrent network of several layers, from the side of its caller, who need not
     weights = cell.views(theta)                             # once: views of a flat vector
     prepared = cell.prepare(weights)                        # after each change of theta
     output, states = cell.step(prepared, x, states)         # each step of the environments
-    run = cell.forward(weights, x, Packing(lengths), states, memory)    # memory = Memory(), made once
+    run = cell.forward(weights, x, Packing(lengths), states, workspace)    # workspace = Workspace(), made once
     moved = run.tangent(cell.views(v))                      # J v
     run.backward(slopes, cell.views(gradient))              # gradient = Jᵀ slopes
 """
@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Generic
 
 from sb3_policyopt.maths.arrays import ArrayT, namespace
 from sb3_policyopt.maths.recurrence.layer import LayerPass
-from sb3_policyopt.maths.recurrence.memory import Memory, empty
 from sb3_policyopt.maths.recurrence.packing import Packing
 from sb3_policyopt.maths.recurrence.weights import Weights, pack
+from sb3_policyopt.maths.recurrence.workspace import Workspace, empty
 
 
 class Prepared(Generic[ArrayT]):
@@ -54,19 +54,19 @@ class Pass(Generic[ArrayT]):
 
     :param layers: the passes through the layers
     :param packing: of the sequences
-    :param memory: of the pass, which ends when the next one in the same memory begins
+    :param workspace: of the pass, which ends when the next one in the same memory begins
     """
 
-    def __init__(self, layers: list[LayerPass[ArrayT]], packing: Packing, memory: Memory[ArrayT]) -> None:
+    def __init__(self, layers: list[LayerPass[ArrayT]], packing: Packing, workspace: Workspace[ArrayT]) -> None:
         self.layers: list[LayerPass[ArrayT]] = layers
         self.packing = packing
-        self.memory: Memory[ArrayT] = memory
-        self._number = memory.passes
+        self.workspace: Workspace[ArrayT] = workspace
+        self._number = workspace.passes
         self.outputs: ArrayT = packing.to_flat(layers[-1].output)
         """h of the last layer after each row, shape (n_rows, hidden), in the order in which the input came."""
 
     def _must_be_the_last(self) -> None:
-        if self._number != self.memory.passes:
+        if self._number != self.workspace.passes:
             raise RuntimeError("another pass has begun in the memory of this one")
 
     def tangent(self, direction: Sequence[Weights[ArrayT]], dx: ArrayT | None = None) -> ArrayT:
@@ -206,7 +206,7 @@ class Cell(ABC):
         x: ArrayT,
         packing: Packing,
         states: Sequence[ArrayT],
-        memory: Memory[ArrayT] | None = None,
+        workspace: Workspace[ArrayT] | None = None,
     ) -> Pass[ArrayT]:
         """
         R1: all steps of all sequences.
@@ -215,16 +215,16 @@ class Cell(ABC):
         :param x: rows of one sequence after another, shape (n_rows, n_in)
         :param packing: of the sequences
         :param states: initial, by sequence, shape (n_layers, n_seq, hidden) each
-        :param memory: to be used again; None for new memory
+        :param workspace: to be used again; None for new memory
         :return: the outputs, with what tangent and backward need
         """
-        memory = Memory() if memory is None else memory
-        memory.passes += 1
+        workspace = Workspace() if workspace is None else workspace
+        workspace.passes += 1
         initial = [packing.sorted_states(state) for state in states]
         layers: list[LayerPass[ArrayT]] = []
         rows = packing.to_time_major(x)
         for i, layer in enumerate(weights):
-            arrays = memory.layer(i, rows)
+            arrays = workspace.layer(i, rows)
             layers.append(self.layer_pass(layer, rows, [state[i] for state in initial], packing, arrays))
             rows = layers[-1].output
-        return Pass(layers, packing, memory)
+        return Pass(layers, packing, workspace)

@@ -57,7 +57,7 @@ class GRUPass(LayerPass[ArrayT]):
         r, _, q, n = self.gates
         sigmoids = self.gates[:2]
         k_r, k_u, k_q, k_a = factor
-        work = self.memory.array("of_factors", *n.shape)
+        work = self.workspace.array("of_factors", *n.shape)
         of_sigmoids = one_minus(sigmoids, factor[:2])
         xp.multiply(n, n, out=work)
         one_minus(work, work)
@@ -99,7 +99,7 @@ class GRUPass(LayerPass[ArrayT]):
     def backward_loop(self, slopes: ArrayT, weights: ArrayT, z_bar: ArrayT) -> None:
         """See the base class."""
         multiply, matmul = self.xp.multiply, self.xp.matmul
-        h_all = self.memory.array("h_bar", self.packing.n_sequences, self.size)
+        h_all = self.workspace.array("h_bar", self.packing.n_sequences, self.size)
         h_all[...] = 0
         by_time = (
             self.packing.blocks(slopes),

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Generic
 
 from sb3_policyopt.maths.arrays import ArrayT, namespace
-from sb3_policyopt.maths.recurrence.memory import EVERYTHING, LayerMemory
 from sb3_policyopt.maths.recurrence.packing import Packing
 from sb3_policyopt.maths.recurrence.weights import Block, Weights, pack, unpack
+from sb3_policyopt.maths.recurrence.workspace import EVERYTHING, LayerWorkspace
 
 
 class LayerPass(ABC, Generic[ArrayT]):
@@ -22,7 +22,7 @@ class LayerPass(ABC, Generic[ArrayT]):
     :param x: input, shape (n_rows, n_in)
     :param states: initial, of the sorted sequences, shape (n_seq, hidden) each
     :param packing: of the sequences
-    :param memory: of the layer
+    :param workspace: of the layer
     """
 
     BLOCKS: ClassVar[tuple[Block, ...]]
@@ -34,32 +34,32 @@ class LayerPass(ABC, Generic[ArrayT]):
         x: ArrayT,
         states: Sequence[ArrayT],
         packing: Packing,
-        memory: LayerMemory[ArrayT],
+        workspace: LayerWorkspace[ArrayT],
     ) -> None:
         self.packing = packing
-        self.memory: LayerMemory[ArrayT] = memory
+        self.workspace: LayerWorkspace[ArrayT] = workspace
         self.xp = namespace(x)
         n_rows, n_in = x.shape
         size: int = weights.weight_hh.shape[1]
         self.size = size
         self.n_recurrent = sum(block.hidden is not None for block in self.BLOCKS)
         n_blocks, n_sequences, width = len(self.BLOCKS), packing.n_sequences, size + n_in + 1
-        self.packed: ArrayT = pack(weights, self.BLOCKS, memory.array("packed", n_blocks, size, width))
-        self.columns: ArrayT = memory.array("columns", n_blocks, width, size)
+        self.packed: ArrayT = pack(weights, self.BLOCKS, workspace.array("packed", n_blocks, size, width))
+        self.columns: ArrayT = workspace.array("columns", n_blocks, width, size)
         """The same transposed: NumPy's products of few rows take several times as long with a view of it."""
         self.columns[...] = self.packed.swapaxes(1, 2)
         self.recurrent: ArrayT = self.columns[: self.n_recurrent, :size]
         """s_b W_bᵀ of the blocks that depend on h, with which the loops over time multiply."""
-        self.history: ArrayT = memory.array("history", n_sequences + n_rows, size)
+        self.history: ArrayT = workspace.array("history", n_sequences + n_rows, size)
         """Initial h, then h after each row."""
         self.history[:n_sequences] = states[0]
-        self.joint: ArrayT = memory.array("joint", n_rows, width)
+        self.joint: ArrayT = workspace.array("joint", n_rows, width)
         """[h_{t−1} x_t 1]."""
         self.joint[:, size:-1] = x
         self.joint[:, -1] = 1
         self.work: dict[int, tuple[ArrayT, list[ArrayT]]] = self._work()
         """Pre-activations of the blocks that depend on h and a list of their views, by number of rows."""
-        gates = memory.array("gates", n_blocks, n_rows, size)
+        gates = workspace.array("gates", n_blocks, n_rows, size)
         self.xp.matmul(self.joint[:, size:], self.columns[:, size:], out=gates)
         self.run(gates, states)
         self.joint[:, :size] = packing.previous(self.history)
@@ -104,7 +104,7 @@ class LayerPass(ABC, Generic[ArrayT]):
 
     def _work(self) -> dict[int, tuple[ArrayT, list[ArrayT]]]:
         sizes = self.packing.running
-        flat = self.memory.array("work", self.n_recurrent * sizes[0] * self.size)
+        flat = self.workspace.array("work", self.n_recurrent * sizes[0] * self.size)
         work = {}
         for n in set(sizes):
             array = flat[: self.n_recurrent * n * self.size].reshape(self.n_recurrent, n, self.size)
@@ -112,13 +112,13 @@ class LayerPass(ABC, Generic[ArrayT]):
         return work
 
     def blocks(self, name: str, array: ArrayT, part: int | slice = EVERYTHING) -> list[ArrayT]:
-        """See :meth:`LayerMemory.blocks`."""
-        return self.memory.blocks(name, array, self.packing, part)
+        """See :meth:`LayerWorkspace.blocks`."""
+        return self.workspace.blocks(name, array, self.packing, part)
 
     @property
     def factor(self) -> ArrayT:
         """K, shape (blocks, n_rows, hidden)."""
-        factor = self.memory.array("factor", len(self.BLOCKS), self.packing.n_rows, self.size)
+        factor = self.workspace.array("factor", len(self.BLOCKS), self.packing.n_rows, self.size)
         if not self._has_factor:
             self.factors(factor)
             self._has_factor = True
@@ -133,11 +133,11 @@ class LayerPass(ABC, Generic[ArrayT]):
         :return: δh after each row, shape (n_rows, hidden); valid until the next call
         """
         factor, size = self.factor, self.size
-        along = pack(direction, self.BLOCKS, self.memory.array("along", *self.packed.shape))
-        moved = self.memory.array("moved", *factor.shape)
+        along = pack(direction, self.BLOCKS, self.workspace.array("along", *self.packed.shape))
+        moved = self.workspace.array("moved", *factor.shape)
         self.xp.matmul(self.joint, along.swapaxes(1, 2), out=moved)
         if dx is not None:
-            moved += self.xp.matmul(dx, self.columns[:, size:-1], out=self.memory.array("by_input", *factor.shape))
+            moved += self.xp.matmul(dx, self.columns[:, size:-1], out=self.workspace.array("by_input", *factor.shape))
         moved *= factor
         return self.tangent_loop(moved)
 
@@ -151,11 +151,11 @@ class LayerPass(ABC, Generic[ArrayT]):
         :return: that slope if it is, shape (n_rows, n_in)
         """
         factor, size = self.factor, self.size
-        z_bar = self.memory.array("z_bar", *factor.shape)
-        weights = self.memory.array("recurrent", self.n_recurrent, size, size)
+        z_bar = self.workspace.array("z_bar", *factor.shape)
+        weights = self.workspace.array("recurrent", self.n_recurrent, size, size)
         weights[...] = self.packed[: self.n_recurrent, :, :size]  # contiguous, as products of few rows want it
         self.backward_loop(slopes, weights, z_bar)
-        gradient = self.memory.array("gradient", *self.packed.shape)
+        gradient = self.workspace.array("gradient", *self.packed.shape)
         unpack(self.xp.matmul(z_bar.swapaxes(1, 2), self.joint, out=gradient), self.BLOCKS, into)
         if not to_input:
             return None

@@ -27,8 +27,8 @@ class LSTMPass(LayerPass[ArrayT]):
         """See the base class."""
         xp, rows = self.xp, slice(self.packing.n_sequences, None)
         self.gates: ArrayT = gates
-        self.tanh_c: ArrayT = self.memory.array("tanh_c", *gates.shape[1:])
-        self.cells: ArrayT = self.memory.array("cells", *self.history.shape)
+        self.tanh_c: ArrayT = self.workspace.array("tanh_c", *gates.shape[1:])
+        self.cells: ArrayT = self.workspace.array("cells", *self.history.shape)
         self.cells[: self.packing.n_sequences] = states[1]
         by_time = zip(
             self.packing.running,
@@ -69,7 +69,7 @@ class LSTMPass(LayerPass[ArrayT]):
         xp.multiply(g, g, out=k_g)
         one_minus(k_g, k_g)
         k_g *= i
-        self.slope: ArrayT = self.memory.array("slope", *o.shape)
+        self.slope: ArrayT = self.workspace.array("slope", *o.shape)
         slope = self.slope
         xp.multiply(self.tanh_c, self.tanh_c, out=slope)
         one_minus(slope, slope)
@@ -81,7 +81,7 @@ class LSTMPass(LayerPass[ArrayT]):
         by_cell = moved[1]
         by_cell += moved[2]
         by_cell += moved[3]
-        result = self.memory.array("dh", *by_cell.shape)
+        result = self.workspace.array("dh", *by_cell.shape)
         by_time = zip(
             self.blocks("dh", result),
             self.blocks("dc", moved, 1),
@@ -112,8 +112,8 @@ class LSTMPass(LayerPass[ArrayT]):
     def backward_loop(self, slopes: ArrayT, weights: ArrayT, z_bar: ArrayT) -> None:
         """See the base class."""
         multiply, add, matmul = self.xp.multiply, self.xp.add, self.xp.matmul
-        h_all = self.memory.array("h_bar", self.packing.n_sequences, self.size)
-        c_all = self.memory.array("c_bar", self.packing.n_sequences, self.size)
+        h_all = self.workspace.array("h_bar", self.packing.n_sequences, self.size)
+        c_all = self.workspace.array("c_bar", self.packing.n_sequences, self.size)
         h_all[...] = 0
         c_all[...] = 0
         by_time = (

@@ -8,20 +8,6 @@ import torch as th
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 
 
-def take(array: ArrayT, index: NumpyArray, axis: int = 0) -> ArrayT:
-    """
-    Entries of an array along one axis.
-
-    :param array: any shape
-    :param index: int64, shape (n,)
-    :param axis: which axis
-    :return: a copy with n entries along that axis
-    """
-    if isinstance(array, np.ndarray):
-        return cast(NumpyArray, array.take(index, axis))
-    return array.index_select(axis, th.as_tensor(index, device=array.device))
-
-
 class Packing:
     """
     Sequences whose rows lie one sequence after another, and the order of those rows by time.
@@ -60,27 +46,37 @@ class Packing:
         before = np.repeat([0, *(self.n_sequences + start for start in self.starts[:-1])], running)
         self._previous = before + place
         self._equal = running[-1] == self.n_sequences
+        self._on_device: dict[tuple[int, th.device], th.Tensor] = {}
+
+    def _take(self, array: ArrayT, index: NumpyArray, axis: int = 0) -> ArrayT:
+        """Entries of an array along one axis; an index of this object goes to each device once."""
+        if isinstance(array, np.ndarray):
+            return cast(NumpyArray, array.take(index, axis))
+        key = (id(index), array.device)
+        if key not in self._on_device:
+            self._on_device[key] = th.as_tensor(index, device=array.device)
+        return array.index_select(axis, self._on_device[key])
 
     def to_time_major(self, array: ArrayT) -> ArrayT:
         """
         :param array: rows in the flat order, shape (n_rows, n)
         :return: a copy in the time-major order
         """
-        return take(array, self.order)
+        return self._take(array, self.order)
 
     def to_flat(self, array: ArrayT) -> ArrayT:
         """
         :param array: rows in the time-major order, shape (n_rows, n)
         :return: a copy in the flat order
         """
-        return take(array, self.inverse)
+        return self._take(array, self.inverse)
 
     def sorted_states(self, states: ArrayT) -> ArrayT:
         """
         :param states: of the sequences in their own order, shape (n_layers, n_seq, n)
         :return: a copy, by decreasing length of the sequences
         """
-        return take(states, self.sequence_order, 1)
+        return self._take(states, self.sequence_order, 1)
 
     def previous(self, history: ArrayT) -> ArrayT:
         """
@@ -89,7 +85,7 @@ class Packing:
         :param history: initial states and then the states after each row in the time-major order, shape (n_seq + n_rows, n)
         :return: shape (n_rows, n), in the time-major order; a view if all sequences have the same length
         """
-        return history[: self.n_rows] if self._equal else take(history, self._previous)
+        return history[: self.n_rows] if self._equal else self._take(history, self._previous)
 
     def blocks(self, array: ArrayT) -> list[ArrayT]:
         """

@@ -311,11 +311,17 @@ class ActorPass:
         """That of the family."""
         return partial(self.networks.family.fisher_metric, self.parameters)
 
-    def pushforward(self, direction: th.Tensor) -> tuple[NumpyArray, ...]:
-        """J v by the tangent pass."""
+    def pushforward(self, direction: th.Tensor, dx: NumpyArray | None = None) -> tuple[NumpyArray, ...]:
+        """
+        J v by the tangent pass.
+
+        :param direction: v, shape (n_actor,)
+        :param dx: how the features move beside, shape (1, batch, n_features); None if they do not
+        :return: how the distributions' parameters move
+        """
         networks, (hidden, slopes), vector = self.networks, self.trunk_pass, direction.numpy()
         trunk, along = networks.actor.trunk, networks.actor.head(vector)
-        moved = trunk.tangent(networks.actor_layers, hidden, slopes, trunk.layers(vector))
+        moved = trunk.tangent(networks.actor_layers, hidden, slopes, trunk.layers(vector), dx)
         output = hidden[-1][0] @ along.weight.T
         output += along.bias
         if moved is not None:
@@ -324,9 +330,20 @@ class ActorPass:
 
     def pullback(self, slopes: tuple[NumpyArray, ...]) -> th.Tensor:
         """Jᵀ u by the backward pass."""
+        product = np.empty(self.networks.n_actor, np.float32)
+        self.backward(slopes, product)
+        return th.from_numpy(product)
+
+    def backward(self, slopes: tuple[NumpyArray, ...], product: NumpyArray, to_features: bool = False) -> NumpyArray:
+        """
+        Jᵀ u, written to the network's part of a vector.
+
+        :param slopes: u, broadcastable to (batch, n) each
+        :param product: of the actor's parameters, shape (n_actor,)
+        :param to_features: whether the slope with respect to the features is wanted
+        :return: that, shape (1, batch, n_features), if it is wanted; valid until the next call
+        """
         networks, (hidden, layer_slopes), trunk = self.networks, self.trunk_pass, self.networks.actor.trunk
-        product = np.empty(networks.n_actor, np.float32)
         h_bar = trunk.gradient_buffer(hidden[0].shape[1])
         networks.actor_head_backward(hidden[-1][0], slopes, networks.actor.head(product), networks.free_of(product), h_bar[0])
-        trunk.backward(networks.actor_layers, hidden, layer_slopes, h_bar, trunk.layers(product))
-        return th.from_numpy(product)
+        return trunk.backward(networks.actor_layers, hidden, layer_slopes, h_bar, trunk.layers(product), to_features)

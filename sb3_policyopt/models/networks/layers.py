@@ -116,18 +116,24 @@ class Trunk:
         return TrunkPass(hidden, slopes)
 
     def tangent(
-        self, layers: list[Layer], hidden: list[NumpyArray], slopes: list[NumpyArray], direction: list[Layer]
+        self,
+        layers: list[Layer],
+        hidden: list[NumpyArray],
+        slopes: list[NumpyArray],
+        direction: list[Layer],
+        dx: NumpyArray | None = None,
     ) -> NumpyArray | None:
         """
-        δz = x δWᵀ + δb + δx Wᵀ, δh = φ'(z) δz through all layers; the input does not move.
+        δz = x δWᵀ + δb + δx Wᵀ, δh = φ'(z) δz through all layers.
 
         :param layers: of the parameters
         :param hidden: from :meth:`forward`
         :param slopes: from :meth:`forward`
         :param direction: of the tangent v
-        :return: δh of the last layer, shape (networks, batch, n_out); None if there is no layer
+        :param dx: how the input moves, shape (networks, batch, n_in); None if it does not
+        :return: δh of the last layer, shape (networks, batch, n_out); without layers, ``dx``
         """
-        moved: NumpyArray | None = None
+        moved = dx
         batch = hidden[0].shape[1]
         for i, (layer, along) in enumerate(zip(layers, direction, strict=True)):
             change = np.matmul(hidden[i], along.weight.swapaxes(1, 2), out=self.work("tangent", i + 1, batch))

@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
@@ -32,17 +33,33 @@ def sb3_parameters(policy: ActorCriticPolicy, family: ActionDistribution) -> tup
 
     :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
     :param family: of its action distribution
-    :return: the actor's: extractor, layers, the distribution's own; the critic's: its own extractor if it has one, layers
+    :return: the actor's: extractor, memory, layers, the distribution's own; the critic's: its own extractor if it has one,
+        what stands between it and its layers, layers
     """
     actor_layers, critic_layers = linear_layers(policy)
+    of_actor, of_critic = memory_modules(policy)
     actor = [p for p in policy.pi_features_extractor.parameters() if p.requires_grad]
+    actor += [p for module in of_actor for p in module.parameters()]
     actor += [p for layer in actor_layers for p in layer.parameters()]
     actor += free_parameters(policy, family)
     critic: list[nn.Parameter] = []
     if not policy.share_features_extractor:
         critic += [p for p in policy.vf_features_extractor.parameters() if p.requires_grad]
+    critic += [p for module in of_critic for p in module.parameters()]
     critic += [p for layer in critic_layers for p in layer.parameters()]
     return actor, critic
+
+
+def memory_modules(policy: ActorCriticPolicy) -> tuple[list[nn.Module], list[nn.Module]]:
+    """
+    What stands between the features extractors and the layers of a policy with memory.
+
+    :param policy: with SB3's modules, or sb3-contrib's
+    :return: the actor's recurrent network; the critic's, or the linear layer in its place; none if there is none
+    """
+    parts = vars(policy)["_modules"]
+    actor, critic = parts.get("lstm_actor"), parts.get("lstm_critic") or parts.get("critic")
+    return [actor] if actor is not None else [], [critic] if critic is not None else []
 
 
 def free_parameters(policy: ActorCriticPolicy, family: ActionDistribution) -> list[nn.Parameter]:
@@ -64,6 +81,21 @@ def features_extractors(policy: ActorCriticPolicy) -> list[nn.Module]:
     :return: each once
     """
     return list(dict.fromkeys((policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor)))
+
+
+def flattens(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether observations become features by flattening alone, as :func:`make_features` computes them.
+
+    :param policy: with SB3's modules, or sb3-contrib's
+    :return: True if so
+    """
+    space = policy.observation_space
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return False
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
+        return False
+    return all(type(extractor) is FlattenExtractor for extractor in features_extractors(policy))
 
 
 def activation_modules(policy: ActorCriticPolicy) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from torch import nn
 
 from sb3_policyopt.identity.originals import POLICY_METHODS
 from sb3_policyopt.identity.structure import Structure
-from sb3_policyopt.models.networks.sb3_layout import constants_of
+from sb3_policyopt.models.networks.sb3_layout import constants_of, memory_modules
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 
 
@@ -23,10 +23,11 @@ class NetworksWatch:
         self.flat = flat
         mlp = policy.mlp_extractor
         chains = [module for part in (mlp.policy_net, mlp.value_net) for module in part.modules()]
-        plain = [*chains, policy.action_net, policy.value_net, *(m for part in extractors for m in part.modules())]
+        memory = [module for part in memory_modules(policy) for module in part]
+        plain = [*chains, *memory, policy.action_net, policy.value_net, *(m for part in extractors for m in part.modules())]
         self.structure = Structure(
             [
-                (policy, POLICY_METHODS),
+                (policy, (*POLICY_METHODS, "_process_sequence")),
                 (mlp, ("forward", "forward_actor", "forward_critic")),
                 *((module, ("forward",)) for module in plain),
             ]

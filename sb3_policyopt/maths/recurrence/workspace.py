@@ -27,7 +27,7 @@ def empty(like: ArrayT, *shape: int) -> ArrayT:
     return np.empty(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_empty(shape)
 
 
-class LayerMemory(Generic[ArrayT]):
+class LayerWorkspace(Generic[ArrayT]):
     """
     Arrays of one layer by name.
 
@@ -74,22 +74,22 @@ class LayerMemory(Generic[ArrayT]):
         return found[2]
 
 
-class Memory(Generic[ArrayT]):
+class Workspace(Generic[ArrayT]):
     """Arrays of the passes of one network, one pass at a time: a pass ends when the next one begins."""
 
     def __init__(self) -> None:
         self.passes = 0
         """How many have begun."""
-        self._layers: list[LayerMemory[ArrayT]] = []
+        self._layers: list[LayerWorkspace[ArrayT]] = []
 
-    def layer(self, number: int, like: ArrayT) -> LayerMemory[ArrayT]:
+    def layer(self, number: int, like: ArrayT) -> LayerWorkspace[ArrayT]:
         """
         :param number: of the layer; those before it were asked for earlier
         :param like: gives library, dtype and device
         :return: its arrays
         """
         if len(self._layers) <= number or not _same_kind(self._layers[number].like, like):
-            self._layers[number:] = [LayerMemory(like)]
+            self._layers[number:] = [LayerWorkspace(like)]
         return self._layers[number]
 
 

@@ -1,0 +1,265 @@
+"""M1: where masks come from, and what is no mask."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from contrib_twins import MASKABLE, MaskedToy, is_allowed, masked_toy
+from gymnasium import spaces
+from sb3_contrib.common.wrappers import ActionMasker
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
+from toy_environments import VECTOR, collect
+
+from benchmarks.environments import ToyEnv
+from sb3_policyopt import PPO, TRPO, MaskablePPO, MaskableTRPO
+from sb3_policyopt.envs import SharedMemoryVecEnv
+
+SMALL = {"n_steps": 24, "batch_size": 24, "seed": 0, "device": "cpu"}
+N_ACTIONS = 4
+
+
+def allowed_after(observation: np.ndarray) -> np.ndarray:
+    """The mask that belongs to an observation, so that a mask of another step is noticed."""
+    mask = observation > 0
+    mask[int(10 * abs(observation[0])) % N_ACTIONS] = True
+    return mask
+
+
+class ByObservation(ToyEnv):
+    """Its mask is a function of its observation."""
+
+    def __init__(self) -> None:
+        super().__init__(VECTOR, spaces.Discrete(N_ACTIONS))
+
+
+class ByMethod(ByObservation):
+    def action_masks(self) -> np.ndarray:
+        return allowed_after(self.observation)
+
+
+class ByInfo(ByObservation):
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(**options)
+        return observation, {**info, "action_mask": allowed_after(observation)}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, *rest, info = super().step(action)
+        return (observation, *rest, {**info, "action_mask": allowed_after(observation)})
+
+
+class ByVecEnv(VecEnvWrapper):
+    """A VecEnv with masks of its own, all of them in one array, for environments that have none."""
+
+    def reset(self) -> Any:
+        self.observations = self.venv.reset()
+        return self.observations
+
+    def step_wait(self) -> Any:
+        self.observations, *rest = self.venv.step_wait()
+        return (self.observations, *rest)
+
+    def action_masks(self) -> np.ndarray:
+        return np.stack([allowed_after(row) for row in self.observations])
+
+
+def vec(env: type[gym.Env], vec_env: type[VecEnv] = DummyVecEnv, wrapper: Any = None) -> VecEnv:
+    return make_vec_env(env, 3, seed=0, vec_env_cls=vec_env, wrapper_class=wrapper)
+
+
+def with_action_masker(env: gym.Env) -> ActionMasker:
+    return ActionMasker(env, lambda wrapped: allowed_after(wrapped.unwrapped.observation))
+
+
+SOURCES = {
+    "method": lambda: vec(ByMethod),
+    "method, wrapped": lambda: vec(ByMethod, wrapper=lambda env: gym.wrappers.TimeLimit(env, 5)),
+    "method, VecMonitor": lambda: VecMonitor(vec(ByMethod)),
+    "ActionMasker": lambda: vec(
+        ByObservation, wrapper=lambda env: ActionMasker(env, lambda e: allowed_after(e.unwrapped.observation))
+    ),
+    "info": lambda: vec(ByInfo),
+    "info, VecMonitor": lambda: VecMonitor(vec(ByInfo)),
+    "VecEnv": lambda: ByVecEnv(vec(ByObservation)),
+    "VecEnv, wrapped": lambda: VecMonitor(ByVecEnv(vec(ByObservation))),
+    "method, SubprocVecEnv": lambda: vec(ByMethod, SubprocVecEnv),
+    "method, SharedMemoryVecEnv": lambda: vec(ByMethod, SharedMemoryVecEnv),
+    "info, SubprocVecEnv": lambda: vec(ByInfo, SubprocVecEnv),
+    "info, SharedMemoryVecEnv": lambda: vec(ByInfo, SharedMemoryVecEnv),
+}
+
+
+@pytest.mark.parametrize("name", [n if "Sub" in n else pytest.param(n, marks=pytest.mark.fast) for n in SOURCES])
+def test_M1_each_step_has_the_mask_of_its_observation(name):
+    """Also in the second rollout, which begins in the middle of episodes, and in the steps after an episode's end."""
+    env = SOURCES[name]()
+    try:
+        model = PPO("MaskableMlpPolicy", env, **SMALL)
+        for _ in range(2):
+            buffer = collect(model)
+            assert buffer.episode_starts[1:].any()
+            expected = np.apply_along_axis(allowed_after, 2, buffer.observations)
+            np.testing.assert_array_equal(buffer.action_masks, expected)
+            taken = buffer.actions.astype(int)
+            assert np.take_along_axis(buffer.action_masks, taken, 2).all()
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("make", [lambda env: VecNormalize(env), lambda env: VecMonitor(VecNormalize(env))])
+@pytest.mark.parametrize("env", [ByMethod, ByInfo])
+def test_M1_vec_normalize_hands_masks_through(env, make):
+    normalized = make(vec(env))
+    model = MaskablePPO("MlpPolicy", normalized, **SMALL)
+    buffer = collect(model)
+    assert not buffer.action_masks.all()
+    assert np.take_along_axis(buffer.action_masks, buffer.actions.astype(int), 2).all()
+    model.learn(144)
+
+
+def test_masks_of_the_vec_env_come_before_those_of_infos_and_of_environments():
+    class Both(ByMethod, ByInfo):
+        def action_masks(self) -> np.ndarray:
+            raise AssertionError("not asked for")
+
+    for env in (vec(Both), ByVecEnv(vec(Both))):
+        buffer = collect(PPO("MaskableMlpPolicy", env, **SMALL))
+        np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(allowed_after, 2, buffer.observations))
+
+
+@pytest.mark.parametrize("algorithm", [MaskablePPO, MaskableTRPO])
+@pytest.mark.parametrize("space", MASKABLE)
+def test_M1_forbidden_actions_are_never_drawn(algorithm, space, engine):
+    """What the environments got, in a training long enough that 1 in 1000 would show; half of all actions are forbidden."""
+    env = masked_toy(action=MASKABLE[space])
+    algorithm("MlpPolicy", env, engine=engine, **{**SMALL, "n_steps": 128}).learn(1024)
+    taken = [entry for number in range(4) for entry in env.envs[number].get_wrapper_attr("taken")]
+    assert len(taken) == 1024
+    assert all(is_allowed(MASKABLE[space], action, mask) for action, mask in taken)
+
+
+def test_memory_of_the_masks_is_kept_and_boolean(engine):
+    model = PPO("MaskableMlpPolicy", masked_toy(), engine=engine, **SMALL)
+    first = collect(model).action_masks
+    assert first.dtype == bool and first.shape == (24, 4, 4) and first.nbytes == 24 * 4 * 4
+    model.train()
+    assert np.shares_memory(collect(model).action_masks, first)
+
+
+class Given(ToyEnv):
+    """Its masks are what it is told, from its n-th step on."""
+
+    def __init__(self, masks: Any, from_step: int, action: spaces.Space) -> None:
+        super().__init__(VECTOR, action)
+        self.masks, self.from_step, self.n_steps = masks, from_step, 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.n_steps += 1
+        return super().step(action)
+
+    def action_masks(self) -> Any:
+        if self.n_steps < self.from_step:
+            return np.ones(sum(np.atleast_1d(getattr(self.action_space, "nvec", N_ACTIONS))), bool)
+        return self.masks
+
+
+def faulty(masks: Any, action: spaces.Space, vec_env: type[VecEnv] = DummyVecEnv) -> VecEnv:
+    """Three environments, of which the one in the middle gives wrong masks from its fifth step on."""
+    right = np.ones(sum(np.atleast_1d(getattr(action, "nvec", N_ACTIONS))), bool)
+    return vec_env([lambda m=m: Monitor(Given(m, 5, action)) for m in (right, masks, right)])
+
+
+FAULTS = {
+    "no allowed action": (np.zeros(4, bool), "allows no action$"),
+    "no allowed action, integers": (np.zeros(4, int), "allows no action$"),
+    "too short": (np.ones(3, bool), r"has the shape \(3,\), but the action space needs 4 entries"),
+    "too long": (np.ones(5, bool), r"has the shape \(5,\), but the action space needs 4 entries"),
+    "two": (np.array([1, 2, 0, 1]), "holds other numbers than 0 and 1"),
+    "a half": (np.array([1, 0.5, 0, 1]), "holds other numbers than 0 and 1"),
+    "NaN": (np.array([1, np.nan, 0, 1]), "holds other numbers than 0 and 1"),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", FAULTS)
+def test_M1_what_is_no_mask_is_an_error_with_environment_and_step(name, engine):
+    masks, message = FAULTS[name]
+    model = PPO("MaskableMlpPolicy", faulty(masks, spaces.Discrete(N_ACTIONS)), engine=engine, **SMALL)
+    with pytest.raises(ValueError, match=f"action mask of environment 1 at step 5 of the rollout {message}"):
+        model.learn(1000)
+
+
+def test_M1_a_choice_without_allowed_action_is_an_error():
+    """MultiDiscrete([3, 2, 4]): all of the second choice is forbidden, though five actions of the others are allowed."""
+    masks = np.array([1, 0, 1, 0, 0, 1, 0, 1, 1], bool)
+    model = PPO("MaskableMlpPolicy", faulty(masks, MASKABLE["multi_discrete"]), **SMALL)
+    with pytest.raises(ValueError, match="of environment 1 at step 5 of the rollout allows no action of a choice"):
+        model.learn(1000)
+
+
+def test_M1_masks_of_another_shape_from_subprocesses():
+    env = faulty(np.ones(3, bool), spaces.Discrete(N_ACTIONS), SubprocVecEnv)
+    try:
+        with pytest.raises(ValueError, match="of environment 1 at step 5"):
+            PPO("MaskableMlpPolicy", env, **SMALL).learn(1000)
+    finally:
+        env.close()
+
+
+def test_M1_a_mask_that_an_info_lacks_is_an_error():
+    class Forgets(ByInfo):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            *rest, _ = super().step(action)
+            return (*rest, {})
+
+    with pytest.raises(ValueError, match="environment 0 at step 1"):
+        PPO("MaskableMlpPolicy", vec(Forgets), **SMALL).learn(1000)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda env: PPO("MaskableMlpPolicy", env, **SMALL),
+        lambda env: TRPO("MaskableMlpPolicy", env, **SMALL),
+        lambda env: MaskablePPO("MlpPolicy", env, **SMALL),
+        lambda env: PPO("MaskableMlpLstmPolicy", env, policy_kwargs={"lstm_hidden_size": 8}, **SMALL),
+    ],
+)
+def test_M1_environments_without_masks_are_an_error(model):
+    with pytest.raises(ValueError, match="does not support action masking"):
+        model(vec(ByObservation)).learn(100)
+
+
+@pytest.mark.parametrize("algorithm", [MaskablePPO, MaskableTRPO])
+def test_M1_use_masking_false_needs_no_masks(algorithm, engine):
+    model = algorithm("MlpPolicy", vec(ByObservation), engine=engine, **SMALL).learn(72, use_masking=False)
+    assert model.rollout_buffer.action_masks.all()
+    model = algorithm("MlpPolicy", vec(ByMethod), engine=engine, **SMALL).learn(72, use_masking=False)
+    expected = np.apply_along_axis(allowed_after, 1, model.rollout_buffer.observations)
+    assert not np.take_along_axis(expected, model.rollout_buffer.actions.astype(int), 1).all(), "masks were used"
+    model.learn(72)  # the next call uses them again, as sb3-contrib's
+    assert not model.rollout_buffer.action_masks.all()
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([[2, 3], [2, 2]]), spaces.MultiBinary([2, 3])], ids=str
+)
+def test_M1_masks_fit_no_other_action_spaces(space):
+    with pytest.raises(ValueError, match="masks need actions of"):
+        PPO("MaskableMlpPolicy", make_vec_env(lambda: ToyEnv(VECTOR, space), 1), **SMALL)
+
+
+def test_M1_contribs_error_for_boxes_and_for_policies_without_masks():
+    with pytest.raises(AssertionError, match="The algorithm only supports"):
+        MaskablePPO("MlpPolicy", make_vec_env(lambda: ToyEnv(VECTOR, spaces.Box(-1, 1, (2,))), 1), **SMALL)
+    with pytest.raises(ValueError, match="trains policies with masks"):
+        MaskablePPO(PPO.policy_aliases["MlpPolicy"], masked_toy(), **SMALL)
+
+
+def test_a_toy_with_masks_is_one():
+    env = MaskedToy()
+    env.reset(seed=0)
+    assert sum(not env._forbid().all() for _ in range(100)) > 80

@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.fixture(params=["auto", "autograd"])
+def engine(request):
+    """What a user gets, and the model that serves every policy."""
+    return request.param
