@@ -6,7 +6,7 @@ Importing :mod:`sb3_policyopt.envs` or :mod:`sb3_policyopt.zoo` registers them: 
 masks can be trained on them too. Each map is the same in every process; episodes differ by the seed of ``reset``.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +21,7 @@ PIXELS = 32
 class _Masked(gym.Env[NumpyArray, Any]):
     """What both have: pictures without a display."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012  # as gymnasium declares it
 
     def __init__(self, render_mode: str | None = None) -> None:
         if render_mode not in (None, "rgb_array"):

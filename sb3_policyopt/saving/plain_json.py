@@ -3,8 +3,8 @@ Values as plain JSON: what of an agent can be written without pickling, and read
 
 Numbers, strings, containers, arrays, Gymnasium spaces, the schedules of Stable-Baselines3, and classes *by name* out of a
 fixed set (``torch.nn``, ``torch.optim``, the policies, extractors and buffers of Stable-Baselines3 and sb3-contrib, this
-package's policies). What JSON has no form for becomes an object with a tag: ``{"$class": "torch.nn.Tanh"}``. Anything else is recorded by its name alone, and cannot be
-decoded.
+package's policies). What JSON has no form for becomes an object with a tag: ``{"$class": "torch.nn.Tanh"}``. Anything else is
+recorded by its name alone, and cannot be decoded.
 """
 
 import importlib

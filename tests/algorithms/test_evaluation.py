@@ -47,14 +47,17 @@ def test_a_second_training_starts_with_the_masks_of_the_reset_environments():
 
 def test_an_agent_without_masks_or_memory_is_evaluated_as_in_sb3():
     model = PPO("MlpPolicy", "CartPole-v1", **SMALL)
-    scores = [evaluate(model, make_vec_env("CartPole-v1", 2, seed=3), 4) for evaluate in (evaluate_policy, of_sb3.evaluate_policy)]
+    scores = [
+        evaluate(model, make_vec_env("CartPole-v1", 2, seed=3), 4) for evaluate in (evaluate_policy, of_sb3.evaluate_policy)
+    ]
     assert scores[0] == scores[1]
 
 
 def test_an_agent_with_masks_is_evaluated_as_in_sb3_contrib():
     model = MaskablePPO("MlpPolicy", "MaskedRoute-v0", **SMALL)
     scores = [
-        evaluate(model, make_vec_env("MaskedRoute-v0", 2, seed=3), 4) for evaluate in (evaluate_policy, of_contrib.evaluate_policy)
+        evaluate(model, make_vec_env("MaskedRoute-v0", 2, seed=3), 4)
+        for evaluate in (evaluate_policy, of_contrib.evaluate_policy)
     ]
     assert scores[0] == scores[1]
     with pytest.raises(ValueError, match="does not support action masking"):
@@ -64,7 +67,9 @@ def test_an_agent_with_masks_is_evaluated_as_in_sb3_contrib():
 def test_without_masks_where_they_were_not_used():
     env = make_vec_env("MaskedRoute-v0", 1, seed=0)
     model = MaskablePPO("MlpPolicy", env, **SMALL).learn(32, use_masking=False)
-    scores = [evaluate(model, make_vec_env("MaskedRoute-v0", 1, seed=3), 2) for evaluate in (evaluate_policy, of_sb3.evaluate_policy)]
+    scores = [
+        evaluate(model, make_vec_env("MaskedRoute-v0", 1, seed=3), 2) for evaluate in (evaluate_policy, of_sb3.evaluate_policy)
+    ]
     assert scores[0] == scores[1]
 
 

@@ -75,7 +75,7 @@ def parse_with_zoo(name: str, options: list[str]) -> None:
 def test_the_commands_are_listed_by_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    listed = [line[:19].rstrip() for line in text.split("Options:")[0].splitlines()[4:] if line]
+    listed = [line[:19].rstrip() for line in text.split("Algorithms")[0].splitlines()[4:] if line]
     assert "\n".join(listed) == LISTED
     assert text.startswith("usage: sb3-policyopt [-h] [--version] COMMAND ...\n")
     assert all(len(line) <= 120 for line in text.splitlines())

@@ -29,14 +29,41 @@ GRU = {"policy_kwargs": {"lstm_hidden_size": 8, "rnn": "gru"}}
 # class, policy, environment, arguments; name on the Hub, name for the zoo, policy in config.yml, stock class
 KINDS = {
     "masks": (MaskablePPO, "MlpPolicy", "MaskedRoute-v0", {}, "ppo_mask", "PPO_MASK", "MaskableMlpPolicy", "MaskablePPO"),
-    "masks of PPO": (PPO, "MaskableMlpPolicy", "MaskedWorkshop-v0", {}, "ppo_mask", "PPO_MASK", "MaskableMlpPolicy", "MaskablePPO"),
+    "masks of PPO": (
+        PPO,
+        "MaskableMlpPolicy",
+        "MaskedWorkshop-v0",
+        {},
+        "ppo_mask",
+        "PPO_MASK",
+        "MaskableMlpPolicy",
+        "MaskablePPO",
+    ),
     "masks of TRPO": (MaskableTRPO, "MlpPolicy", "MaskedRoute-v0", {}, "trpo_mask", "TRPO_MASK", "MaskableMlpPolicy", None),
-    "memory": (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1", LSTM, "ppo_lstm", "RecurrentPPO", "MlpLstmPolicy", "RecurrentPPO"),
+    "memory": (
+        RecurrentPPO,
+        "MlpLstmPolicy",
+        "CartPole-v1",
+        LSTM,
+        "ppo_lstm",
+        "RecurrentPPO",
+        "MlpLstmPolicy",
+        "RecurrentPPO",
+    ),
     "memory of PPO": (PPO, "MlpLstmPolicy", "Pendulum-v1", LSTM, "ppo_lstm", "RecurrentPPO", "MlpLstmPolicy", "RecurrentPPO"),
     "memory of TRPO": (RecurrentTRPO, "MlpLstmPolicy", "CartPole-v1", LSTM, "trpo_lstm", "TRPO_LSTM", "MlpLstmPolicy", None),
     "a GRU": (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1", GRU, "ppo_lstm", "RecurrentPPO", "MlpLstmPolicy", None),
     "both": (PPO, "MaskableMlpLstmPolicy", "MaskedRoute-v0", LSTM, "ppo_mask", "PPO_MASK", "MaskableMlpLstmPolicy", None),
-    "both for TRPO": (TRPO, "MaskableMlpLstmPolicy", "MaskedRoute-v0", GRU, "trpo_mask", "TRPO_MASK", "MaskableMlpLstmPolicy", None),
+    "both for TRPO": (
+        TRPO,
+        "MaskableMlpLstmPolicy",
+        "MaskedRoute-v0",
+        GRU,
+        "trpo_mask",
+        "TRPO_MASK",
+        "MaskableMlpLstmPolicy",
+        None,
+    ),
 }
 
 
@@ -65,10 +92,14 @@ def test_the_code_of_the_card_finds_the_score_and_lets_the_agent_act(kind, tmp_p
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
     assert len(blocks) == 1 + (stock is not None)
     assert ("has no class for such an agent" in text) == (stock is None)
-    monkeypatch.setattr("sb3_policyopt.hub.load_from_hub", lambda _: (type(model).load(agent.zip_path, safe=True), None), raising=False)
+    monkeypatch.setattr(
+        "sb3_policyopt.hub.load_from_hub", lambda _: (type(model).load(agent.zip_path, safe=True), None), raising=False
+    )
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(agent.zip_path))
     for block, owner in zip(blocks, ("sb3_policyopt", "sb3_contrib"), strict=False):
-        assert ("action_masks=" in block) == ("mask" in algo) and ("state, episode_start" in block) == ("policy_kwargs" in str(agent.config))
+        assert ("action_masks=" in block) == ("mask" in algo) and ("state, episode_start" in block) == (
+            "policy_kwargs" in str(agent.config)
+        )
         names = {}
         with redirect_stdout(io.StringIO()) as out:
             exec(block, names)

@@ -67,10 +67,12 @@ def test_same_final_bits(tmp_path, options):
 
 
 def test_masks_in_infos_belong_to_the_last_observations(tmp_path):
-    """Counting allows one action in each step of an episode, and another one raises an error: with the masks of a reset, too."""
+    """Counting allows one action in each step of an episode; with other masks than those of the step there is an error."""
 
     def run(folder, crash_at=float("inf")):
-        model = MaskablePPO("MlpPolicy", DummyVecEnv([lambda: Counting("info")]), n_steps=16, batch_size=16, seed=0, device="cpu")
+        model = MaskablePPO(
+            "MlpPolicy", DummyVecEnv([lambda: Counting("info")]), n_steps=16, batch_size=16, seed=0, device="cpu"
+        )
         callbacks = [ResumableCheckpointCallback(folder, save_freq=16), CrashAt(crash_at)]
         return model.learn(64, callback=callbacks)
 

@@ -52,7 +52,9 @@ def test_train_and_enjoy(algo, env_id, params, tmp_path, monkeypatch, capsys) ->
     settings = settings_of(read)
     assert (settings["n_steps"], settings["normalize_advantage"]) == (32, True), "the command line's, and the default"
     assert "truncated_minibatch" in examine(read).made
-    headings = [text.get_text() for part in make_figure([read]).subfigs for text in part.findobj() if hasattr(text, "get_text")]
+    headings = [
+        text.get_text() for part in make_figure([read]).subfigs for text in part.findobj() if hasattr(text, "get_text")
+    ]
     assert any(text.startswith(f"{registry.title(algo)}: metrics of the updates") for text in headings)
 
 
@@ -89,7 +91,20 @@ def search(folder: Path, algo: str, env_id: str) -> optuna.Study:
     """A real search of two short trials, over the command line."""
     storage = folder / "study.log"
     options = ["-optimize", "--n-trials", "2", "--n-startup-trials", "1", "--n-evaluations", "2", "--eval-episodes", "1"]
-    named = ["--storage", str(storage), "--study-name", "study", "--sampler", "random", "--pruner", "none", "--seed", "3", "--device", "cpu"]
+    named = [
+        "--storage",
+        str(storage),
+        "--study-name",
+        "study",
+        "--sampler",
+        "random",
+        "--pruner",
+        "none",
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+    ]
     run("train", "--algo", algo, "--env", env_id, "-n", "128", *options, *named)
     backend = optuna.storages.journal.JournalFileBackend(str(storage))
     return optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend))
