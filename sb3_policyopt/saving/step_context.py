@@ -61,7 +61,7 @@ def _array(part: Any) -> NumpyArray:
     :param part: a tensor or an array
     :return: a copy
     """
-    array: NumpyArray = np.array(part.detach().cpu() if isinstance(part, th.Tensor) else part)
+    array: NumpyArray = np.array(part.detach().cpu().numpy() if isinstance(part, th.Tensor) else part)
     return array
 
 
