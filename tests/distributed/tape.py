@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.models.model import Decision
 from sb3_policyopt.parallel import launcher
 
 ACTIONS: dict[str, spaces.Space] = {"box": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}
@@ -116,12 +117,12 @@ class OnTape:
         engine.act = self.act_by_tape
         return engine
 
-    def act_by_tape(self, observations):
+    def act_by_tape(self, observations, context):
         positions = self.env.get_attr("position")
         actions = np.stack([self.tapes[i][position] for i, position in enumerate(positions)])
         with th.no_grad():
             values, log_prob, _ = self.policy.evaluate_actions(th.as_tensor(observations), th.as_tensor(actions))
-        return actions, values.flatten().cpu().numpy(), log_prob.cpu().numpy()
+        return Decision(actions, values.flatten().cpu().numpy(), log_prob.cpu().numpy())
 
     def train(self):
         """Remember the mean KL of the last update over this process's states, by torch's own formula."""
