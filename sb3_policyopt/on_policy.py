@@ -40,7 +40,7 @@ from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.kinds import suited_to_policy
 from sb3_policyopt.setup.placement import Placed
-from sb3_policyopt.setup.policies import check_policy, named_policy, with_choice_of_rnn
+from sb3_policyopt.setup.policies import check_policy, name_of_policy, named_policy, with_choice_of_rnn
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -218,6 +218,15 @@ class PolicyOptimization(Placed):
         :return: its class
         """
         return named_policy(policy_name) or super()._get_policy_from_name(policy_name)
+
+    def name_of_policy(self, policy_class: type[BasePolicy]) -> str | None:
+        """
+        The name by which the constructor takes a policy with masks or memory.
+
+        :param policy_class: the class of a policy
+        :return: such as "MlpLstmPolicy"; None for all others
+        """
+        return name_of_policy(policy_class)
 
     def _setup_model(self) -> None:
         """Build the networks and the buffer, and set scheduled coefficients to their first value."""

@@ -100,6 +100,19 @@ class MaskableRecurrentPolicy(RecurrentPolicy):
 
     action_dist: MaskableDistribution  # type: ignore[assignment]  # which is another kind than SB3's
 
+    def __init__(self, *spaces_and_schedule: Any, **options: Any) -> None:
+        if "use_sde" in options:  # which sb3-contrib's RecurrentPPO passes; it would then act and train without the masks
+            raise ValueError(
+                "A policy with masks and memory has no class in sb3-contrib, and takes no use_sde: load and train it with "
+                "sb3_policyopt's PPO, TRPO, MaskablePPO or MaskableTRPO"
+            )
+        super().__init__(*spaces_and_schedule, **options)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """What makes the same policy again."""
+        parameters = super()._get_constructor_parameters()
+        return {name: value for name, value in parameters.items() if name != "use_sde"}
+
     def _build(self, lr_schedule: Schedule) -> None:
         """
         Build the networks with a head for masked actions.

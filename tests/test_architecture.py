@@ -44,7 +44,7 @@ LAYERS = (
     "models",
     *("parallel", "saving", "setup", "update_log"),
     *("on_policy", "ppo", "trpo", "maskable", "recurrent"),
-    *("registry", "hyperparams"),
+    *("registry", "hyperparams", "evaluation"),
     *("callbacks", "envs", "recording"),
     *("plots", "doctor", "hub", "zoo"),
     *("cli", "__main__"),

@@ -18,7 +18,7 @@ from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.parallel.collectives import from_rank_0, gather
 from sb3_policyopt.parallel.launcher import rank, world_size
 from sb3_policyopt.parallel.rollouts import adopt_moments
-from sb3_policyopt.saving import checkpoint_file, generators, logs
+from sb3_policyopt.saving import checkpoint_file, generators, logs, step_context
 from sb3_policyopt.saving.attributes import ChangingAttributes
 from sb3_policyopt.saving.checkpoint_file import Checkpoint, RankState
 from sb3_policyopt.saving.environments import VecEnvState
@@ -155,6 +155,7 @@ class ResumableCheckpointCallback(BaseCallback):
             "logs": logs.capture(model.logger),
             "exploration": generators.exploration_matrices(model),
             "generators": generators.capture(),
+            "context": step_context.capture(model),
         }
         other_ranks = gather(state)[1:]
         self.last_saved = model.num_timesteps
@@ -262,6 +263,7 @@ class ResumableCheckpointCallback(BaseCallback):
             self._start_new_episodes()
         else:
             self.environments.restore(state["environments"])
+            step_context.restore(model, state.get("context"))
         generators.restore_exploration_matrices(model, state["exploration"])
         self._restore_generators(state)
         if self.verbose >= 1 and rank() == 0:

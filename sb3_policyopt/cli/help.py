@@ -21,6 +21,8 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example("train --algo ppo --env Pendulum-v1 -n 50000 --eval-freq 10000", "50,000 steps, an evaluation every 10,000"),
         Example("train --algo ppo --env Pendulum-v1 -params n_envs:8 ent_coef:lin_0.01", "change hyperparameters"),
         Example("train --algo ppo --env HalfCheetah-v5 --vec-env shared", "environments in worker processes"),
+        Example("train --algo trpo_lstm --env CartPoleNoVel-v1", "a policy with memory, where velocities are not observed"),
+        Example("train --algo ppo_mask --env MaskedRoute-v0", "a policy with masks, where most actions are forbidden"),
         Example(
             "train --algo trpo --env Pendulum-v1 -optimize --n-trials 100 --storage study.log --study-name pendulum",
             "search hyperparameters",

@@ -65,6 +65,9 @@ TRPO and PPO for Stable-Baselines3, with the commands of rl-zoo3.
 
 {groups}
 
+Algorithms, for --algo (train, enjoy and the others of rl-zoo3 also take its own):
+{algorithms}
+
 Options:
   -h, --help       show this text
   --version        show the version
@@ -81,7 +84,7 @@ Exit codes: 0 success, 1 failure, 2 a mistake on the command line or a file that
 
 def usage() -> str:
     """
-    List the commands by group.
+    List the commands by group, and the algorithms.
 
     :return: the text of ``--help``
     """
@@ -92,7 +95,8 @@ def usage() -> str:
         )
         for group in groups
     ]
-    return _USAGE.format(groups="\n\n".join(blocks))
+    algorithms = "\n".join(f"  {name:<16} {algorithm.class_name}" for name, algorithm in registry.ALGORITHMS.items())
+    return _USAGE.format(groups="\n\n".join(blocks), algorithms=algorithms)
 
 
 def resolve(command: Command) -> Handler:

@@ -1,6 +1,5 @@
 """Applies the rules to a run and formats the result as text."""
 
-import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from sb3_policyopt import registry
 from sb3_policyopt.doctor.rule import Finding
 from sb3_policyopt.doctor.rules import rules_of
 from sb3_policyopt.plots.runs import STEPS, Run
+from sb3_policyopt.saving.constructors import parameters_of
 
 _WIDTH = 110
 
@@ -56,10 +56,12 @@ def settings_of(run: Run) -> Mapping[str, object]:
     :param run: the run
     :return: hyperparameters and facts by name; without defaults if there is no configuration
     """
-    facts = {**run.facts, "env": run.env or None}
+    masks = run.algo in registry.ALGORITHMS and registry.find(run.algo).masks
+    masks = masks or "Maskable" in str(run.hyperparameters.get("policy"))
+    facts = {**run.facts, "env": run.env or None, "masks": masks}
     if not run.hyperparameters or run.algo not in registry.ALGORITHMS:
         return {**facts, **run.hyperparameters}
-    parameters = inspect.signature(registry.find(run.algo).load_class()).parameters.values()
+    parameters = parameters_of(registry.find(run.algo).load_class()).values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {**defaults, **facts, **run.hyperparameters}
 

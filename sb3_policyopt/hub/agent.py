@@ -1,6 +1,5 @@
 """A saved agent: its files, its hyperparameters, and the arguments of its training."""
 
-import inspect
 import json
 import re
 import zipfile
@@ -13,6 +12,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
 from sb3_policyopt.hyperparams.zoo_yaml import load_plain
+from sb3_policyopt.saving.constructors import parameters_of
 from sb3_policyopt.saving.safe_zip import policy_alias, without_pickles
 
 
@@ -182,19 +182,20 @@ def _read_yaml(path: Path) -> dict[str, object]:
         raise HubUserError(str(error)) from error
 
 
-def config_of_model(model: BaseAlgorithm) -> dict[str, object]:
+def config_of_model(model: BaseAlgorithm, algorithm_class: type | None = None) -> dict[str, object]:
     """
-    List the hyperparameters of a model that differ from the defaults of its class, as in rl-zoo3's ``config.yml``.
+    List the hyperparameters of a model that differ from the defaults of a class, as in rl-zoo3's ``config.yml``.
 
     :param model: the agent
+    :param algorithm_class: the class with which such an agent can be trained again; that of the model by default
     :return: value by name; schedules that rl-zoo3's YAML cannot express are omitted
     """
     config: dict[str, object] = {"n_envs": model.n_envs, "n_timesteps": model.num_timesteps}
     config["policy"] = policy_alias(model) or model.policy_class.__name__
     if model.policy_kwargs:
         config["policy_kwargs"] = python_source(model.policy_kwargs)
-    elsewhere = {"self", "policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
-    for name, parameter in inspect.signature(type(model).__init__).parameters.items():
+    elsewhere = {"policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
+    for name, parameter in parameters_of(algorithm_class or type(model)).items():
         if name not in elsewhere and hasattr(model, name) and parameter.default is not parameter.empty:
             value = _zoo_value(getattr(model, name))
             if value is not None and value != parameter.default:

@@ -9,7 +9,9 @@ from sb3_policyopt import registry
 from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.evaluation import Protocol, Score, requirement
 from sb3_policyopt.hyperparams.zoo_yaml import dump_plain
+from sb3_policyopt.identity.kinds import PLAIN, PolicyKind, kind_of
 
+_STOCK_EVALUATION = "from stable_baselines3.common.evaluation import evaluate_policy"
 HOMEPAGE = "https://github.com/sb3-policyopt/sb3-policyopt"
 
 
@@ -28,6 +30,7 @@ class Card:
     :param provenance: the record of the training
     :param has_video: whether there is a ``replay.mp4``
     :param has_picture: whether there is a ``training.png``
+    :param policy_class: class of the agent's policy, which says whether it has masks or memory; None for neither
     """
 
     agent: Agent
@@ -40,6 +43,21 @@ class Card:
     provenance: Mapping[str, object]
     has_video: bool
     has_picture: bool
+    policy_class: "type | None" = None
+
+    @property
+    def kind(self) -> PolicyKind:
+        """What the policy needs to act, beside observations."""
+        return kind_of(self.policy_class)
+
+    @property
+    def stock(self) -> "str | None":
+        """The class that loads the agent without this package, as ``module:attribute``; None if there is none."""
+        if self.policy_class is not None and self.policy_class.__module__.startswith("sb3_policyopt."):
+            return None
+        kind = self.kind
+        entry = registry.of_policy(registry.find(self.agent.algo), kind.masks, kind.memory)
+        return entry.stock if (entry.masks, entry.memory) == (kind.masks, kind.memory) else None
 
     def __str__(self) -> str:
         """The ``README.md``."""
@@ -85,7 +103,7 @@ def metadata(card: Card) -> ModelCardData:
         license=card.license,
         pipeline_tag="reinforcement-learning",
         tags=tags + (["rl-zoo3"] if agent.run_folder else []),
-        model_name=agent.class_name,
+        model_name=registry.find(agent.algo).model_name,
         eval_results=[result],
     )
 
@@ -116,20 +134,31 @@ def _pictures(card: Card) -> str:
 
 
 def _usage(card: Card) -> str:
-    stock = registry.find(card.agent.algo).stock
-    blocks = [("With sb3-policyopt", '"sb3-policyopt[hub]"', "python", _own_code(card))]
-    if stock is not None:
-        module, _, class_name = stock.partition(":")
+    extras = "hub,contrib" if card.kind != PLAIN else "hub"
+    blocks = [("With sb3-policyopt", f'"sb3-policyopt[{extras}]"', "python", _own_code(card))]
+    if card.stock is not None:
+        module, _, class_name = card.stock.partition(":")
         code = _stock_code(card, module, class_name)
         blocks.append((f"With {module} alone", f"{module} huggingface_hub", "python", code))
     if card.agent.file_name == f"{card.agent.name}.zip":  # rl-zoo3 looks for a file of this name
         blocks.append(("With the RL Zoo", '"sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)))
     environment = requirement(card.agent.env_id)
     environment = f' "{environment}"' if environment else ""
-    return "## Use it\n\n" + "\n\n".join(
+    return f"## Use it\n\n{_needs(card)}" + "\n\n".join(
         f"### {title}\n\n{_fenced('bash', [f'pip install {packages}{environment}'])}\n\n{_fenced(language, code)}"
         for title, packages, language, code in blocks
     )
+
+
+def _needs(card: Card) -> str:
+    """What the policy needs beside observations, and whether another package has a class for it."""
+    kind = card.kind
+    needs = [text for text, has in (("masks of the allowed actions", kind.masks), ("memory", kind.memory)) if has]
+    if not needs:
+        return ""
+    memory = " `predict` returns its state, which the next call takes." if kind.memory else ""
+    alone = "" if card.stock else " sb3-contrib has no class for such an agent, so it needs sb3-policyopt."
+    return f"The policy has {' and '.join(needs)}.{memory}{alone}\n\n"
 
 
 def _own_code(card: Card) -> list[str]:
@@ -140,12 +169,17 @@ def _own_code(card: Card) -> list[str]:
     attach = ["vec_normalize.set_venv(env)", "env = vec_normalize"] if card.agent.statistics_path else []
     imports, env = card.protocol.code(attach)
     load = f"model, vec_normalize = load_from_hub({', '.join(arguments)})"
+    if card.kind.masks:
+        imports.append("from sb3_policyopt.evaluation import MaskingVecEnv, evaluate_policy")
+    else:
+        imports.append(_STOCK_EVALUATION)
     return [
-        *_imports(card.protocol, *imports, "from sb3_policyopt.hub import load_from_hub"),
+        *_imports(card, *imports, "from sb3_policyopt.hub import load_from_hub"),
         "",
         load,
         *env,
         *_evaluation_code(card),
+        *_steps(card, ["env = MaskingVecEnv(env)"], "env.action_masks()"),
     ]
 
 
@@ -163,8 +197,38 @@ def _stock_code(card: Card, module: str, class_name: str) -> list[str]:
             "env.norm_reward = False  # report the rewards themselves",
         ]
     imports, env = card.protocol.code(normalize)
+    if card.kind.masks:
+        imports.append("from sb3_contrib.common.maskable.evaluation import evaluate_policy")
+        imports.append("from sb3_contrib.common.maskable.utils import get_action_masks")
+    else:
+        imports.append(_STOCK_EVALUATION)
     load = f'model = {class_name}.load(hf_hub_download("{card.repo_id}", "{card.agent.file_name}"{revision}))'
-    return [*_imports(card.protocol, *imports, *extra), "", load, *env, *_evaluation_code(card)]
+    steps = _steps(card, [], "get_action_masks(env)")
+    return [*_imports(card, *imports, *extra), "", load, *env, *_evaluation_code(card), *steps]
+
+
+def _steps(card: Card, before: list[str], masks: str) -> list[str]:
+    """
+    Code that lets an agent with masks or memory act step by step.
+
+    :param before: lines that prepare the environment for masks
+    :param masks: expression for the masks of the current step
+    """
+    kind, deterministic = card.kind, f"deterministic={card.protocol.deterministic}"
+    if kind == PLAIN:
+        return []
+    arguments = ["observation"] + (["state", "episode_start"] if kind.memory else []) + [deterministic]
+    arguments += [f"action_masks={masks}"] if kind.masks else []
+    start = ["state, episode_start = None, np.ones(env.num_envs, dtype=bool)"] if kind.memory else []
+    return [
+        "",
+        *(before if kind.masks else []),
+        "observation = env.reset()",
+        *start,
+        "for _ in range(100):",
+        f"    action, {'state' if kind.memory else '_'} = model.predict({', '.join(arguments)})",
+        f"    observation, reward, {'episode_start' if kind.memory else 'done'}, info = env.step(action)",
+    ]
 
 
 def _evaluation_code(card: Card) -> list[str]:
@@ -178,9 +242,9 @@ def _evaluation_code(card: Card) -> list[str]:
     ]
 
 
-def _imports(protocol: Protocol, *lines: str) -> list[str]:
-    lines += ("from stable_baselines3.common.evaluation import evaluate_policy",)
-    if not protocol.deterministic:
+def _imports(card: Card, *lines: str) -> list[str]:
+    lines += ("import numpy as np",) if card.kind.memory else ()
+    if not card.protocol.deterministic:
         lines += ("from stable_baselines3.common.utils import set_random_seed",)
     return sorted(lines, key=lambda line: (line.startswith("from"), line))
 

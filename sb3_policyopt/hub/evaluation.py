@@ -9,11 +9,11 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_policyopt import registry
+from sb3_policyopt.evaluation import evaluate_policy
 from sb3_policyopt.hub.plain_yaml import Wrappers, wrappers
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Protocol:
 
     def evaluate(self, model: BaseAlgorithm, env: VecEnv) -> "Score":
         """
-        Evaluate an agent.
+        Evaluate an agent, with its masks and its memory if it has them.
 
         :param model: the agent
         :param env: what :meth:`make_env` returned, not used before
@@ -196,13 +196,23 @@ def requirement(env_id: str) -> str:
         "ale_py": "ale-py",
         "minigrid": "minigrid",
         "pybullet_envs_gymnasium": "pybullet_envs_gymnasium",
+        "sb3_policyopt.envs": "sb3-policyopt",
+        "<function create_no_vel_env": "rl-zoo3",
     }
     return next((name for module, name in families.items() if entry_point.startswith(module)), "")
 
 
 def _registering_modules(env_id: str) -> tuple[str, ...]:
     """The package that registers an environment, if its id shows that it is not one of Gymnasium's own."""
-    patterns = {"ALE/": "ale_py", "NoFrameskip-v": "ale_py", "MiniGrid-": "minigrid", "BulletEnv-v": "pybullet_envs_gymnasium"}
+    patterns = {
+        "ALE/": "ale_py",
+        "NoFrameskip-v": "ale_py",
+        "MiniGrid-": "minigrid",
+        "BulletEnv-v": "pybullet_envs_gymnasium",
+        "NoVel-v": "rl_zoo3.import_envs",
+        "MaskedRoute-v": "sb3_policyopt.envs",
+        "MaskedWorkshop-v": "sb3_policyopt.envs",
+    }
     return tuple(module for pattern, module in patterns.items() if pattern in env_id)
 
 

@@ -238,14 +238,16 @@ def _only_zip(repo_id: str, files: list[str]) -> str:
 def _class_of(path: str, filename: str, safe: bool) -> type[SelfDescribing]:
     """The algorithm, by the description in the zip, or by rl-zoo3's file name if there is none."""
     try:
-        algo = str(read_description(path)["algorithm"]).lower()
+        name = str(read_description(path)["algorithm"])
+        entry = registry.of_class(name)
     except PickleRequiredError:
         if safe:
             raise
-        algo = filename.partition("-")[0]
-    if algo not in registry.ALGORITHMS:
-        raise HubUserError(f"{filename} holds an agent of {algo}; only {registry.class_names()} can be loaded")
-    return registry.find(algo).load_class()
+        name = filename.partition("-")[0]
+        entry = registry.ALGORITHMS.get(name)
+    if entry is None:
+        raise HubUserError(f"{filename} holds an agent of {name.lower()}; only {registry.class_names()} can be loaded")
+    return entry.load_class()
 
 
 def _load_statistics(download: Callable[[str], str], files: list[str], repo_id: str, safe: bool) -> "VecNormalize | None":

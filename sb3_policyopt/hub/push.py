@@ -17,6 +17,7 @@ from sb3_policyopt.hub.agent import Agent, config_of_model
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.repository import Report, build, check
 from sb3_policyopt.hub.upload import check_repository, send
+from sb3_policyopt.identity.kinds import kind_of
 
 
 def push_to_hub(
@@ -165,9 +166,11 @@ def agent_of_model(
     :return: the agent
     :raises HubError: if the algorithm is not of this package, or the environment has no id
     """
-    algo = type(model).__name__.lower()
-    if algo not in registry.ALGORITHMS:
+    entry = registry.of_class(type(model).__name__)
+    if entry is None:
         raise HubUserError(f"only {registry.class_names()} can be published, not {type(model).__name__}")
+    kind = kind_of(model.policy)
+    entry = registry.of_policy(entry, kind.masks, kind.memory)
     spec = env.get_attr("spec")[0] if env is not None else None
     if env_id is None:
         if spec is None:
@@ -182,18 +185,18 @@ def agent_of_model(
     if vec_normalize is not None:
         vec_normalize.save(str(scratch / "vecnormalize.pkl"))
     if config is None:
-        config = of_model = config_of_model(model)
+        config = of_model = config_of_model(model, entry.load_class())
         stacked = unwrap_vec_wrapper(env, VecFrameStack) if env is not None else None
         if isinstance(stacked, VecFrameStack):
             of_model["frame_stack"] = stacked.stacked_obs.n_stack
         if vec_normalize is not None:
             of_model["normalize"] = {"norm_obs": vec_normalize.norm_obs, "norm_reward": vec_normalize.norm_reward}
     return Agent(
-        algo,
+        entry.name,
         env_id,
         Path(zip_path),
         dict(config),
-        {"algo": algo, "env": env_id, "env_kwargs": env_kwargs, "seed": model.seed},
+        {"algo": entry.name, "env": env_id, "env_kwargs": env_kwargs, "seed": model.seed},
         env_kwargs=dict(env_kwargs),
         statistics_path=scratch / "vecnormalize.pkl" if vec_normalize is not None else None,
         run_folder=None if run_folder is None else Path(run_folder),

@@ -84,6 +84,7 @@ def build(
         provenance,
         has_video=(folder / "replay.mp4").is_file(),
         has_picture=has_picture,
+        policy_class=type(model.policy),
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 

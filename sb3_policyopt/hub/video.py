@@ -2,13 +2,13 @@
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-Observation = np.ndarray | dict[str, np.ndarray]
+from sb3_policyopt.evaluation import able_to_act
+
 Frames = Generator[np.ndarray, None, None]
 
 
@@ -32,11 +32,12 @@ def record_video(model: BaseAlgorithm, env: VecEnv, path: Path, n_steps: int, de
 
 
 def _frames(model: BaseAlgorithm, env: VecEnv, n_steps: int, deterministic: bool) -> Frames:
-    observation = env.reset()
+    agent, env = able_to_act(model, env)
+    observation, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
     yield _frame(env)
     for _ in range(n_steps):
-        action, _ = model.predict(cast(Observation, observation), deterministic=deterministic)
-        observation, _, _, _ = env.step(action)
+        action, state = agent.predict(observation, state=state, episode_start=starts, deterministic=deterministic)
+        observation, _, starts, _ = env.step(action)
         yield _frame(env)
 
 

@@ -208,6 +208,9 @@ def _read_evaluations(path: Path) -> pd.DataFrame:
 def _algorithm(folder: Path, metrics: pd.DataFrame, facts: dict[str, object]) -> str:
     """The algorithm, by the metrics in the log; if several or none match, by the configuration and the name of the folder."""
     logged = [name for name, algorithm in registry.ALGORITHMS.items() if algorithm.metric in metrics]
+    trained = registry.of_class(str(facts.get("algorithm", "")).rpartition(".")[2])
+    if trained is not None and trained.name in (logged or registry.ALGORITHMS):
+        return trained.name
     named = {str(facts.get("algo", "")).lower(), folder.resolve().parent.name.lower()} & set(logged or registry.ALGORITHMS)
     return named.pop() if len(named) == 1 else next(iter(logged), "")
 

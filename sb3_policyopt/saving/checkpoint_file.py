@@ -26,6 +26,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_policyopt.saving.files import write_atomically
 from sb3_policyopt.saving.generators import GeneratorStates
 from sb3_policyopt.saving.logs import LogState
+from sb3_policyopt.saving.step_context import StepContext
 
 STATE_ENTRY = "training_state.pkl"
 _NAME = re.compile(r"rl_model_(\d+)_steps\.zip")
@@ -45,6 +46,7 @@ class RankState(TypedDict):
     :param logs: what the logger has written
     :param exploration: gSDE's noise
     :param generators: None on a rank that has to draw other random numbers
+    :param context: what a policy with memory or masks needs for the next step; missing in checkpoints of older versions
     """
 
     run: dict[str, object]
@@ -57,6 +59,7 @@ class RankState(TypedDict):
     logs: LogState
     exploration: dict[str, th.Tensor]
     generators: GeneratorStates | None
+    context: StepContext
 
 
 _OtherRanks = TypedDict("_OtherRanks", {"other ranks": list[RankState]})

@@ -2,11 +2,12 @@
 Values as plain JSON: what of an agent can be written without pickling, and read without running code.
 
 Numbers, strings, containers, arrays, Gymnasium spaces, the schedules of Stable-Baselines3, and classes *by name* out of a
-fixed set (``torch.nn``, ``torch.optim``, the policies, extractors and buffers of Stable-Baselines3). What JSON has no form for
-becomes an object with a tag: ``{"$class": "torch.nn.Tanh"}``. Anything else is recorded by its name alone, and cannot be
-decoded.
+fixed set (``torch.nn``, ``torch.optim``, the policies, extractors and buffers of Stable-Baselines3 and sb3-contrib, this
+package's policies). What JSON has no form for becomes an object with a tag: ``{"$class": "torch.nn.Tanh"}``. Anything else is
+recorded by its name alone, and cannot be decoded.
 """
 
+import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeAlias, cast
@@ -38,6 +39,32 @@ _CLASSES: dict[str, type] = {
         DictRolloutBuffer,
         RMSpropTFLike,
     )
+}
+_MODULES: dict[str, tuple[str, ...]] = {
+    "sb3_contrib.common.maskable.policies": (
+        "MaskableActorCriticPolicy",
+        "MaskableActorCriticCnnPolicy",
+        "MaskableMultiInputActorCriticPolicy",
+    ),
+    "sb3_contrib.common.recurrent.policies": (
+        "RecurrentActorCriticPolicy",
+        "RecurrentActorCriticCnnPolicy",
+        "RecurrentMultiInputActorCriticPolicy",
+    ),
+    "sb3_contrib.common.maskable.buffers": ("MaskableRolloutBuffer", "MaskableDictRolloutBuffer"),
+    "sb3_contrib.common.recurrent.buffers": ("RecurrentRolloutBuffer", "RecurrentDictRolloutBuffer"),
+    "sb3_policyopt.policies": (
+        "RecurrentPolicy",
+        "RecurrentCnnPolicy",
+        "RecurrentMultiInputPolicy",
+        "MaskableRecurrentPolicy",
+        "MaskableRecurrentCnnPolicy",
+        "MaskableRecurrentMultiInputPolicy",
+    ),
+}
+"""Classes of policies with masks or memory, and of their buffers, by module; they need sb3-contrib."""
+_NEEDING_CONTRIB = {
+    f"{module.partition('.')[0]}.{name}": (module, name) for module, names in _MODULES.items() for name in names
 }
 _SCHEDULES: dict[type, tuple[str, ...]] = {
     FloatSchedule: ("value_schedule",),
@@ -164,6 +191,8 @@ def _encode_class(cls: type) -> Tagged:
     for module, base in ((th.nn, th.nn.Module), (th.optim, th.optim.Optimizer)):
         if issubclass(cls, base) and getattr(module, cls.__name__, None) is cls:
             return {"$class": f"{module.__name__}.{cls.__name__}"}
+    if cls.__name__ in _MODULES.get(cls.__module__, ()):
+        return {"$class": f"{cls.__module__.partition('.')[0]}.{cls.__name__}"}
     name = f"stable_baselines3.{cls.__name__}"
     return {"$class": name} if _CLASSES.get(name) is cls else _pickle_only(cls)
 
@@ -171,7 +200,7 @@ def _encode_class(cls: type) -> Tagged:
 def _decode_class(value: Tagged) -> type:
     name = value["$class"]
     module, _, attribute = name.rpartition(".")
-    cls = _CLASSES.get(name)
+    cls = _needing_contrib(name) if name in _NEEDING_CONTRIB else _CLASSES.get(name)
     if module == "torch.nn":
         cls = getattr(th.nn, attribute, None)
     elif module == "torch.optim":
@@ -180,6 +209,21 @@ def _decode_class(value: Tagged) -> type:
     if not (isinstance(cls, type) and issubclass(cls, allowed)):
         raise ValueError(f"{name!r} in the description is none of the classes that a description may name")
     return cls
+
+
+def _needing_contrib(name: str) -> type:
+    """
+    Import a class that needs sb3-contrib.
+
+    :param name: in ``_NEEDING_CONTRIB``
+    :return: the class
+    :raises PickleRequiredError: if sb3-contrib is not installed
+    """
+    module, attribute = _NEEDING_CONTRIB[name]
+    try:
+        return cast(type, getattr(importlib.import_module(module), attribute))
+    except ModuleNotFoundError as error:
+        raise PickleRequiredError(f"{name}, which needs sb3-contrib: pip install 'sb3-policyopt[contrib]'") from error
 
 
 def _encode_schedule(value: object) -> Tagged:

@@ -1,7 +1,6 @@
 """What a run leaves besides its model: ``progress.csv``, and what ``provenance.json`` records of how it was made."""
 
 import csv
-import inspect
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import CSVOutputFormat
+
+from sb3_policyopt.saving.constructors import parameters_of
 
 PROGRESS = "progress.csv"
 PROVENANCE = "provenance.json"
@@ -95,9 +96,8 @@ def effective_hyperparameters(model: BaseAlgorithm, given: Mapping[str, object])
     :param given: values as they were written, such as ``"lin_0.2"``, which replace those that the algorithm has made of them
     :return: value by argument name
     """
-    passed_by_caller = {"self", "env", "verbose", "seed", "device", "tensorboard_log"}
-    parameters = inspect.signature(type(model).__init__).parameters
-    names = [name for name in parameters if name not in passed_by_caller and not name.startswith("_")]
+    passed_by_caller = {"env", "verbose", "seed", "device", "tensorboard_log"}
+    names = [name for name in parameters_of(type(model)) if name not in passed_by_caller and not name.startswith("_")]
     in_use = {name: getattr(model, name) for name in names if hasattr(model, name)}
     return {**in_use, "policy": model.policy_class.__name__, **given}
 

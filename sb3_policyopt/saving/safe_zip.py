@@ -14,7 +14,7 @@ Our zips carry the same attributes a second time, as plain JSON (:mod:`sb3_polic
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypedDict, TypeVar, cast
@@ -72,7 +72,9 @@ def policy_alias(model: BaseAlgorithm) -> str | None:
     :param model: the agent
     :return: such as "MlpPolicy", None for a class without an alias
     """
-    return next((alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class), None)
+    own = (alias for alias, cls in model.policy_aliases.items() if cls is model.policy_class)
+    named: Callable[[type], str | None] = getattr(model, "name_of_policy", lambda policy_class: None)
+    return next(own, None) or named(model.policy_class)
 
 
 def describe(model: BaseAlgorithm, names: list[str] | None = None) -> Description:

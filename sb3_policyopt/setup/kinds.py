@@ -34,7 +34,7 @@ def suited_to_policy(model: OnPolicyAlgorithm) -> Iterator[None]:
     policy_class, buffer_class = model.policy_class, model.rollout_buffer_class
     if kind.masks:
         choices(model.action_space)
-    if kind.masks and not kind.memory:
+    if kind.masks:
         if model.use_sde:
             raise ValueError("use_sde is for actions of a Box, and a policy with masks has none; leave it out")
         model.policy_class = cast("type[BasePolicy]", _without_sde(policy_class))
@@ -48,7 +48,7 @@ def suited_to_policy(model: OnPolicyAlgorithm) -> Iterator[None]:
 
 def _without_sde(policy_class: "Callable[..., BasePolicy]") -> "Callable[..., BasePolicy]":
     """
-    SB3 passes ``use_sde`` to every policy, and sb3-contrib's maskable one does not take it.
+    SB3 passes ``use_sde`` to every policy, and policies with masks do not take it.
 
     :param policy_class: makes a policy
     :return: makes it too

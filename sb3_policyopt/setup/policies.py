@@ -55,6 +55,20 @@ def named_policy(name: str) -> type[BasePolicy] | None:
         ) from error
 
 
+def name_of_policy(policy_class: type[BasePolicy]) -> str | None:
+    """
+    The name by which a constructor takes a policy with masks or memory.
+
+    :param policy_class: the class of a policy
+    :return: such as "MlpLstmPolicy", also for the class that takes ``rnn``; None for all others
+    """
+    stock = next((name for name, ours in WITH_RNN.items() if ours == policy_class.__name__), policy_class.__name__)
+    kind = kind_of(policy_class)
+    if not policy_class.__module__.startswith(("sb3_contrib.", "sb3_policyopt.")) or not (kind.masks or kind.memory):
+        return None
+    return next((name for name in NAMED if cast(Any, named_policy(name)).__name__ == stock), None)
+
+
 def with_choice_of_rnn(policy_class: type[BasePolicy], policy_kwargs: dict[str, Any]) -> type[BasePolicy]:
     """
     The class that takes ``policy_kwargs``: sb3-contrib's own does not know ``rnn``.

@@ -17,6 +17,7 @@ from sb3_policyopt.errors import UserError
 from sb3_policyopt.process import render_without_display, replaced
 from sb3_policyopt.zoo import preflight, shims
 from sb3_policyopt.zoo import torchrun as ranks
+from sb3_policyopt.zoo.agents import acting_with_masks
 from sb3_policyopt.zoo.experiment import VEC_ENVS
 
 
@@ -28,12 +29,14 @@ class ZooCommand(NamedTuple):
     :param check: checks the options and raises a :class:`sb3_policyopt.errors.UserError`
     :param records: whether it renders off screen
     :param draws: whether it ends by showing figures
+    :param acts: whether it loads an agent and lets it act
     """
 
     target: str
     check: Callable[[list[str]], None]
     records: bool = False
     draws: bool = False
+    acts: bool = False
 
 
 #: The backends of matplotlib that draw into files only; matplotlib chooses one of them if there is no display.
@@ -41,8 +44,8 @@ FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
 COMMANDS = {
     "train": ZooCommand("rl_zoo3.train:train", preflight.check_training),
-    "enjoy": ZooCommand("rl_zoo3.enjoy:enjoy", preflight.check_agent),
-    "record_video": ZooCommand("rl_zoo3.record_video", preflight.check_agent, records=True),
+    "enjoy": ZooCommand("rl_zoo3.enjoy:enjoy", preflight.check_agent, acts=True),
+    "record_video": ZooCommand("rl_zoo3.record_video", preflight.check_agent, records=True, acts=True),
     "record_training": ZooCommand("rl_zoo3.record_training", preflight.check_agent, records=True),
     "benchmark": ZooCommand("rl_zoo3.benchmark", preflight.check_benchmark),
     "plot_train": ZooCommand("rl_zoo3.plots:plot_train", preflight.check_runs, draws=True),
@@ -75,6 +78,8 @@ def run(name: str, argv: list[str]) -> None:
         if command.records:
             context.enter_context(shims.ffmpeg_on_path())
             render_without_display()
+        if command.acts:
+            context.enter_context(acting_with_masks(command.target.partition(":")[0]))
         if command.draws:
             context.enter_context(figures_without_display(name))
         try:

@@ -1,7 +1,6 @@
 """One training or search of rl-zoo3, with this package's hyperparameters, records of the run, and one-sentence errors."""
 
 import contextlib
-import inspect
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_policyopt import hyperparams, registry
 from sb3_policyopt.errors import UserError, did_you_mean
 from sb3_policyopt.recording import RunRecorder
+from sb3_policyopt.saving.constructors import parameters_of
 
 #: Command-line arguments that may contain a password, or belong to a service.
 PRIVATE_ARGUMENTS = ("storage", "track", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_tags")
@@ -102,7 +102,7 @@ class Experiment(ExperimentManager):
 
     def _mistake(self, error: BaseException) -> str | None:
         """Describe a mistake in the hyperparameters in one sentence; None if the error has another cause."""
-        known = inspect.signature(ALGOS[self.algo].__init__).parameters
+        known = parameters_of(ALGOS[self.algo])
         unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unknown is not None:
             return f"{self.algo} has no hyperparameter {unknown[1]}{did_you_mean(unknown[1], known)}"

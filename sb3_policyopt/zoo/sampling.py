@@ -1,9 +1,15 @@
-"""Search space of TRPO for ``-optimize``."""
+"""Search spaces for ``-optimize``: that of TRPO, and those of policies with memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import optuna
-from rl_zoo3.hyperparams_opt import convert_onpolicy_params
+from rl_zoo3.hyperparams_opt import convert_onpolicy_params, sample_ppo_params
+
+Sampler = Callable[[optuna.Trial, int, int, Mapping[str, object]], dict[str, object]]
+"""rl-zoo3's form of a search space: trial, n_actions, n_envs, additional_args ↦ constructor arguments."""
+
+OF_MEMORY = ("lstm_hidden_size", "n_lstm_layers", "enable_critic_lstm", "rnn")
+"""Arguments of a policy with memory that are searched."""
 
 
 def sample_trpo_params(
@@ -41,3 +47,51 @@ def sample_trpo_params(
     for name in ("gamma", "n_steps", "batch_size"):
         trial.set_user_attr(name, converted[name])
     return converted
+
+
+def with_memory(sample: Sampler) -> Sampler:
+    """
+    Extend a search space by the arguments of a policy with memory.
+
+    :param sample: the search space without
+    :return: the search space with ``OF_MEMORY`` among the ``policy_kwargs``
+    """
+
+    def sample_with_memory(
+        trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: Mapping[str, object]
+    ) -> dict[str, object]:
+        sampled = sample(trial, n_actions, n_envs, additional_args)
+        memory = {
+            "lstm_hidden_size": trial.suggest_categorical("lstm_hidden_size", [16, 32, 64, 128, 256]),
+            "n_lstm_layers": trial.suggest_int("n_lstm_layers", 1, 2),
+            "enable_critic_lstm": trial.suggest_categorical("enable_critic_lstm", [False, True]),
+            "rnn": trial.suggest_categorical("rnn", ["lstm", "gru"]),
+        }
+        return _with_policy_kwargs(sampled, memory)
+
+    return sample_with_memory
+
+
+def convert_lstm_params(sampled_params: Mapping[str, object]) -> dict[str, object]:
+    """
+    Turn the parameters of a finished trial into arguments of the constructor.
+
+    :param sampled_params: of a trial of :func:`with_memory`
+    :return: constructor arguments
+    """
+    plain = {name: value for name, value in sampled_params.items() if name not in OF_MEMORY}
+    memory = {name: value for name, value in sampled_params.items() if name in OF_MEMORY}
+    return _with_policy_kwargs(convert_onpolicy_params(plain), memory)
+
+
+def _with_policy_kwargs(arguments: dict[str, object], further: Mapping[str, object]) -> dict[str, object]:
+    policy_kwargs = arguments["policy_kwargs"]
+    assert isinstance(policy_kwargs, dict)
+    return {**arguments, "policy_kwargs": {**policy_kwargs, **further}}
+
+
+sample_ppo_lstm_params = with_memory(sample_ppo_params)
+"""Samples the hyperparameters of PPO for a policy with memory."""
+
+sample_trpo_lstm_params = with_memory(sample_trpo_params)
+"""Samples the hyperparameters of TRPO for a policy with memory."""

@@ -31,6 +31,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import StoreDict
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_policyopt.callbacks.evaluation import EvalCallback, EvaluatesWithMasks
 from sb3_policyopt.process import replaced
 
 Arguments = dict[str, object]
@@ -252,6 +253,17 @@ def agents_without_normalisation() -> None:
     from rl_zoo3 import load_from_hub
 
     load_from_hub.HTTPError = (load_from_hub.HTTPError, EntryNotFoundError)
+
+
+@shim(needed=lambda: "Maskable" not in source(ExperimentManager.create_callbacks))
+def evaluations_with_masks() -> None:
+    """Evaluations during training, and those of a search, take no masks, so that an agent with masks acts without them."""
+
+    class EvaluatedTrial(EvaluatesWithMasks, exp_manager.TrialEvalCallback):  # type: ignore[misc]
+        """rl-zoo3's evaluation of a trial, with masks."""
+
+    exp_manager.EvalCallback = EvalCallback
+    exp_manager.TrialEvalCallback = EvaluatedTrial
 
 
 def children_are_stock(command: str) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -91,3 +92,30 @@ def all_observations(model: Any) -> Any:
 def parameter_vector(policy: th.nn.Module) -> th.Tensor:
     """A copy of all parameters, one after the other."""
     return th.cat([parameter.detach().flatten().clone() for parameter in policy.parameters()])
+
+
+class Counting(gym.Env):
+    """One action is allowed, that of the step's number; another ends with an error. Episodes have 7 steps."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(4)
+
+    def __init__(self, where):
+        self.where, self.n = where, 0
+        if where == "method":
+            self.action_masks = self.masks
+
+    def masks(self):
+        return np.arange(4) == self.n % 4
+
+    def info(self):
+        return {"action_mask": self.masks()} if self.where == "info" else {}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n = 0
+        return np.zeros(2, np.float32), self.info()
+
+    def step(self, action):
+        assert self.masks()[action], f"{action} at step {self.n}"
+        self.n += 1
+        return np.zeros(2, np.float32), 1.0, self.n == 7, False, self.info()

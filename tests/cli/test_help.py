@@ -39,6 +39,18 @@ Hugging Face Hub:
   load_from_hub"""
 
 
+def test_the_algorithms_are_listed() -> None:
+    listed = usage().split("Algorithms")[1].split("Options")[0]
+    assert [line.split() for line in listed.splitlines() if line.startswith("  ")] == [
+        ["ppo", "PPO"],
+        ["trpo", "TRPO"],
+        ["ppo_lstm", "RecurrentPPO"],
+        ["trpo_lstm", "RecurrentTRPO"],
+        ["ppo_mask", "MaskablePPO"],
+        ["trpo_mask", "MaskableTRPO"],
+    ]
+
+
 class Parsed(Exception):
     """A parser of rl-zoo3 has taken a command line."""
 
@@ -63,7 +75,7 @@ def parse_with_zoo(name: str, options: list[str]) -> None:
 def test_the_commands_are_listed_by_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    listed = [line[:19].rstrip() for line in text.split("Options:")[0].splitlines()[4:] if line]
+    listed = [line[:19].rstrip() for line in text.split("Algorithms")[0].splitlines()[4:] if line]
     assert "\n".join(listed) == LISTED
     assert text.startswith("usage: sb3-policyopt [-h] [--version] COMMAND ...\n")
     assert all(len(line) <= 120 for line in text.splitlines())

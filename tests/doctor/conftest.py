@@ -9,7 +9,8 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
-from sb3_policyopt import PPO, TRPO
+import sb3_policyopt.envs  # noqa: F401  registers MaskedRoute-v0
+from sb3_policyopt import PPO, TRPO, MaskablePPO, RecurrentTRPO
 
 UPDATES = 12
 
@@ -71,7 +72,11 @@ def vanishing_coefficient(progress_remaining):
     return 1e-3 if progress_remaining > 2 / 3 else 0.0
 
 
-# name: algorithm, environment, arguments of the constructor
+def route():
+    return gym.make("MaskedRoute-v0", side=4)
+
+
+# name: algorithm, environment, arguments of the constructor; "policy" is the name of its policy
 RUNS = {
     "ppo healthy": (PPO, cartpole, {"n_steps": 512, "learning_rate": 1e-3, "gamma": 0.98}),
     "trpo healthy": (TRPO, cartpole, {"n_steps": 512}),
@@ -102,6 +107,8 @@ RUNS = {
     # Two samples do not determine the curvature: the full step is far too long, and its hundredth too short.
     "curvature from two samples": (TRPO, pendulum, {"sub_sampling_factor": 64, "line_search_shrinking_factor": 0.01}),
     "curvature from two samples, no line search": (TRPO, pendulum, {"sub_sampling_factor": 64, "line_search": False}),
+    "masks healthy": (MaskablePPO, route, {"n_steps": 256, "learning_rate": 1e-3}),
+    "memory healthy": (RecurrentTRPO, cartpole, {"policy": "MlpLstmPolicy", "policy_kwargs": {"lstm_hidden_size": 16}}),
     "one iteration of CG": (TRPO, cartpole, {"cg_max_steps": 1, "cg_damping": 1e-6}),
 }
 
@@ -116,8 +123,9 @@ def trained(tmp_path_factory) -> Callable[[str], Path]:
             algorithm, environment, arguments = RUNS[name]
             folder = tmp_path_factory.mktemp("run")
             arguments = {"n_steps": 128, **arguments}
+            policy = arguments.pop("policy", "MlpPolicy")
             # The policy has a fixed seed too, so that a run has the same findings every time.
-            model = algorithm("MlpPolicy", make_vec_env(environment, seed=3), seed=3, device="cpu", **arguments)
+            model = algorithm(policy, make_vec_env(environment, seed=3), seed=3, device="cpu", **arguments)
             model.set_logger(configure(str(folder), ["csv"]))
             model.learn(UPDATES * arguments["n_steps"])
             model.logger.close()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
-from sb3_policyopt import PPO
+from sb3_policyopt import PPO, MaskableTRPO, registry
 from sb3_policyopt.doctor.report import examine, to_text
 from sb3_policyopt.doctor.rules import rules_of
 from sb3_policyopt.plots.runs import NONFINITE, STEPS, Run, read_run
@@ -61,7 +61,7 @@ def test_every_rule_has_a_test_that_provokes_it():
     assert {rule.name for rule in rules_of("")} == set().union(*PROVOKED.values()) | WITHOUT_A_RUN
 
 
-@pytest.mark.parametrize("name", ["ppo healthy", "trpo healthy"])
+@pytest.mark.parametrize("name", ["ppo healthy", "trpo healthy", "masks healthy", "memory healthy"])
 def test_healthy_run_has_no_finding(trained, name):
     report = examine(read_run(trained(name)))
     assert report.findings == ()
@@ -182,6 +182,24 @@ def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path):
     assert symptoms <= set(found(tmp_path / "stuck"))
 
 
+def test_masks_that_leave_no_choice_are_no_lack_of_exploring(tmp_path):
+    """The entropy of a policy with masks is small where few actions are allowed, from the first update on."""
+    for algo, start, expected in [("ppo", 0.008, True), ("ppo_mask", 0.008, False), ("ppo_mask", 1.0, True)]:
+        rows = [{STEPS: i, "train/entropy_loss": -max(start * 0.5**i, 0.005), "train/clip_fraction": 0.1} for i in range(12)]
+        folder = write(tmp_path / f"{algo} {start}", rows)
+        (folder / "provenance.json").write_text(json.dumps({"algo": algo}))
+        assert ("dead_entropy" in found(folder)) == expected
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_a_recorded_run_is_known_by_its_class(tmp_path, policy):
+    """Without the zoo's folders, as PPO and PPO with masks log the same metrics."""
+    model = MaskableTRPO(policy, "MaskedRoute-v0", n_steps=32, batch_size=32, device="cpu")
+    model.learn(64, callback=RunRecorder(tmp_path))
+    run = read_run(tmp_path)
+    assert run.algo == "trpo_mask" and "MaskableTRPO, 64 steps" in to_text(examine(run))
+
+
 COLUMNS = sorted({column for rule in rules_of("") for column in rule.columns} - {NONFINITE, STEPS})
 REASONS = ["kl_exceeded", "no_improvement", "non_finite", "zero_step"]
 CELLS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e-30, 1e30]))
@@ -207,7 +225,7 @@ def test_no_log_breaks_a_rule(data):
             optional={"batch_size": st.integers(1, 100), "n_steps": st.integers(1, 100), "n_timesteps": st.integers(1, 100)},
         )
     )
-    run = Run("run", data.draw(st.sampled_from(["ppo", "trpo", ""])), "", log, pd.DataFrame(), {}, settings)
+    run = Run("run", data.draw(st.sampled_from([*registry.ALGORITHMS, ""])), "", log, pd.DataFrame(), {}, settings)
     try:
         to_text(examine(run))
     except ValueError as error:

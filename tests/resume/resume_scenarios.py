@@ -17,6 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
+import sb3_policyopt.envs  # noqa: F401  registers MaskedRoute-v0
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 
@@ -56,6 +57,7 @@ def train(
     folder: str | Path,
     *,
     algorithm: str = "PPO",
+    policy: str = "MlpPolicy",
     env: str = "Pendulum-v1",
     vec_env: type[VecEnv] = DummyVecEnv,
     noisy: bool = False,
@@ -77,7 +79,7 @@ def train(
     if frame_stack:
         venv = VecFrameStack(venv, 2)
     options = {"n_steps": N_STEPS, "batch_size": 16, "learning_rate": "lin_0.003", "seed": 0, **options}
-    model = ALGORITHMS[algorithm]("MlpPolicy", venv, stats_window_size=5, **options)
+    model = ALGORITHMS[algorithm](policy, venv, stats_window_size=5, **options)
     model.set_logger(configure(str(folder / "log"), ["csv", "json"]))
     callbacks: list[BaseCallback] = [ResumableCheckpointCallback(folder / "ckpt", save_freq=save_freq), CrashAt(crash_at)]
     if evaluate:
@@ -110,6 +112,7 @@ def fingerprint(model: Any) -> dict[str, str]:
     parts["generators"] = (th.get_rng_state().numpy().tobytes(), pickle.dumps((np.random.get_state(), random.getstate())))
     parts["counts"] = (model.num_timesteps, model._n_updates, model._current_progress_remaining)
     parts["last observations"] = (model._last_obs, model._last_original_obs, model._last_episode_starts)
+    parts["states"] = [part for states in model._last_lstm_states or () for part in states]
     parts["episodes"] = [(info["r"], info["l"]) for info in model.ep_info_buffer]
     normalize = model.get_vec_normalize_env()
     if normalize is not None:

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resume_scenarios import CONTEXT, ROLLOUT, Crash, fingerprint, lives_until_killed, progress, train
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from resume_scenarios import CONTEXT, ROLLOUT, Crash, CrashAt, fingerprint, lives_until_killed, progress, train
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from toy_environments import Counting
 
+from sb3_policyopt import MaskablePPO
+from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.envs import SharedMemoryVecEnv
+from sb3_policyopt.saving import step_context
 
 
 def interrupted_and_resumed(folder, crash_at, **options):
@@ -30,6 +34,20 @@ SCENARIOS = {
     "all generators in use": {"algorithm": "PPO", "noisy": True},
     "frame stack": {"algorithm": "PPO", "frame_stack": True},
     "schedules": {"algorithm": "PPO", "clip_range": "lin_0.3", "ent_coef": "lin_0.1", "target_kl": "lin_1.0"},
+    "masks": {"algorithm": "PPO", "policy": "MaskableMlpPolicy", "env": "MaskedRoute-v0"},
+    "memory": {"algorithm": "PPO", "policy": "MlpLstmPolicy", "policy_kwargs": {"lstm_hidden_size": 8}},
+    "a GRU of two layers, gSDE": {
+        "algorithm": "TRPO",
+        "policy": "MlpLstmPolicy",
+        "policy_kwargs": {"lstm_hidden_size": 8, "rnn": "gru", "n_lstm_layers": 2},
+        "use_sde": True,
+    },
+    "masks and memory": {
+        "algorithm": "TRPO",
+        "policy": "MaskableMlpLstmPolicy",
+        "env": "MaskedWorkshop-v0",
+        "policy_kwargs": {"lstm_hidden_size": 8, "enable_critic_lstm": False, "shared_lstm": True},
+    },
     "evaluation": {"algorithm": "PPO", "env": "CartPole-v1", "evaluate": True},
 }
 
@@ -46,6 +64,38 @@ def test_same_final_bits(tmp_path, options):
         evaluations = [np.load(tmp_path / run / "evaluations.npz") for run in ("whole", "resumed")]
         for name in ("timesteps", "results", "ep_lengths"):
             np.testing.assert_array_equal(evaluations[0][name], evaluations[1][name])
+
+
+def test_masks_in_infos_belong_to_the_last_observations(tmp_path):
+    """Counting allows one action in each step of an episode; with other masks than those of the step there is an error."""
+
+    def run(folder, crash_at=float("inf")):
+        model = MaskablePPO(
+            "MlpPolicy", DummyVecEnv([lambda: Counting("info")]), n_steps=16, batch_size=16, seed=0, device="cpu"
+        )
+        callbacks = [ResumableCheckpointCallback(folder, save_freq=16), CrashAt(crash_at)]
+        return model.learn(64, callback=callbacks)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Crash):
+        run(tmp_path / "resumed", crash_at=40)
+    assert fingerprint(run(tmp_path / "resumed"))["last observations"] == fingerprint(whole)["last observations"]
+    weights = [newest_weights(tmp_path / name) for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+
+
+def newest_weights(folder):
+    model = MaskablePPO.load(folder / "rl_model_64_steps.zip", device="cpu")
+    return [value.tolist() for value in model.policy.state_dict().values()]
+
+
+def test_without_its_states_a_policy_with_memory_ends_elsewhere(tmp_path, monkeypatch):
+    """Episodes of Pendulum have 200 steps, rollouts of an environment 32: the comparison above sees the states."""
+    whole = train(tmp_path / "whole", **SCENARIOS["memory"])
+    monkeypatch.setattr(step_context, "restore", lambda model, context: None)
+    resumed = interrupted_and_resumed(tmp_path / "resumed", 5.6 * ROLLOUT, **SCENARIOS["memory"])
+    assert fingerprint(resumed)["states"] != fingerprint(whole)["states"]
+    assert fingerprint(resumed)["policy action_net.weight"] != fingerprint(whole)["policy action_net.weight"]
 
 
 def test_without_the_checkpoint_the_bits_differ(tmp_path):
@@ -78,9 +128,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
-@pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
-def test_kill(tmp_path, algorithm):
-    options = {"algorithm": algorithm, "env": "CartPole-v1", "save_freq": ROLLOUT}
+@pytest.mark.parametrize("kind", ["PPO", "TRPO", pytest.param("masks and memory", marks=pytest.mark.slow)])
+def test_kill(tmp_path, kind):
+    options = {**SCENARIOS[kind], "save_freq": ROLLOUT}
+    options.setdefault("env", "CartPole-v1")
     kills, equal_endings = lives_until_killed(tmp_path, options, kills=5, seed=0)
     assert kills == 5
     assert equal_endings >= 1

@@ -9,7 +9,7 @@ import pytest
 import torch as th
 
 import sb3_policyopt.zoo  # noqa: F401  registers environments too
-from sb3_policyopt import hyperparams
+from sb3_policyopt import hyperparams, registry
 from sb3_policyopt.zoo.experiment import Experiment
 
 pytestmark = pytest.mark.slow
@@ -17,8 +17,9 @@ ATARI, DEFAULT = "BreakoutNoFrameskip-v4", "CliffWalking-v1"  # one environment 
 
 
 def environments(algo: str) -> list[str]:
-    named = {"atari": ATARI, "default": DEFAULT}
-    return [named.get(key, key) for key in hyperparams.load(algo)]
+    named = {"atari": ATARI}
+    default = "MaskedWorkshop-v0" if registry.find(algo).masks else DEFAULT  # a default for environments with masks
+    return [default if key == "default" else named.get(key, key) for key in hyperparams.load(algo)]
 
 
 def installed(env_id: str) -> bool:
@@ -44,7 +45,7 @@ def experiment(algo: str, env_id: str, folder: Path, **options: Any) -> Experime
     )
 
 
-@pytest.mark.parametrize(("algo", "env_id"), [(algo, env_id) for algo in ("ppo", "trpo") for env_id in environments(algo)])
+@pytest.mark.parametrize(("algo", "env_id"), [(algo, env_id) for algo in registry.ALGORITHMS for env_id in environments(algo)])
 def test_two_updates(algo: str, env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warnings into the current folder
     if not installed(env_id):

@@ -10,8 +10,9 @@ import gymnasium as gym
 import pytest
 import rl_zoo3
 import yaml
+from torch import nn
 
-from sb3_policyopt import hyperparams
+from sb3_policyopt import hyperparams, registry
 
 pytestmark = pytest.mark.fast
 
@@ -114,19 +115,68 @@ def test_version_5_carries_the_numbers_of_its_older_version(algo: str, name: str
     assert entries[name] == carried
 
 
-@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+NO_VELOCITIES = {
+    "CartPoleNoVel-v1",
+    "PendulumNoVel-v1",
+    "MountainCarNoVel-v0",
+    "MountainCarContinuousNoVel-v0",
+    "LunarLanderNoVel-v3",
+    "LunarLanderContinuousNoVel-v3",
+}
+
+
+def test_recurrent_ppo_has_the_numbers_of_the_zoo_but_for_three_entries() -> None:
+    """The zoo's default is a policy without memory, and version 2 of LunarLander no longer exists."""
+    theirs = {env_id.replace("NoVel-v2", "NoVel-v3"): entry for env_id, entry in stock("ppo_lstm").items()}
+    theirs["default"]["policy"] = "MlpLstmPolicy"
+    assert hyperparams.load("ppo_lstm") == theirs
+    mended = [env_id for env_id in theirs if origin("ppo_lstm", env_id).startswith("# mended")]
+    assert sorted(mended) == ["LunarLanderContinuousNoVel-v3", "LunarLanderNoVel-v3", "default"]
+
+
+@pytest.mark.parametrize("algo", ["ppo_lstm", "trpo_lstm"])
+def test_environments_without_velocities_exist(algo: str) -> None:
+    import rl_zoo3.import_envs  # noqa: F401  registers them
+
+    named = {env_id for env_id in hyperparams.load(algo) if "NoVel" in env_id}
+    assert named == NO_VELOCITIES <= set(gym.registry)
+
+
+def evaluated(entry: dict[str, Any]) -> Any:
+    """The arguments of the policy, as rl-zoo3 reads them."""
+    return eval(entry["policy_kwargs"], {"nn": nn})
+
+
+@pytest.mark.parametrize("env_id", sorted(NO_VELOCITIES))
+def test_recurrent_trpo_has_the_discount_and_the_network_of_ppo(env_id: str) -> None:
+    ours, ppo = hyperparams.load("trpo_lstm")[env_id], hyperparams.load("ppo_lstm")[env_id]
+    assert ours["policy"] == ppo["policy"] == "MlpLstmPolicy" and ours["normalize"] is ppo["normalize"] is True
+    assert ours["gamma"] == ppo["gamma"] and ours["n_envs"] == ppo["n_envs"]
+    if "policy_kwargs" in ppo:  # MountainCarNoVel has the default network there, with a hidden size of 256
+        assert evaluated(ours) == evaluated(ppo)
+
+
+@pytest.mark.parametrize("algo", ["ppo_mask", "trpo_mask"])
+def test_environments_with_masks_have_entries(algo: str) -> None:
+    import sb3_policyopt.envs  # noqa: F401  registers them
+
+    assert set(hyperparams.load(algo)) == {"default", "MaskedRoute-v0", "MaskedWorkshop-v0"}
+    assert {"MaskedRoute-v0", "MaskedWorkshop-v0"} <= set(gym.registry)
+
+
+@pytest.mark.parametrize("algo", registry.ALGORITHMS)
 def test_every_entry_says_where_its_numbers_come_from(algo: str) -> None:
     lines = hyperparams.path(algo).read_text().splitlines()
     for number, line in enumerate(lines):
         if re.match(r"\S+:", line):
-            assert re.match(r"# (zoo|converted|carried|tuned here|untuned)\b", lines[number - 1]), line
+            assert re.match(r"# (zoo|converted|carried|derived|mended|tuned here|untuned)\b", lines[number - 1]), line
 
 
-@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+@pytest.mark.parametrize("algo", registry.ALGORITHMS)
 def test_the_module_gives_a_fresh_dictionary(algo: str) -> None:
     """rl-zoo3 deletes from the dictionary what it has used."""
     module = importlib.import_module(f"sb3_policyopt.hyperparams.{algo}")
-    del module.hyperparams["CartPole-v1"]["policy"]
+    del module.hyperparams["default"]["policy"]
     assert module.hyperparams == hyperparams.load(algo)
 
 

@@ -2,10 +2,13 @@
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rl_zoo3
+import rl_zoo3.utils
 from rl_zoo3 import hyperparams_opt
 
 from sb3_policyopt import PPO, hyperparams, registry
@@ -21,6 +24,7 @@ from sb3_policyopt.plots.page import make_figure
 from sb3_policyopt.plots.panels import Panel
 from sb3_policyopt.plots.runs import read_run
 from sb3_policyopt.registry import Algorithm
+from sb3_policyopt.saving.constructors import parameters_of
 from sb3_policyopt.zoo import register
 
 pytestmark = pytest.mark.fast
@@ -98,13 +102,50 @@ def test_without_a_stock_class_the_card_has_no_code_for_it(third: Algorithm) -> 
     assert card.count("```python") == 1
 
 
-def test_names_follow_the_class() -> None:
-    """rl-zoo3 finds the algorithm of a published agent by the name of its class in lower case."""
-    with pytest.raises(ValueError, match="must be 'third'"):
-        registry.register(Algorithm(**{**vars(registry.find("ppo")), "class_reference": f"{__name__}:Third"}))
-    with pytest.raises(ValueError, match="one of ppo, trpo, not 'sac'"):
+def test_a_name_is_a_key_and_a_class_has_one_entry() -> None:
+    """rl-zoo3's plots look for the key in lower case; saved agents are found by the name of their class."""
+    with pytest.raises(ValueError, match="must be in lower case"):
+        registry.register(replace(registry.find("ppo"), name="PPO2"))
+    with pytest.raises(ValueError, match="ppo has a class of the name PPO"):
+        registry.register(replace(registry.find("ppo"), name="ppo2"))
+    with pytest.raises(ValueError, match="one of ppo, trpo, ppo_lstm, trpo_lstm, ppo_mask, trpo_mask, not 'sac'"):
         registry.find("sac")
-    assert registry.class_names() == "PPO and TRPO"
+    assert registry.class_names() == "PPO, TRPO, RecurrentPPO, RecurrentTRPO, MaskablePPO and MaskableTRPO"
+    assert registry.of_class("MaskableTRPO") is registry.find("trpo_mask") and registry.of_class("SAC") is None
+
+
+@pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
+def test_the_zoo_finds_the_key_by_the_name_on_a_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rl-zoo3's own function, on a list of models as the Hub gives it."""
+    result = {"dataset": {"name": "CartPole-v1"}}
+    head = {"model-index": [{"name": registry.find(name).model_name, "results": [result]}]}
+    models = [SimpleNamespace(id="me/it", card_data=head)]
+    monkeypatch.setattr(rl_zoo3.utils.HfApi, "list_models", lambda *_, **__: models)
+    assert rl_zoo3.utils.get_hf_trained_models("me") == {f"{name}-CartPole-v1": (name, "CartPole-v1")}
+
+
+@pytest.mark.parametrize(
+    ("trained_by", "masks", "memory", "published_as"),
+    [
+        ("ppo", False, False, "ppo"),
+        ("ppo", True, False, "ppo_mask"),
+        ("trpo", False, True, "trpo_lstm"),
+        ("ppo", True, True, "ppo_mask"),
+        ("ppo_lstm", True, True, "ppo_mask"),
+        ("trpo_mask", True, False, "trpo_mask"),
+    ],
+)
+def test_an_agent_is_published_by_the_kind_of_its_policy(trained_by, masks, memory, published_as) -> None:
+    assert registry.of_policy(registry.find(trained_by), masks, memory).name == published_as
+
+
+def test_the_arguments_of_a_constructor_with_those_that_it_hands_on() -> None:
+    for name in registry.ALGORITHMS:
+        found = parameters_of(registry.find(name).load_class())
+        assert {"policy", "env", "n_steps", "gamma", "engine", "sequence_length"} <= set(found), name
+        assert not {"self", "options", "named"} & set(found), name
+    assert parameters_of(registry.find("ppo_lstm").load_class())["n_steps"].default == 128, "its own, not that of PPO"
+    assert parameters_of(registry.find("ppo").load_class())["n_steps"].default == 2048
 
 
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
@@ -113,14 +154,15 @@ def test_every_reference_of_an_entry_exists(name: str) -> None:
     assert algorithm.load_class().__name__ == algorithm.class_name
     assert hyperparams.path(name).is_file()
     assert f"sb3_policyopt.hyperparams.{name}" == importlib.import_module(f"sb3_policyopt.hyperparams.{name}").__name__
-    for reference in (algorithm.panels, algorithm.rules, algorithm.sampler, algorithm.stock):
+    for reference in (algorithm.panels, algorithm.rules, algorithm.sampler, algorithm.converter, algorithm.stock):
         assert reference is None or registry.resolve(reference)
 
 
-@pytest.mark.parametrize("name", ["ppo", "trpo"])
+@pytest.mark.parametrize("name", [name for name, entry in registry.ALGORITHMS.items() if entry.stock is not None])
 def test_the_stock_class_of_an_entry_loads_its_zips(name, tmp_path):
     entry = registry.find(name)
-    model = entry.load_class()("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, seed=0, device="cpu")
+    policy, env_id = "MlpLstmPolicy" if entry.memory else "MlpPolicy", "MaskedRoute-v0" if entry.masks else "CartPole-v1"
+    model = entry.load_class()(policy, env_id, n_steps=8, batch_size=8, seed=0, device="cpu")
     model.save(tmp_path / "model")
     stock = registry.resolve(entry.stock).load(tmp_path / "model", device="cpu")
     assert type(stock).__name__ == entry.class_name and not isinstance(stock, type(model))

@@ -14,10 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import optuna
 import pytest
 import rl_zoo3
+import strict_route  # noqa: F401  registers StrictRoute-v0
 import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import exp_manager, load_from_hub, utils
@@ -25,6 +27,7 @@ from rl_zoo3.utils import StoreDict
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_policyopt.zoo  # noqa: F401  applies the shims
+from sb3_policyopt.callbacks.evaluation import EvaluatesWithMasks
 from sb3_policyopt.zoo import shims
 from sb3_policyopt.zoo.experiment import Experiment
 
@@ -56,6 +59,7 @@ def test_all_are_applied_once() -> None:
         "trial_normalises_with_its_own_gamma",
         "trial_keeps_policy_kwargs",
         "values_that_are_not_python",
+        "evaluations_with_masks",
         "agents_without_normalisation",
     }, GONE
     assert exp_manager.ExperimentManager is Experiment
@@ -214,6 +218,24 @@ def test_values_that_are_not_python() -> None:
         parse(StoreDict.__call__, "policy:MlpPolicy")
 
 
+def test_evaluations_with_masks() -> None:
+    """Stable-Baselines3's callback, which the zoo has, evaluates an agent with masks without them."""
+    from stable_baselines3.common import callbacks
+
+    from sb3_policyopt import MaskablePPO
+
+    assert exp_manager.EvalCallback is not callbacks.EvalCallback
+    assert issubclass(exp_manager.TrialEvalCallback, EvaluatesWithMasks)
+    model = MaskablePPO("MlpPolicy", "StrictRoute-v0", n_steps=32, batch_size=32, seed=0, device="cpu")
+    options = {"eval_freq": 16, "n_eval_episodes": 3, "deterministic": False, "warn": False}
+    with pytest.raises(AssertionError, match="a forbidden action"):
+        model.learn(64, callback=callbacks.EvalCallback(gym.make("StrictRoute-v0"), **options))
+        pytest.fail(GONE)
+    evaluation = exp_manager.EvalCallback(gym.make("StrictRoute-v0"), **options)
+    model.learn(64, callback=evaluation)
+    assert evaluation.last_mean_reward > -1 and evaluation.model is model
+
+
 def test_agents_without_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent on the Hub that has no vec_normalize.pkl, with the error that huggingface_hub raises for it."""
     import requests
@@ -279,8 +301,7 @@ def test_registration_keeps_the_other_algorithms() -> None:
     assert rl_zoo3.ALGOS["ppo"].__module__ == "sb3_policyopt.ppo"
     assert rl_zoo3.ALGOS["trpo"].__module__ == "sb3_policyopt.trpo"
     assert rl_zoo3.ALGOS["sac"].__module__.startswith("stable_baselines3")
-    for key in ("ppo", "trpo"):  # how the zoo finds the algorithm of a published agent
-        assert rl_zoo3.ALGOS[key].__name__.lower() == key
+    assert rl_zoo3.ALGOS["ppo_lstm"].__module__ == "sb3_policyopt.recurrent"
 
 
 def test_a_trial_samples_on_the_joint_scale() -> None:

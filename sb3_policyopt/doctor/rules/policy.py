@@ -104,7 +104,8 @@ def dead_entropy(log: pd.DataFrame, settings: Settings) -> Finding | None:
     if continuous or len(entropy) < 5 or succeeded(log):
         return None
     end = float(np.median(entropy[-max(1, len(entropy) // 10) :]))
-    if end > max(0.01, 0.05 * entropy.max()):
+    smallest = 0.0 if settings.get("masks") else 0.01  # where masks allow one action, there is nothing to explore
+    if end > max(smallest, 0.05 * entropy.max()):
         return None
     return Finding(
         "error",

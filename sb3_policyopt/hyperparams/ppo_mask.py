@@ -1,0 +1,5 @@
+"""MaskablePPO's hyperparameters as a Python module: ``-conf sb3_policyopt.hyperparams.ppo_mask``."""
+
+from sb3_policyopt.hyperparams import module_attributes
+
+__getattr__ = module_attributes("ppo_mask")
