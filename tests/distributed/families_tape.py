@@ -136,7 +136,7 @@ class InOneProcess:
             if memory:
                 cuts = data.cuts[rows]
                 cuts[np.cumsum([0, *map(len, pieces)])[:-1]] = True  # each rank's minibatch begins a sequence
-                batch = data._batch(rows, cuts)
+                batch = data.batch_of(rows, cuts)
             else:
                 batch = whole.rows(rows)
             yield batch.normalized() if normalized else batch
