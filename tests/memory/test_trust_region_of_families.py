@@ -196,11 +196,12 @@ def test_R2_J_and_its_transpose_are_adjoint(policy, action, engine):
     random = np.random.default_rng(0)
     v = th.as_tensor(random.normal(size=engine_in_use.n_actor).astype(np.float32))
     moved = forward.pushforward(v)
-    slopes = tuple(random.normal(size=tuple(part.shape)).astype(np.float32) for part in moved)
+    # A row for every transition, also for a standard deviation that moves by the same for all.
+    slopes = tuple(random.normal(size=(batch.size, part.shape[1])).astype(np.float32) for part in moved)
     if isinstance(moved[0], th.Tensor):
         slopes = tuple(th.as_tensor(part) for part in slopes)
     left = sum(
-        float(np.vdot(np.asarray(u, np.float64), np.asarray(part, np.float64))) for u, part in zip(slopes, moved, strict=True)
+        float((np.asarray(u, np.float64) * np.asarray(part, np.float64)).sum()) for u, part in zip(slopes, moved, strict=True)
     )
     right = float(v.double() @ th.as_tensor(forward.pullback(slopes)).double())
     assert left == pytest.approx(right, rel=1e-4, abs=1e-4)
