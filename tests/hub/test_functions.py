@@ -87,7 +87,7 @@ def fails(action, sentence):
         raise AssertionError(f"no error: {sentence}")
 
 model = PPO("MlpPolicy", env(), **SMALL)
-fails(lambda: push_to_hub(A2C("MlpPolicy", env()), "me/x"), "only PPO and TRPO")
+fails(lambda: push_to_hub(A2C("MlpPolicy", env()), "me/x"), "only PPO, TRPO, RecurrentPPO")
 fails(lambda: push_to_hub(PPO("MlpPolicy", Unregistered(), **SMALL), "me/x"), "pass env_id")
 fails(lambda: push_to_hub(model, "x"), "name/repository")
 fails(lambda: push_to_hub(model, "me/x", "Pendulum-v1", **ONCE), "does not run in Pendulum-v1")
