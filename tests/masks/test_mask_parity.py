@@ -49,7 +49,7 @@ CASES = {
     "dict": Case({}, MASKABLE["multi_discrete"], OBSERVATION_SPACES["dict"], "MultiInputPolicy"),
     "dict with image": Case(SMALL, DISCRETE, OBSERVATION_SPACES["dict_with_image"], "MultiInputPolicy"),
 }
-FAST = {*MASKABLE, "value clipping", "dict"}
+FAST = {*MASKABLE}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.fast) if n in FAST else n for n in CASES])

@@ -91,7 +91,9 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("name", [n if "Sub" in n else pytest.param(n, marks=pytest.mark.fast) for n in SOURCES])
+@pytest.mark.parametrize(
+    "name", [n if "Memory" in n or "Sub" in n else pytest.param(n, marks=pytest.mark.fast) for n in SOURCES]
+)
 def test_M1_each_step_has_the_mask_of_its_observation(name):
     """Also in the second rollout, which begins in the middle of episodes, and in the steps after an episode's end."""
     env = SOURCES[name]()

@@ -26,8 +26,9 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "both": ("MaskableMlpLstmPolicy", {}),
     "both, gru": ("MaskableMlpLstmPolicy", {"rnn": "gru", "enable_critic_lstm": False}),
 }
+FAST = {("masks", "multi_discrete"), ("lstm", "box_6"), ("both", "discrete")}
 CASES = [
-    pytest.param(policy, action, id=f"{policy}-{action}", marks=pytest.mark.fast if action == "discrete" else ())
+    pytest.param(policy, action, id=f"{policy}-{action}", marks=pytest.mark.fast if (policy, action) in FAST else ())
     for policy in POLICIES
     for action in ACTIONS
     if action != "box_6" or "Maskable" not in POLICIES[policy][0]
