@@ -12,7 +12,7 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, st
 
 from sb3_policyopt import PPO, TRPO
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     PPO: {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"},
     TRPO: {"n_steps": 8, "batch_size": 16, "n_critic_updates": 2, "cg_max_steps": 4, "seed": 0, "device": "cpu"},
 }

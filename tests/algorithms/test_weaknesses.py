@@ -5,6 +5,8 @@ The numbers count the weaknesses found in Stable-Baselines3 and sb3-contrib 2.9;
 says what goes wrong there.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -22,21 +24,21 @@ from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.trust_region import backtracking_line_search
 from sb3_policyopt.objectives import Objective
 
-SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 
 
-def actor_parameters(model):
+def actor_parameters(model: Any) -> Any:
     return [p for name, p in model.policy.named_parameters() if "value" not in name]
 
 
-def updated(model):
+def updated(model: Any) -> Any:
     """Collect a rollout, update, return the log."""
     collect(model)
     model.train()
     return {name.removeprefix("train/"): value for name, value in model.logger.name_to_value.items()}
 
 
-def joint_kl(old, model, observations):
+def joint_kl(old: Any, model: Any, observations: Any) -> Any:
     """E_s[KL(π_old‖π_θ)] of Gaussians with (mean, std), summed over dimensions, from the textbook formula in float64."""
     mean, std = (x.double() for x in old)
     new_mean, new_std = (x.double() for x in gaussian(model, observations))
@@ -44,14 +46,14 @@ def joint_kl(old, model, observations):
     return float(kl.sum(1).mean())
 
 
-def gaussian(model, observations):
+def gaussian(model: Any, observations: Any) -> Any:
     with th.no_grad():
         distribution = model.policy.get_distribution(observations).distribution
     return distribution.mean.clone(), distribution.stddev.clone()
 
 
 @pytest.mark.parametrize("dimensions", [1, 6, 17])
-def test_weakness_01_target_kl_bounds_the_joint_kl_of_a_box(dimensions, engine):
+def test_weakness_01_target_kl_bounds_the_joint_kl_of_a_box(dimensions: int, engine: str) -> None:
     """sb3-contrib averages over dimensions: its accepted steps of 17 dimensions have a joint KL of many times the target."""
     kls = {}
     for cls, options in ((ContribTRPO, {}), (TRPO, {"engine": engine})):
@@ -70,7 +72,7 @@ def test_weakness_01_target_kl_bounds_the_joint_kl_of_a_box(dimensions, engine):
         assert max(kls[ContribTRPO]) > 0.03  # the fault is still there, so that the comparison means something
 
 
-def test_weakness_02_the_old_policy_comes_first_in_the_kl(engine):
+def test_weakness_02_the_old_policy_comes_first_in_the_kl(engine: str) -> None:
     """sb3-contrib measures KL(new‖old). The two differ at finite steps; ours is that of the paper."""
     model = TRPO("MlpPolicy", toy(), engine=engine, target_kl=0.5, line_search=False, **SMALL)
     collect(model)
@@ -86,7 +88,7 @@ def test_weakness_02_the_old_policy_comes_first_in_the_kl(engine):
     assert abs(backward - forward) > 0.02 * forward
 
 
-def policy_update(model, used, data):
+def policy_update(model: Any, used: Any, data: Any) -> Any:
     """TRPO's policy update on the whole rollout."""
     (rollout,) = data.whole()
     return model.update_policy(used, model.trust_region(used, model.normalized(rollout)))
@@ -95,15 +97,15 @@ def policy_update(model, used, data):
 class ValueNamed(BaseFeaturesExtractor):
     """A shared extractor whose layer's name speaks of value."""
 
-    def __init__(self, observation_space):
+    def __init__(self, observation_space: Any) -> None:
         super().__init__(observation_space, features_dim=8)
         self.value_embedding = th.nn.Linear(observation_space.shape[0], 8)
 
-    def forward(self, observations):
+    def forward(self, observations: Any) -> Any:
         return th.tanh(self.value_embedding(observations))
 
 
-def test_weakness_03_names_do_not_decide_what_the_actor_is():
+def test_weakness_03_names_do_not_decide_what_the_actor_is() -> None:
     """sb3-contrib takes every parameter with "value" in its name for the critic's, whatever it does."""
     model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
     layer = model.policy.features_extractor.value_embedding.weight
@@ -116,7 +118,7 @@ def test_weakness_03_names_do_not_decide_what_the_actor_is():
     assert th.equal(layer, after_policy)
 
 
-def test_weakness_03_a_dict_key_named_value_on_an_image():
+def test_weakness_03_a_dict_key_named_value_on_an_image() -> None:
     """CombinedExtractor names its modules by the key."""
     space = spaces.Dict({"value_map": OBSERVATION_SPACES["image"], "vector": OBSERVATION_SPACES["box"]})
     model = TRPO("MultiInputPolicy", toy(space), **{**SMALL, "n_steps": 8, "cg_max_steps": 3})
@@ -132,7 +134,7 @@ def test_weakness_03_a_dict_key_named_value_on_an_image():
     assert th.equal(convolution, moved)
 
 
-def test_weakness_04_the_critic_pays_no_backward_pass_for_what_it_cannot_train():
+def test_weakness_04_the_critic_pays_no_backward_pass_for_what_it_cannot_train() -> None:
     """sb3-contrib differentiates the value loss through a shared extractor and throws the gradient away."""
     model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
     collect(model)
@@ -155,7 +157,7 @@ def test_weakness_04_the_critic_pays_no_backward_pass_for_what_it_cannot_train()
     assert len(passes) == 1
 
 
-def test_weakness_05_sub_sampling_works_with_dict_observations_and_thins_only_the_fisher_matrix(engine):
+def test_weakness_05_sub_sampling_works_with_dict_observations_and_thins_only_the_fisher_matrix(engine: str) -> None:
     """sb3-contrib crashes on Dict observations ("unhashable type: 'slice'"), and thins gradient, KL and line search too."""
     model = TRPO("MultiInputPolicy", toy(OBSERVATION_SPACES["dict"]), sub_sampling_factor=4, **SMALL)
     assert updated(model)["is_line_search_success"] == 1
@@ -179,11 +181,11 @@ class PoisonedTRPO(TRPO):
 
     poison = True
 
-    def surrogate(self, batch, log_prob):
+    def surrogate(self, batch: Any, log_prob: Any) -> Any:
         return super().surrogate(batch, log_prob) * (float("nan") if self.poison else 1.0)
 
 
-def test_weakness_06_a_non_finite_direction_leaves_the_policy_alone():
+def test_weakness_06_a_non_finite_direction_leaves_the_policy_alone() -> None:
     """sb3-contrib writes NaN into the parameters, then raises before it would restore them."""
     model = PoisonedTRPO("MlpPolicy", toy(), **SMALL)
     collect(model)
@@ -196,7 +198,7 @@ def test_weakness_06_a_non_finite_direction_leaves_the_policy_alone():
     assert updated(model)["is_line_search_success"] == 1
 
 
-def test_weakness_06_a_zero_gradient_is_no_division_by_zero(engine):
+def test_weakness_06_a_zero_gradient_is_no_division_by_zero(engine: str) -> None:
     """sb3-contrib raises ZeroDivisionError or steps along noise."""
     model = TRPO("MlpPolicy", toy(), engine=engine, normalize_advantage=False, **SMALL)
     collect(model)
@@ -207,7 +209,7 @@ def test_weakness_06_a_zero_gradient_is_no_division_by_zero(engine):
     assert all(th.equal(p, q) for p, q in zip(actor_parameters(model), before, strict=True))
 
 
-def test_weakness_07_conjugate_gradient_draws_no_random_number_and_wastes_no_product(engine):
+def test_weakness_07_conjugate_gradient_draws_no_random_number_and_wastes_no_product(engine: str) -> None:
     """sb3-contrib starts from 1e-4·randn: one more product, the global generator advanced, noise as direction where b ≈ 0."""
     model = TRPO("MlpPolicy", toy(), engine=engine, cg_max_steps=5, **SMALL)
     collect(model)
@@ -231,7 +233,7 @@ def test_weakness_07_conjugate_gradient_draws_no_random_number_and_wastes_no_pro
     assert indefinite.status == "not_positive" and not indefinite.x.any()
 
 
-def test_weakness_08_a_refusal_says_why(engine):
+def test_weakness_08_a_refusal_says_why(engine: str) -> None:
     """sb3-contrib reports a KL of 0 and no reason."""
     model = TRPO("MlpPolicy", toy(), engine=engine, target_kl=5.0, line_search_max_iter=1, **SMALL)
     assert updated(model)["line_search_kl_exceeded"] == 1
@@ -242,15 +244,15 @@ def test_weakness_08_a_refusal_says_why(engine):
 
 
 @pytest.mark.parametrize("layer", [th.nn.Dropout(0.5), th.nn.BatchNorm1d(4)], ids=["dropout", "batch_norm"])
-def test_weakness_09_trpo_compares_a_policy_with_itself(layer):
+def test_weakness_09_trpo_compares_a_policy_with_itself(layer: Any) -> None:
     """sb3-contrib updates in training mode: with dropout or batch statistics π_θ differs from itself."""
 
     class Noisy(BaseFeaturesExtractor):
-        def __init__(self, observation_space):
+        def __init__(self, observation_space: Any) -> None:
             super().__init__(observation_space, features_dim=4)
             self.layer, self.linear = layer, th.nn.Linear(4, 4)
 
-        def forward(self, observations):
+        def forward(self, observations: Any) -> Any:
             return self.linear(self.layer(observations))
 
     model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": Noisy}, **SMALL)
@@ -264,7 +266,7 @@ def test_weakness_09_trpo_compares_a_policy_with_itself(layer):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_weakness_10_parameters_keep_their_storage(cls, engine):
+def test_weakness_10_parameters_keep_their_storage(cls: type[Any], engine: str) -> None:
     """sb3-contrib rebinds ``param.data``, which breaks whatever holds the address: shared memory, compiled graphs."""
     model = cls("MlpPolicy", toy(), engine=engine, **SMALL)
     model.learn(64)
@@ -278,22 +280,22 @@ def test_weakness_10_parameters_keep_their_storage(cls, engine):
 class Bias(BaseFeaturesExtractor):
     """Ignores its observation, and adds its bias linearly: its second derivative is None in a naive product."""
 
-    def __init__(self, observation_space):
+    def __init__(self, observation_space: Any) -> None:
         super().__init__(observation_space, features_dim=3)
         self.bias = th.nn.Parameter(th.ones(3))
 
-    def forward(self, observations):
+    def forward(self, observations: Any) -> Any:
         return self.bias.expand(len(observations), 3)
 
 
-def test_weakness_11_a_missing_second_derivative_is_a_zero():
+def test_weakness_11_a_missing_second_derivative_is_a_zero() -> None:
     """sb3-contrib's flat_grad drops it, and vectors of unequal length meet in an obscure error."""
-    options = {"features_extractor_class": Bias, "net_arch": []}
+    options: dict[str, Any] = {"features_extractor_class": Bias, "net_arch": []}
     model = TRPO("MlpPolicy", toy(), policy_kwargs=options, **SMALL)
     assert updated(model)["is_line_search_success"] == 1
 
 
-def test_weakness_12_trpo_takes_schedules(engine):
+def test_weakness_12_trpo_takes_schedules(engine: str) -> None:
     """sb3-contrib's target_kl is a float for the whole training."""
     model = TRPO("MlpPolicy", toy(), engine=engine, target_kl=lambda progress: 0.02 * progress, **SMALL)
     start(model)
@@ -301,7 +303,7 @@ def test_weakness_12_trpo_takes_schedules(engine):
     assert updated(model)["target_kl"] == pytest.approx(0.005)
 
 
-def test_weakness_13_and_15_backward_and_forward_passes_of_one_update(monkeypatch):
+def test_weakness_13_and_15_backward_and_forward_passes_of_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """sb3-contrib makes two full backward passes for every actor tensor, and two forward passes for the same numbers."""
     model = TRPO("MlpPolicy", toy(), engine="autograd", cg_max_steps=4, **SMALL)
     collect(model)
@@ -318,12 +320,12 @@ def test_weakness_13_and_15_backward_and_forward_passes_of_one_update(monkeypatc
     assert len(forwards) == 1 + len(calls)  # and one for each candidate of the line search
 
 
-def test_weakness_14_memory_is_bounded_by_micro_batches():
+def test_weakness_14_memory_is_bounded_by_micro_batches() -> None:
     """sb3-contrib puts the whole rollout through the network at once, graph and all."""
     sizes = []
 
     class Noting(ValueNamed):
-        def forward(self, observations):
+        def forward(self, observations: Any) -> Any:
             sizes.append(len(observations))
             return super().forward(observations)
 
@@ -335,7 +337,7 @@ def test_weakness_14_memory_is_bounded_by_micro_batches():
         assert sizes and max(sizes) == 10
 
 
-def test_weakness_16_an_overflowing_ratio_has_a_finite_gradient():
+def test_weakness_16_an_overflowing_ratio_has_a_finite_gradient() -> None:
     """exp(100) overflows in SB3: 0·∞ makes the gradient NaN even where the clip should have made it zero."""
     log_prob = th.tensor([3.0, -200.0, 1e30, 0.0], requires_grad=True)
     ratio = losses.probability_ratio(log_prob, th.zeros(4))
@@ -347,7 +349,7 @@ def test_weakness_16_an_overflowing_ratio_has_a_finite_gradient():
         np.testing.assert_allclose(slope[[0, 3]], log_prob.grad[[0, 3]])  # inside ±20 both are ∂L/∂ln π
 
 
-def test_weakness_16_an_absurd_old_log_probability_does_not_poison_training(engine):
+def test_weakness_16_an_absurd_old_log_probability_does_not_poison_training(engine: str) -> None:
     """End to end: one transition with ratio e^1000; parameters and optimizer state stay finite."""
     model = PPO("MlpPolicy", toy(), engine=engine, **SMALL)
     collect(model)
@@ -358,13 +360,13 @@ def test_weakness_16_an_absurd_old_log_probability_does_not_poison_training(engi
         assert all(value.isfinite().all() for value in entries.values())
 
 
-def test_weakness_16_a_nan_stops_the_update_by_kl():
+def test_weakness_16_a_nan_stops_the_update_by_kl() -> None:
     """In SB3 ``nan > 1.5 * target_kl`` is False, so the early stop never saves the run."""
     model = PPO("MlpPolicy", toy(), target_kl=0.01, **SMALL)
     assert model.too_far(float("nan")) and not model.too_far(0.01) and model.too_far(0.02)
 
 
-def test_weakness_17_the_smallest_standard_deviation_is_logged_and_can_be_bounded(engine):
+def test_weakness_17_the_smallest_standard_deviation_is_logged_and_can_be_bounded(engine: str) -> None:
     """SB3's log_std has no bounds, and the mean std that it logs hides one dimension that collapses."""
     model = PPO("MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, log_std_bounds=(-1.0, 0.5), **SMALL)
     with th.no_grad():
@@ -375,11 +377,11 @@ def test_weakness_17_the_smallest_standard_deviation_is_logged_and_can_be_bounde
     assert log["std"] > 0.8
 
 
-def test_weakness_18_a_value_outside_the_clip_can_return_if_asked(engine):
+def test_weakness_18_a_value_outside_the_clip_can_return_if_asked(engine: str) -> None:
     """SB3's value loss has no gradient outside ``clip_range_vf``, however wrong the value is; parity is the default."""
     returns = {}
     for clipping in ("clipped", "pessimistic"):
-        options = {**SMALL, "n_epochs": 1, "batch_size": 64, "ent_coef": 0.0, "max_grad_norm": float("inf")}
+        options: dict[str, Any] = {**SMALL, "n_epochs": 1, "batch_size": 64, "ent_coef": 0.0, "max_grad_norm": float("inf")}
         model = PPO("MlpPolicy", toy(), engine=engine, clip_range_vf=0.01, value_clipping=clipping, **options)
         buffer = collect(model)
         buffer.values += 5.0  # V now lies 5 below its old value, far outside the bound
@@ -390,11 +392,11 @@ def test_weakness_18_a_value_outside_the_clip_can_return_if_asked(engine):
     assert returns["clipped"] == 0 and returns["pessimistic"] > 0
 
 
-def test_weakness_20_the_kl_stop_can_look_at_whole_epochs_and_the_log_at_all(engine):
+def test_weakness_20_the_kl_stop_can_look_at_whole_epochs_and_the_log_at_all(engine: str) -> None:
     """SB3 stops on one noisy minibatch, and logs the KL of the last epoch and the loss of the last minibatch."""
     epochs = {}
     for kl_stop in ("minibatch", "epoch"):
-        options = {**SMALL, "batch_size": 8, "n_epochs": 20, "learning_rate": 3e-3}
+        options: dict[str, Any] = {**SMALL, "batch_size": 8, "n_epochs": 20, "learning_rate": 3e-3}
         model = PPO("MlpPolicy", toy(), engine=engine, target_kl=0.002, kl_stop=kl_stop, **options)
         updated(model)
         steps = {float(entries["step"]) for entries in model.policy.optimizer.state_dict()["state"].values()}
@@ -406,11 +408,11 @@ def test_weakness_20_the_kl_stop_can_look_at_whole_epochs_and_the_log_at_all(eng
 class Synchronisations(TorchDispatchMode):
     """Counts what would make the host wait for the device: reading a number out of a tensor."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (th.ops.aten._local_scalar_dense.default, th.ops.aten.nonzero.default):
             self.count += 1
         return func(*args, **(kwargs or {}))
@@ -418,11 +420,11 @@ class Synchronisations(TorchDispatchMode):
 
 @pytest.mark.parametrize("action", ["box_6", "discrete"])
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_weakness_21_no_synchronisation_in_the_minibatch_loop(cls, action):
+def test_weakness_21_no_synchronisation_in_the_minibatch_loop(cls: type[Any], action: str) -> None:
     """SB3 reads five numbers per minibatch; here their number does not depend on how many minibatches there are."""
     counts = []
     for batch_size in (32, 8):
-        options = {**SMALL, "batch_size": batch_size}
+        options: dict[str, Any] = {**SMALL, "batch_size": batch_size}
         model = cls("MlpPolicy", toy(action=ACTION_SPACES[action]), engine="autograd", **options)
         collect(model)
         model.train()  # the first update also makes the optimizer's state
@@ -442,7 +444,7 @@ def test_weakness_21_no_synchronisation_in_the_minibatch_loop(cls, action):
 
 
 @pytest.mark.parametrize("name", ["ent_coef", "vf_coef", "target_kl", "max_grad_norm"])
-def test_weakness_22_schedules_of_what_sb3_takes_as_floats(name, engine):
+def test_weakness_22_schedules_of_what_sb3_takes_as_floats(name: str, engine: str) -> None:
     """In SB3 these are floats only."""
     model = PPO("MlpPolicy", toy(), engine=engine, **{**SMALL, name: "lin_0.4"})
     start(model)
@@ -455,16 +457,16 @@ class CountedPolicy(ActorCriticPolicy):
 
     sizes: list[int] = []
 
-    def predict_values(self, obs):
+    def predict_values(self, obs: Any) -> Any:
         self.sizes.append(len(obs))
         return super().predict_values(obs)
 
 
-def test_weakness_23_truncated_environments_are_bootstrapped_in_one_batch():
+def test_weakness_23_truncated_environments_are_bootstrapped_in_one_batch() -> None:
     """SB3 makes one forward pass of one observation for each environment that was cut off."""
     env = toy(n_envs=8)
 
-    def step_wait(original=env.step_wait):
+    def step_wait(original: Any = env.step_wait) -> Any:
         observations, rewards, dones, infos = original()
         dones[:] = True
         for info in infos:
@@ -481,7 +483,7 @@ def test_weakness_23_truncated_environments_are_bootstrapped_in_one_batch():
     assert 1 not in CountedPolicy.sizes
 
 
-def test_weakness_23_truncation_and_termination_as_in_sb3():
+def test_weakness_23_truncation_and_termination_as_in_sb3() -> None:
     """The batched bootstrap gives SB3's rewards: the same rollout through both loops."""
     stock = StockPPO("MlpPolicy", toy(action=ACTION_SPACES["discrete"]), **SMALL)
     ours = PPO("MlpPolicy", toy(action=ACTION_SPACES["discrete"]), engine="autograd", **SMALL)
@@ -498,7 +500,7 @@ def test_weakness_23_truncation_and_termination_as_in_sb3():
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_weakness_24_the_log_of_a_run_holds_its_last_update(cls):
+def test_weakness_24_the_log_of_a_run_holds_its_last_update(cls: type[Any]) -> None:
     """SB3 writes the log before the update: one rollout late, the last update never."""
     model = cls("MlpPolicy", toy(), **SMALL)
     start(model)
@@ -511,7 +513,7 @@ def test_weakness_24_the_log_of_a_run_holds_its_last_update(cls):
     assert [row["train/n_updates"] for row in dumped] == ([10, 20] if cls is PPO else [1, 2])
 
 
-def test_weakness_26_an_update_makes_no_copy_of_the_whole_rollout_but_the_flat_one(engine):
+def test_weakness_26_an_update_makes_no_copy_of_the_whole_rollout_but_the_flat_one(engine: str) -> None:
     """SB3 copies every array once an epoch, through rows of indices; what is loaded here are the buffer's own flat arrays."""
     model = PPO("MlpPolicy", toy(), engine=engine, **SMALL)
     buffer = collect(model)
@@ -520,7 +522,7 @@ def test_weakness_26_an_update_makes_no_copy_of_the_whole_rollout_but_the_flat_o
         assert np.shares_memory(np.asarray(getattr(rollout, mine)), getattr(buffer, name)), name
 
 
-def test_weakness_27_actions_of_a_bounded_space_reach_the_environment_within_bounds(engine):
+def test_weakness_27_actions_of_a_bounded_space_reach_the_environment_within_bounds(engine: str) -> None:
     """As in SB3 the log-probability is that of the unclipped action, which the buffer keeps; the environment never sees it."""
     env = toy(action=ACTION_SPACES["box_6"])
     seen, step = [], env.step
@@ -531,7 +533,7 @@ def test_weakness_27_actions_of_a_bounded_space_reach_the_environment_within_bou
     np.testing.assert_array_equal(np.clip(buffer.actions, -1, 1), np.array(seen))
 
 
-def test_weakness_27_squashed_actions_need_gsde_and_work_with_it():
+def test_weakness_27_squashed_actions_need_gsde_and_work_with_it() -> None:
     """SB3's policy squashes with gSDE only, and says so."""
     with pytest.raises(AssertionError, match="gSDE"):
         PPO("MlpPolicy", toy(), policy_kwargs={"squash_output": True}, **SMALL)
@@ -543,12 +545,12 @@ def test_weakness_27_squashed_actions_need_gsde_and_work_with_it():
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_a_nan_reward_is_named_before_it_reaches_the_networks(cls, engine):
+def test_a_nan_reward_is_named_before_it_reaches_the_networks(cls: type[Any], engine: str) -> None:
     """In SB3 it surfaces updates later as "Expected parameter loc ... to satisfy the constraint Real()"."""
     env = toy()
     step_wait, calls = env.step_wait, []
 
-    def poisoned():
+    def poisoned() -> Any:
         observations, rewards, dones, infos = step_wait()
         calls.append(1)
         if len(calls) == 20:
@@ -562,7 +564,7 @@ def test_a_nan_reward_is_named_before_it_reaches_the_networks(cls, engine):
     assert parameter_vector(model.policy).isfinite().all()
 
 
-def test_the_rollout_copied_into_the_buffer_is_the_one_that_trains(engine):
+def test_the_rollout_copied_into_the_buffer_is_the_one_that_trains(engine: str) -> None:
     """What the other tests rely on: an update depends on the buffer's content only."""
     first, second = (PPO("MlpPolicy", toy(), engine=engine, **SMALL) for _ in range(2))
     collect(first)

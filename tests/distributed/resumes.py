@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -44,5 +45,10 @@ if __name__ == "__main__":
     model = TRPO("MlpPolicy", env, n_steps=32, batch_size=32, n_critic_updates=2, seed=0)
     model.learn(total_timesteps, callback=callbacks)
     parameters = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().cpu().numpy()
-    result = {"parameters": parameters, "timesteps": model.num_timesteps, "mean": env.obs_rms.mean, "last": model._last_obs}
+    result: dict[str, Any] = {
+        "parameters": parameters,
+        "timesteps": model.num_timesteps,
+        "mean": env.obs_rms.mean,
+        "last": model._last_obs,
+    }
     np.savez(folder / f"{launcher.rank()}.npz", **result)

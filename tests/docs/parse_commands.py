@@ -10,19 +10,20 @@ import io
 import json
 import runpy
 import sys
+from typing import Any
 
 
 class Parsed(BaseException):
     """The program has parsed its options; it ends here."""
 
 
-def parse_args(self, args=None, namespace=None):
+def parse_args(self: Any, args: Any = None, namespace: Any = None) -> None:
     """Parse as ever, then stop."""
     original(self, args, namespace)
     raise Parsed
 
 
-def answer(words):
+def answer(words: str) -> Any:
     """What a program says to its options."""
     program, arguments = words[0], words[1:]
     out = io.StringIO()

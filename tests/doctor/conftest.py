@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -17,22 +18,22 @@ UPDATES = 12
 class Scaled(gym.RewardWrapper):
     """Multiplies the reward."""
 
-    def __init__(self, env, factor):
+    def __init__(self, env: gym.Env[Any, Any], factor: float) -> None:
         super().__init__(env)
         self.factor = factor
 
-    def reward(self, reward):
+    def reward(self, reward: Any) -> float:
         return float(reward) * self.factor
 
 
 class OneOutlier(gym.RewardWrapper):
     """Unchanged rewards, except for a single very large one."""
 
-    def __init__(self, env, at):
+    def __init__(self, env: gym.Env[Any, Any], at: int) -> None:
         super().__init__(env)
         self.at, self.steps = at, 0
 
-    def reward(self, reward):
+    def reward(self, reward: float) -> float:
         self.steps += 1
         return 1e6 if self.steps == self.at else float(reward)
 
@@ -40,11 +41,11 @@ class OneOutlier(gym.RewardWrapper):
 class EndsAtOnce(gym.Wrapper):
     """Ends every episode after one step, from some step on."""
 
-    def __init__(self, env, at):
+    def __init__(self, env: gym.Env[Any, Any], at: int) -> None:
         super().__init__(env)
         self.at, self.steps = at, 0
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         self.steps += 1
         obs, reward, terminated, truncated, info = self.env.step(action)
         return obs, reward, terminated or self.steps > self.at, truncated, info
@@ -53,20 +54,20 @@ class EndsAtOnce(gym.Wrapper):
 class Temptation(gym.Wrapper):
     """Rewards only pushes to the left: a policy that pushes left always has more reward at once and shorter episodes."""
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         obs, _, terminated, truncated, info = self.env.step(action)
         return obs, float(action == 0), terminated, truncated, info
 
 
-def cartpole():
+def cartpole() -> gym.Env[Any, Any]:
     return gym.make("CartPole-v1")
 
 
-def pendulum():
+def pendulum() -> gym.Env[Any, Any]:
     return gym.make("Pendulum-v1")
 
 
-def vanishing_coefficient(progress_remaining):
+def vanishing_coefficient(progress_remaining: float) -> float:
     """A wrong schedule: zero after the first third."""
     return 1e-3 if progress_remaining > 2 / 3 else 0.0
 
@@ -107,7 +108,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Callable[[str], Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from the name of a run to its folder, with ``progress.csv`` and its arguments in ``provenance.json``."""
     done: dict[str, Path] = {}
 
@@ -115,7 +116,7 @@ def trained(tmp_path_factory) -> Callable[[str], Path]:
         if name not in done:
             algorithm, environment, arguments = RUNS[name]
             folder = tmp_path_factory.mktemp("run")
-            arguments = {"n_steps": 128, **arguments}
+            arguments: dict[str, Any] = {"n_steps": 128, **arguments}
             # The policy has a fixed seed too, so that a run has the same findings every time.
             model = algorithm("MlpPolicy", make_vec_env(environment, seed=3), seed=3, device="cpu", **arguments)
             model.set_logger(configure(str(folder), ["csv"]))

@@ -11,20 +11,22 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 
-def is_visible():
+def is_visible() -> Any:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
 
 
-def locked():
+def locked() -> None:
     raise AssertionError("the emulated GPU was touched")
 
 
 class EmulatedGpu(importlib.abc.MetaPathFinder):
     """Changes ``torch.cuda`` once it has been imported."""
 
-    def find_spec(self, name, path, target=None):
+    def find_spec(self, name: str, path: Path, target: Any = None) -> Any:
         if name != "torch.cuda":
             return None
         sys.meta_path.remove(self)
@@ -32,7 +34,7 @@ class EmulatedGpu(importlib.abc.MetaPathFinder):
         assert spec is not None and spec.loader is not None
         execute = spec.loader.exec_module
 
-        def execute_and_change(module):
+        def execute_and_change(module: Any) -> None:
             execute(module)
             module.is_available, module.device_count = is_visible, lambda: int(is_visible())
             module._lazy_init = locked

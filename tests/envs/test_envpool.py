@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,36 +13,38 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_policyopt.envs import envpool_vec_env, make_envpool
 
 pytest.importorskip("envpool")
 
 
-def always(action, env):
+def always(action: int, env: VecEnv) -> np.ndarray:
     """The policy that ignores what it sees."""
     return np.array([action] * env.num_envs)
 
 
-def set_cartpole(env, obs):
+def set_cartpole(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
     env.unwrapped.state = np.array(obs, dtype=np.float64)
 
 
-def set_mountain_car(env, obs):
+def set_mountain_car(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
     env.unwrapped.state = np.array(obs, dtype=np.float64)
 
 
-def set_pendulum(env, obs):
+def set_pendulum(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
     env.unwrapped.state = np.array([np.arctan2(obs[1], obs[0]), obs[2]], dtype=np.float64)
 
 
-def set_half_cheetah(env, obs):
+def set_half_cheetah(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
     # The first observation leaves out only x, on which neither dynamics nor reward depend.
     env.unwrapped.set_state(np.concatenate([[0.0], obs[:8]]), np.asarray(obs[8:]))
 
 
-def replayed_episode(env_id, set_state, first_obs, actions, limit):
+def replayed_episode(
+    env_id: str, set_state: Callable[..., Any], first_obs: np.ndarray, actions: np.ndarray, limit: int
+) -> Iterator[tuple[Any, ...]]:
     """Gymnasium's own episode from the state that EnvPool started in."""
     env = Monitor(gym.make(env_id, max_episode_steps=limit))
     env.reset(seed=0)
@@ -60,7 +65,7 @@ def replayed_episode(env_id, set_state, first_obs, actions, limit):
         ("HalfCheetah-v5", set_half_cheetah, 10, 1e-5),
     ],
 )
-def test_every_step_is_gymnasiums_own(env_id, set_state, limit, tolerance):
+def test_every_step_is_gymnasiums_own(env_id: str, set_state: Callable[..., Any], limit: int, tolerance: float) -> None:
     n_envs, n_steps = 4, 60
     env = make_envpool(env_id, n_envs, seed=3, max_episode_steps=limit, num_threads=1)
     rng = np.random.default_rng(0)
@@ -100,7 +105,7 @@ def test_every_step_is_gymnasiums_own(env_id, set_state, limit, tolerance):
     env.close()
 
 
-def test_falling_at_the_time_limit_is_termination():
+def test_falling_at_the_time_limit_is_termination() -> None:
     """A pole pushed one way falls at its own time; with the limit at just that step it has still fallen."""
     env = make_envpool("CartPole-v1", n_envs=8, seed=1)
     env.reset()
@@ -122,11 +127,11 @@ def test_falling_at_the_time_limit_is_termination():
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "LunarLander-v3"])
-def test_a_fixed_policy_fares_as_in_dummy_vec_env(env_id):
+def test_a_fixed_policy_fares_as_in_dummy_vec_env(env_id: str) -> None:
     """Random start states differ, their distribution does not: mean return and length agree within 4.5 standard errors."""
     n_episodes = 100
 
-    def returns_and_lengths(env):
+    def returns_and_lengths(env: VecEnv) -> np.ndarray:
         found = []
         env.reset()
         finished = np.zeros(env.num_envs, dtype=int)
@@ -146,8 +151,8 @@ def test_a_fixed_policy_fares_as_in_dummy_vec_env(env_id):
     assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) <= 4.5 * standard_error + 1e-9).all()
 
 
-def test_seeds_are_per_environment_and_used_once():
-    def first_and_next(seed, n_envs):
+def test_seeds_are_per_environment_and_used_once() -> None:
+    def first_and_next(seed: int, n_envs: int) -> np.ndarray:
         env = make_envpool("CartPole-v1", n_envs, seed=seed, num_threads=2)
         observations = [env.reset()]
         for _ in range(30):
@@ -163,7 +168,7 @@ def test_seeds_are_per_environment_and_used_once():
     assert not np.array_equal(*unseeded)
 
 
-def test_seed_after_the_first_reset():
+def test_seed_after_the_first_reset() -> None:
     env = make_envpool("CartPole-v1", 2)
     env.reset()
     assert env.seed(2**32 - 1) == [2**32 - 1, 2**32]
@@ -173,7 +178,7 @@ def test_seed_after_the_first_reset():
     np.testing.assert_array_equal(env.reset(), first)
 
 
-def test_returned_arrays_stay_as_they_are():
+def test_returned_arrays_stay_as_they_are() -> None:
     env = make_envpool("CartPole-v1", 3, seed=0)
     kept = [env.reset()]
     copies = [kept[0].copy()]
@@ -186,7 +191,7 @@ def test_returned_arrays_stay_as_they_are():
 
 @pytest.mark.fast
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "LunarLander-v3", "FrozenLake-v1"])
-def test_spaces_are_gymnasiums(env_id):
+def test_spaces_are_gymnasiums(env_id: str) -> None:
     env, reference = make_envpool(env_id, 2), DummyVecEnv([lambda: gym.make(env_id)])
     assert env.observation_space == reference.observation_space
     assert env.action_space == reference.action_space
@@ -197,7 +202,7 @@ def test_spaces_are_gymnasiums(env_id):
 
 
 @pytest.mark.fast
-def test_dict_observations():
+def test_dict_observations() -> None:
     env = make_envpool("MiniGrid-DoorKey-5x5-v0", 3, seed=0, max_episode_steps=5)
     first = env.reset()
     for step in range(1, 11):
@@ -213,7 +218,7 @@ def test_dict_observations():
             assert all(info["TimeLimit.truncated"] for info in infos)
 
 
-def test_atari_statistics_are_of_whole_games_and_unclipped_rewards():
+def test_atari_statistics_are_of_whole_games_and_unclipped_rewards() -> None:
     wrapper = ["stable_baselines3.common.atari_wrappers.AtariWrapper"]
     env = envpool_vec_env("BreakoutNoFrameskip-v4", 4, seed=0, env_wrapper=wrapper, frame_stack=4)
     assert env.observation_space.shape == (4, 84, 84)
@@ -240,7 +245,7 @@ def test_atari_statistics_are_of_whole_games_and_unclipped_rewards():
     env.close()
 
 
-def test_monitor_file_is_read_by_sb3(tmp_path):
+def test_monitor_file_is_read_by_sb3(tmp_path: Path) -> None:
     env = envpool_vec_env("CartPole-v1", 2, seed=0, monitor_dir=str(tmp_path), info_keywords=("elapsed_step",))
     env.reset()
     episodes = []
@@ -255,7 +260,7 @@ def test_monitor_file_is_read_by_sb3(tmp_path):
 
 
 @pytest.mark.fast
-def test_the_vec_env_interface():
+def test_the_vec_env_interface() -> None:
     env = make_envpool("CartPole-v1", 3, seed=0)
     assert env.get_attr("render_mode") == [None, None, None]
     assert env.get_attr("action_space", indices=[0, 2]) == [env.action_space] * 2
@@ -289,7 +294,7 @@ def test_the_vec_env_interface():
 
 
 @pytest.mark.fast
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="no environment 'CartPole-v9'"):
         make_envpool("CartPole-v9")
     with pytest.raises(ValueError, match="n_envs"):
@@ -304,7 +309,7 @@ def test_wrong_arguments_are_named():
         env.step(np.zeros(3, dtype=int))
 
 
-def test_rendering():
+def test_rendering() -> None:
     env = make_envpool("CartPole-v1", 2, seed=0, render_mode="rgb_array")
     env.reset()
     assert env.render_mode == "rgb_array"
@@ -315,7 +320,7 @@ def test_rendering():
     assert env.render("rgb_array").shape[2] == 3
 
 
-def test_zoo_words_that_envpool_cannot_follow():
+def test_zoo_words_that_envpool_cannot_follow() -> None:
     atari_wrapper = "stable_baselines3.common.atari_wrappers.AtariWrapper"
     with pytest.raises(ValueError, match=r"gymnasium.wrappers.FlattenObservation.* cannot be applied"):
         envpool_vec_env("CartPole-v1", env_wrapper="gymnasium.wrappers.FlattenObservation")
@@ -329,7 +334,7 @@ def test_zoo_words_that_envpool_cannot_follow():
         envpool_vec_env("PongNoFrameskip-v4", env_wrapper=[{atari_wrapper: {"colour": True}}])
 
 
-def test_atari_wrapper_arguments_reach_envpool():
+def test_atari_wrapper_arguments_reach_envpool() -> None:
     wrapper = {"stable_baselines3.common.atari_wrappers.AtariWrapper": {"screen_size": 42, "terminal_on_life_loss": False}}
     env = envpool_vec_env("BreakoutNoFrameskip-v4", 1, seed=0, env_wrapper=[None, wrapper], frame_stack=2)
     assert env.reset().shape == (1, 2, 42, 42)
@@ -342,7 +347,7 @@ def test_atari_wrapper_arguments_reach_envpool():
     assert infos[0]["lives"] == 0, "the episode ends with the game"
 
 
-def test_sb3_trains_evaluates_and_takes_the_model_elsewhere(tmp_path):
+def test_sb3_trains_evaluates_and_takes_the_model_elsewhere(tmp_path: Path) -> None:
     env = VecNormalize(make_envpool("CartPole-v1", 8, seed=0))
     model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu")
     model.learn(64 * 8 * 2)
@@ -356,8 +361,8 @@ def test_sb3_trains_evaluates_and_takes_the_model_elsewhere(tmp_path):
     PPO.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 8)).learn(512)
 
 
-def test_vec_monitor_agrees():
-    def first_episodes(env):
+def test_vec_monitor_agrees() -> None:
+    def first_episodes(env: VecEnv) -> list[Any]:
         env.reset()
         episodes = []
         while len(episodes) < 10:
@@ -369,6 +374,6 @@ def test_vec_monitor_agrees():
     assert first_episodes(counted_by_sb3) == first_episodes(make_envpool("CartPole-v1", 4, seed=0))
 
 
-def test_importing_the_module_does_not_import_envpool():
+def test_importing_the_module_does_not_import_envpool() -> None:
     code = "import sys, sb3_policyopt.envs; assert 'envpool' not in sys.modules and 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,8 @@
 """What was trained on one device goes on on another: zips both ways, ours and stock's, and exact resume."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -10,7 +13,7 @@ from toy_environments import ACTION_SPACES, IMAGE, VECTOR, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
 
-SMALL = {"n_steps": 16, "batch_size": 16, "seed": 0}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "seed": 0}
 ALGORITHMS = {"PPO": (PPO, StockPPO), "TRPO": (TRPO, ContribTRPO)}
 gpu = pytest.mark.gpu
 WAYS = [
@@ -21,11 +24,11 @@ WAYS = [
 ]
 
 
-def optimizer_state(model):
+def optimizer_state(model: Any) -> Any:
     return [entry for _, entry in sorted(model.policy.optimizer.state_dict()["state"].items())]
 
 
-def assert_same_model(loaded, model):
+def assert_same_model(loaded: Any, model: Any) -> None:
     assert th.equal(parameter_vector(loaded.policy).cpu(), parameter_vector(model.policy).cpu())
     states = optimizer_state(model)
     assert states
@@ -40,10 +43,10 @@ def assert_same_model(loaded, model):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 class TestZips:
     @pytest.fixture
-    def env(self):
+    def env(self) -> Any:
         return toy(VECTOR, ACTION_SPACES["box_6"])
 
-    def test_ours_go_on(self, algorithm, before, after, env, tmp_path):
+    def test_ours_go_on(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
         ours, _ = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -55,7 +58,7 @@ class TestZips:
         loaded.learn(64, reset_num_timesteps=False)
         assert loaded._n_updates > updates and loaded.policy.device.type == after
 
-    def test_stock_opens_ours(self, algorithm, before, after, env, tmp_path):
+    def test_stock_opens_ours(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
         ours, stock = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -63,7 +66,7 @@ class TestZips:
         assert_same_model(loaded, model)
         loaded.learn(64)
 
-    def test_we_open_stocks(self, algorithm, before, after, env, tmp_path):
+    def test_we_open_stocks(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
         ours, stock = ALGORITHMS[algorithm]
         model = stock("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -73,7 +76,7 @@ class TestZips:
             assert_same_model(loaded, model)
             loaded.learn(64)
 
-    def test_parameters_alone(self, algorithm, before, after, env, tmp_path):
+    def test_parameters_alone(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
         ours, _ = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -84,12 +87,12 @@ class TestZips:
             other.learn(64)
 
 
-RUNS = {"PPO": {}, "TRPO": {}, "gSDE": {"algorithm": "PPO", "use_sde": True, "sde_sample_freq": 7}}
+RUNS: dict[str, dict[str, Any]] = {"PPO": {}, "TRPO": {}, "gSDE": {"algorithm": "PPO", "use_sde": True, "sde_sample_freq": 7}}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_resumes_to_the_same_bits(name, device, tmp_path):
-    options = {"algorithm": name, **RUNS[name]}
+def test_a_run_resumes_to_the_same_bits(name: str, device: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"algorithm": name, **RUNS[name]}
     whole = train(tmp_path / "whole", device=device, **options)
     with pytest.raises(Crash):
         train(tmp_path / "resumed", device=device, crash_at=5.6 * ROLLOUT, **options)
@@ -99,7 +102,7 @@ def test_a_run_resumes_to_the_same_bits(name, device, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_auto_resumes_where_the_checkpoint_was_made(algorithm, device, tmp_path):
+def test_auto_resumes_where_the_checkpoint_was_made(algorithm: Any, device: str, tmp_path: Path) -> None:
     """For a network so small auto alone is the CPU."""
     whole = train(tmp_path / "whole", device=device, algorithm=algorithm)
     with pytest.raises(Crash):
@@ -111,7 +114,7 @@ def test_auto_resumes_where_the_checkpoint_was_made(algorithm, device, tmp_path)
 
 @pytest.mark.parametrize("before, after", [("cpu", "cuda"), ("cuda", "cpu")])
 @pytest.mark.gpu
-def test_another_device_goes_on_with_a_warning(before, after, tmp_path):
+def test_another_device_goes_on_with_a_warning(before: str, after: str, tmp_path: Path) -> None:
     with pytest.raises(Crash):
         train(tmp_path, device=before, crash_at=5.6 * ROLLOUT)
     with pytest.raises(UserWarning, match=f"was made on {before}.* goes on on {after}"):  # an error in these trainings
@@ -119,7 +122,7 @@ def test_another_device_goes_on_with_a_warning(before, after, tmp_path):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_a_model_moves_in_the_middle_of_training(cls, device):
+def test_a_model_moves_in_the_middle_of_training(cls: type[Any], device: str) -> None:
     """By the way that resume takes: the optimizer goes with the parameters, which stay the same objects."""
     stays, moves = (cls("CnnPolicy", toy(IMAGE, ACTION_SPACES["discrete"]), **SMALL, device="cpu").learn(64) for _ in range(2))
     before = list(moves.policy.parameters())
@@ -130,7 +133,7 @@ def test_a_model_moves_in_the_middle_of_training(cls, device):
     assert moves.policy.device.type == device and moves.num_timesteps == 128
 
 
-def assert_same_parameters_and_moments(moved, original, device):
+def assert_same_parameters_and_moments(moved: Any, original: Any, device: str) -> None:
     assert th.equal(parameter_vector(moved.policy).cpu(), parameter_vector(original.policy))
     for mine, theirs in zip(optimizer_state(moved), optimizer_state(original), strict=True):
         assert mine["exp_avg"].device.type == device

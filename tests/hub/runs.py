@@ -1,6 +1,8 @@
 """Run folders as rl-zoo3 writes them, trained in a second."""
 
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import yaml
 from stable_baselines3.common.env_util import make_vec_env
@@ -10,7 +12,15 @@ from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.recording import RunRecorder
 
 
-def make_run(folder, algo, env_id, normalize=False, records=True, n_timesteps=512, **hyperparameters):
+def make_run(
+    folder: Path,
+    algo: str,
+    env_id: str,
+    normalize: bool = False,
+    records: bool = True,
+    n_timesteps: int = 512,
+    **hyperparameters: Any,
+) -> Path:
     """
     Train for a few steps, and write the files of a zoo run, with private facts.
 
@@ -23,7 +33,7 @@ def make_run(folder, algo, env_id, normalize=False, records=True, n_timesteps=51
     env = make_vec_env(env_id, n_envs=2, seed=7, monitor_dir=str(run) if records else None)
     if normalize:
         env = VecNormalize(env)
-    hyperparameters = {"n_steps": 128, "batch_size": 64, **hyperparameters}
+    hyperparameters: dict[str, Any] = {"n_steps": 128, "batch_size": 64, **hyperparameters}
     model = {"ppo": PPO, "trpo": TRPO}[algo]("MlpPolicy", env, seed=7, device="cpu", **hyperparameters)
     arguments = {
         "algo": algo,

@@ -3,6 +3,8 @@ The closed form's numbers against autograd's in float64, which :mod:`test_fisher
 scores made one by one: g, F v, J and KL of TRPO, the gradient and terms of PPO, the critic's gradient.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -25,7 +27,7 @@ class Pair:
 
     def __init__(self, action: str, networks: str, activation: type[th.nn.Module]) -> None:
         th.manual_seed(0)
-        options = {"net_arch": NETWORKS[networks], "activation_fn": activation, "ortho_init": False}
+        options: dict[str, Any] = {"net_arch": NETWORKS[networks], "activation_fn": activation, "ortho_init": False}
         single = ActorCriticPolicy(VECTOR, ACTIONS[action], lambda _: 1e-3, **options)
         with th.no_grad():
             for parameter in single.parameters():  # away from zero biases and equal standard deviations
@@ -54,21 +56,21 @@ class Pair:
 
 
 @pytest.fixture(params=ACTIVATIONS, ids=lambda activation: activation.__name__)
-def activation(request):
+def activation(request: pytest.FixtureRequest) -> str | type[Any]:
     return request.param
 
 
 @pytest.fixture(params=ACTIONS)
-def action(request):
+def action(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(params=NETWORKS)
-def pair(request, action, activation):
+def pair(request: pytest.FixtureRequest, action: str, activation: type[Any]) -> Pair:
     return Pair(action, request.param, activation)
 
 
-def test_T3_T5_gradient_and_fisher_vector_products(pair):
+def test_T3_T5_gradient_and_fisher_vector_products(pair: Pair) -> None:
     for thinning in (1, 3):
         closed, exact = region_of(pair.closed, pair.batch, thinning), region_of(pair.exact, pair.exact_batch, thinning)
         assert closed.surrogate == pytest.approx(exact.surrogate, rel=1e-5, abs=1e-6)
@@ -81,7 +83,7 @@ def test_T3_T5_gradient_and_fisher_vector_products(pair):
 
 
 @pytest.mark.fast
-def test_J_and_its_transpose_are_adjoint(pair):
+def test_J_and_its_transpose_are_adjoint(pair: Pair) -> None:
     """uᵀ(J v) = vᵀ(Jᵀ u) for any u and v."""
     for model, batch, tolerance in ((pair.closed, pair.batch, 1e-4), (pair.exact, pair.exact_batch, 1e-10)):
         forward = model.actor_pass(batch)
@@ -94,7 +96,7 @@ def test_J_and_its_transpose_are_adjoint(pair):
         assert left == pytest.approx((v @ forward.pullback(as_arrays)).item(), rel=tolerance, abs=tolerance)
 
 
-def test_T2_surrogate_and_kl_of_a_moved_policy(pair):
+def test_T2_surrogate_and_kl_of_a_moved_policy(pair: Pair) -> None:
     regions = [region_of(pair.closed, pair.batch), region_of(pair.exact, pair.exact_batch)]
     step = {name: 0.1 * th.randn(len(piece)) for name, piece in by_name(pair.exact, pair.exact.actor_parameters).items()}
     with th.no_grad():
@@ -108,11 +110,11 @@ def test_T2_surrogate_and_kl_of_a_moved_policy(pair):
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
 @pytest.mark.parametrize(("clip_range_vf", "value_clipping"), [(None, "clipped"), (0.5, "clipped"), (0.5, "pessimistic")])
-def test_P5_gradient_and_terms(pair, ent_coef, clip_range_vf, value_clipping):
+def test_P5_gradient_and_terms(pair: Pair, ent_coef: float, clip_range_vf: float | None, value_clipping: str) -> None:
     assert_same_ppo_gradient(pair, PPOCoefficients(0.2, clip_range_vf, value_clipping, ent_coef, 0.7))
 
 
-def test_T10_gradient_of_the_critic(pair):
+def test_T10_gradient_of_the_critic(pair: Pair) -> None:
     with pair.closed.updating(BATCH, critic_only=True), pair.exact.updating(BATCH, critic_only=True):
         closed = pair.closed.gradient(critic_objective(pair.closed.policy), pair.batch)
         exact = pair.exact.gradient(critic_objective(pair.exact.policy), pair.exact_batch)

@@ -30,7 +30,7 @@ def actor_of(model: TorchModel) -> list[th.Tensor]:
     return model.flat.parameters[: model.actor_count]
 
 
-def observations_of(space: spaces.Space) -> Any:
+def observations_of(space: spaces.Space[Any]) -> Any:
     space.seed(0)
     samples = [space.sample() for _ in range(BATCH)]
     if isinstance(space, spaces.Dict):
@@ -96,7 +96,7 @@ def dense(fisher: Any, n: int) -> th.Tensor:
 
 
 @cases
-def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case):
+def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case: PolicyCase) -> None:
     policy = case.policy()
     rollout = rollout_of(policy, case)
     model = TorchModel(policy, split_parameters(policy, rollout.observations))
@@ -124,7 +124,7 @@ def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case
 
 
 @cases
-def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case):
+def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case: PolicyCase) -> None:
     policy = case.policy()
     rollout = rollout_of(policy, case)
     for size in (None, 3):
@@ -138,7 +138,7 @@ def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case):
 
 
 @cases
-def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
+def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case: PolicyCase) -> None:
     policy = case.policy()
     rollout = rollout_of(policy, case)
     model = TorchModel(policy, split_parameters(policy, rollout.observations))
@@ -166,7 +166,7 @@ def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
 
 
 @cases
-def test_the_graph_tells_actor_and_critic_apart(case):
+def test_the_graph_tells_actor_and_critic_apart(case: PolicyCase) -> None:
     """A parameter is the actor's exactly if some score depends on it; the critic's are the rest that move the value."""
     policy = case.policy()
     observations = observations_of(case.observation_space)

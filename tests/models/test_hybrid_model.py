@@ -3,6 +3,8 @@ The hybrid's numbers against autograd's in float64: the gradient and terms of PP
 through extractors that both networks share, of which each has its own, and that have nothing to learn.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -48,7 +50,11 @@ class Pair:
     def __init__(self, action: str, networks: str, extractor: str, frozen: bool = False) -> None:
         th.manual_seed(0)
         policy_class, space = ActorCriticPolicy, IMAGE
-        options = {"net_arch": NETWORKS[networks], "ortho_init": False, "features_extractor_class": Convolution}
+        options: dict[str, Any] = {
+            "net_arch": NETWORKS[networks],
+            "ortho_init": False,
+            "features_extractor_class": Convolution,
+        }
         options["share_features_extractor"] = extractor != "separate"
         if extractor == "nothing to learn":
             policy_class, space, options["features_extractor_class"] = MultiInputActorCriticPolicy, DICTIONARY, Combined
@@ -83,32 +89,32 @@ class Pair:
 
 
 @pytest.fixture(params=ACTIONS)
-def action(request):
+def action(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(params=NETWORKS)
-def networks(request):
+def networks(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(params=["shared", "separate", "nothing to learn"])
-def pair(request, action, networks):
+def pair(request: pytest.FixtureRequest, action: str, networks: str) -> Pair:
     return Pair(action, networks, request.param)
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
 @pytest.mark.parametrize(("clip_range_vf", "value_clipping"), [(None, "clipped"), (0.5, "pessimistic")])
-def test_P5_gradient_and_terms(pair, ent_coef, clip_range_vf, value_clipping):
+def test_P5_gradient_and_terms(pair: Pair, ent_coef: float, clip_range_vf: float | None, value_clipping: str) -> None:
     assert_same_ppo_gradient(pair, PPOCoefficients(0.2, clip_range_vf, value_clipping, ent_coef, 0.7))
 
 
 @pytest.mark.parametrize("extractor", ["shared", "separate"])
-def test_P5_gradient_below_which_the_extractor_is_frozen(action, networks, extractor):
+def test_P5_gradient_below_which_the_extractor_is_frozen(action: str, networks: str, extractor: str) -> None:
     assert_same_ppo_gradient(Pair(action, networks, extractor, frozen=True), PPOCoefficients(0.2, None, "clipped", 0.3, 0.7))
 
 
-def test_T10_gradient_of_the_critic(pair):
+def test_T10_gradient_of_the_critic(pair: Pair) -> None:
     with pair.closed.updating(BATCH, critic_only=True), pair.exact.updating(BATCH, critic_only=True):
         for _ in range(2):
             closed = pair.closed.gradient(critic_objective(pair.closed.policy), pair.batch)
@@ -122,7 +128,7 @@ def test_T10_gradient_of_the_critic(pair):
     assert float(closed["value_loss"]) == pytest.approx(float(exact["value_loss"]), rel=1e-5)
 
 
-def test_the_actor_comes_first_and_its_log_std_last(pair):
+def test_the_actor_comes_first_and_its_log_std_last(pair: Pair) -> None:
     """What the networks rely on, and what T1-T5 step along."""
     names = {id(parameter): name for name, parameter in pair.closed.policy.named_parameters()}
     order = [names[id(parameter)] for parameter in pair.closed.flat.parameters]

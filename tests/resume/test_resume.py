@@ -1,5 +1,8 @@
 """A run that ends at any moment goes on to the same final bits."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from sb3_policyopt.envs import SharedMemoryVecEnv
 
 
-def interrupted_and_resumed(folder, crash_at, **options):
+def interrupted_and_resumed(folder: Path, crash_at: int, **options: Any) -> Any:
     with pytest.raises(Crash):
         train(folder, crash_at=crash_at, **options)
     return train(folder, **options)
@@ -35,7 +38,7 @@ SCENARIOS = {
 
 
 @pytest.mark.parametrize("options", SCENARIOS.values(), ids=SCENARIOS.keys())
-def test_same_final_bits(tmp_path, options):
+def test_same_final_bits(tmp_path: Path, options: Any) -> None:
     if "Hopper" in options.get("env", ""):
         pytest.importorskip("mujoco")
     whole = train(tmp_path / "whole", **options)
@@ -48,7 +51,7 @@ def test_same_final_bits(tmp_path, options):
             np.testing.assert_array_equal(evaluations[0][name], evaluations[1][name])
 
 
-def test_without_the_checkpoint_the_bits_differ(tmp_path):
+def test_without_the_checkpoint_the_bits_differ(tmp_path: Path) -> None:
     """The comparison above can fail: the state of the environment alone makes a difference."""
     whole = train(tmp_path / "whole")
     other = train(tmp_path / "other", noisy=True)
@@ -58,8 +61,8 @@ def test_without_the_checkpoint_the_bits_differ(tmp_path):
 
 @settings(max_examples=4)
 @given(crashes=st.lists(st.integers(2, 8 * ROLLOUT - 2), min_size=1, max_size=3), save_freq=st.sampled_from((1, 100, 300)))
-def test_any_number_of_interruptions(tmp_path_factory, crashes, save_freq):
-    options = {"env": "CartPole-v1", "save_freq": save_freq}
+def test_any_number_of_interruptions(tmp_path_factory: pytest.TempPathFactory, crashes: Any, save_freq: int) -> None:
+    options: dict[str, Any] = {"env": "CartPole-v1", "save_freq": save_freq}
     folder = tmp_path_factory.mktemp("runs")
     whole = train(folder / "whole", **options)
     for crash_at in sorted(crashes):
@@ -68,7 +71,7 @@ def test_any_number_of_interruptions(tmp_path_factory, crashes, save_freq):
     assert fingerprint(train(folder / "resumed", **options)) == fingerprint(whole)
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = train(tmp_path)
     rows = progress(tmp_path)
     # Every step of a rollout would crash.
@@ -79,8 +82,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
 @pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
-def test_kill(tmp_path, algorithm):
-    options = {"algorithm": algorithm, "env": "CartPole-v1", "save_freq": ROLLOUT}
+def test_kill(tmp_path: Path, algorithm: str) -> None:
+    options: dict[str, Any] = {"algorithm": algorithm, "env": "CartPole-v1", "save_freq": ROLLOUT}
     kills, equal_endings = lives_until_killed(tmp_path, options, kills=5, seed=0)
     assert kills == 5
     assert equal_endings >= 1
@@ -90,10 +93,17 @@ def test_kill(tmp_path, algorithm):
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
 @pytest.mark.parametrize("engine", ["autograd", "closed_form"])
 @pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
-def test_many_kills(tmp_path, algorithm, engine):
+def test_many_kills(tmp_path: Path, algorithm: str, engine: str) -> None:
     few_passes = {"n_epochs": 2} if algorithm == "PPO" else {"n_critic_updates": 2}
     env = "CartPole-v1" if algorithm == "PPO" else "Pendulum-v1"
-    options = {"algorithm": algorithm, "engine": engine, "env": env, "save_freq": ROLLOUT, "total": 12 * ROLLOUT, **few_passes}
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "engine": engine,
+        "env": env,
+        "save_freq": ROLLOUT,
+        "total": 12 * ROLLOUT,
+        **few_passes,
+    }
     kills, equal_endings = lives_until_killed(tmp_path, options, kills=25, seed=1)
     print(f"{algorithm} {engine}: {kills} kills, {equal_endings} trainings with the same end", flush=True)
     assert kills == 25

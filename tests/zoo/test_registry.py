@@ -118,7 +118,7 @@ def test_every_reference_of_an_entry_exists(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "trpo"])
-def test_the_stock_class_of_an_entry_loads_its_zips(name, tmp_path):
+def test_the_stock_class_of_an_entry_loads_its_zips(name: str, tmp_path: Path) -> None:
     entry = registry.find(name)
     model = entry.load_class()("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, seed=0, device="cpu")
     model.save(tmp_path / "model")
