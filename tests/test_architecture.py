@@ -125,7 +125,10 @@ def used_names(path: Path) -> set[str]:
 def test_tests_use_no_private_name_of_the_package() -> None:
     """Those that SB3, rl-zoo3 or the tests themselves define too are not meant."""
     tests = Path(__file__).parent
-    others = [tests, *(Path(str(find_spec(name).origin)).parent for name in ("stable_baselines3", "rl_zoo3"))]
+    others = [
+        tests,
+        *(Path(str(spec.origin)).parent for name in ("stable_baselines3", "rl_zoo3") if (spec := find_spec(name))),
+    ]
     ours = private_names(PACKAGE).difference(*map(private_names, others))
     used = {path: sorted(used_names(path) & ours) for path in tests.rglob("*.py")}
     assert {str(path.relative_to(tests)): names for path, names in used.items() if names} == {}

@@ -192,7 +192,7 @@ def by_hooks(policy: Any, observations: Any) -> Any:
 
 
 SMALL_IMAGE = spaces.Box(0, 255, (4, 36, 40), np.uint8)
-POLICIES = {
+POLICIES: dict[str, tuple[type[ActorCriticPolicy], Any, dict[str, Any]]] = {
     "MlpPolicy": (ActorCriticPolicy, VECTOR, {}),
     "uneven": (ActorCriticPolicy, VECTOR, {"net_arch": {"pi": [32, 16], "vf": [7]}}),
     "linear": (ActorCriticPolicy, VECTOR, {"net_arch": []}),
@@ -220,7 +220,7 @@ def test_counting_computes_nothing() -> None:
     """No forward pass, no random number, no change: the policy may be anything."""
 
     class Untouchable(ActorCriticPolicy):
-        def forward(self, *args: Any, **kwargs: Any) -> None:
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
             raise AssertionError
 
         extract_features = evaluate_actions = predict_values = get_distribution = forward

@@ -63,4 +63,5 @@ def test_the_own_algorithm_learns() -> None:
     own = runpy.run_path(str(FOLDER / "own_algorithm.py"))["PenaltyPPO"]
     model = own("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=0), n_steps=64, batch_size=128, seed=0, device="cpu")
     model.learn(40_000)
-    assert evaluate_policy(model, make_vec_env("CartPole-v1", 1, seed=1), 10)[0] > 150
+    mean = evaluate_policy(model, make_vec_env("CartPole-v1", 1, seed=1), 10)[0]
+    assert isinstance(mean, float) and mean > 150

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -61,11 +60,12 @@ def test_a_package_begins_at_the_same_version_everywhere() -> None:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
-def test_both_ends_are_pinned_within_the_bounds(file: str, python: Any) -> None:
+def test_both_ends_are_pinned_within_the_bounds(file: str, python: str) -> None:
     pinned = pins(file, python)
     for one in SUPPORTED:
         if applies(one, python):
-            assert pinned.get(canonicalize_name(one.name)) in one.specifier, f"{one} in {file} for Python {python}"
+            pin = pinned.get(canonicalize_name(one.name))
+            assert pin is not None and pin in one.specifier, f"{one} in {file} for Python {python}"
 
 
 def test_the_lowest_pins_are_the_bounds() -> None:

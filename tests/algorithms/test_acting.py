@@ -29,7 +29,9 @@ def test_steps_are_the_policys_own_whatever_a_callback_does_to_it(
 ) -> None:
     options = {"net_arch": NETWORKS[networks], "activation_fn": activation}
     env = toy(OBSERVATIONS, ACTION_SPACES[action], n_envs=n_envs)
-    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=options, seed=0, engine="closed_form")
+    model: Any = PPO(
+        "MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=options, seed=0, engine="closed_form"
+    )
     watch = WatchAndDisturb()
     model.learn(16 * n_envs, callback=watch)
     assert watch.steps == 16

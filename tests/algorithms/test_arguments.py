@@ -104,7 +104,8 @@ def test_nonsense_of_a_schedule_is_refused_by_name_when_it_is_used(cls: type[Any
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "vf_coef", "max_grad_norm"])
 def test_a_negative_value_of_a_schedule_is_refused_by_name(name: str, env: VecEnv) -> None:
     with pytest.raises(ValueError, match=rf"\b{name}\b.* at least 0"):
-        PPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **{name: lambda progress: progress - 0.5}).learn(96)
+        schedule: dict[str, Any] = {name: lambda progress: progress - 0.5}
+        PPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **schedule).learn(96)
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
@@ -155,10 +156,11 @@ def test_a_minibatch_of_one_transition_cannot_be_normalised(env: VecEnv) -> None
 
 
 def test_the_closed_form_says_what_it_cannot_do(env: VecEnv) -> None:
-    for arguments, reason in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"use_sde": True}, "StateDependentNoise"),
         ({"micro_batch_size": 8}, "micro_batch_size"),
-    ]:
+    ]
+    for arguments, reason in cases:
         model = PPO("MlpPolicy", env, engine="closed_form", n_steps=16, batch_size=32, device="cpu", **arguments)
         with pytest.raises(ValueError, match=rf"engine.*{reason}.*engine=\"auto\""):
             model.learn(32)

@@ -251,8 +251,8 @@ def test_it_may_be_assigned_between_updates(ours: type[Any], stock: type[Any], n
     for model in models:
         setattr(model, name, value)
     for progress in (0.98, 0.5):
-        update_both(*models, progress)
-    assert difference(*models, "value" if ours is TRPO else "") <= 3e-6
+        update_both(models[0], models[1], progress)
+    assert difference(models[0], models[1], "value" if ours is TRPO else "") <= 3e-6
 
 
 @pytest.mark.parametrize(("ours", "stock"), [(PPO, StockPPO), (TRPO, ContribTRPO)])
@@ -272,8 +272,8 @@ def test_it_may_be_given_to_load(ours: type[Any], stock: type[Any], changes: dic
     for model in models:
         model.set_random_seed(0)
     for progress in (1.0, 0.5):
-        update_both(*models, progress)
-    assert difference(*models, "value" if ours is TRPO else "") <= 3e-6
+        update_both(models[0], models[1], progress)
+    assert difference(models[0], models[1], "value" if ours is TRPO else "") <= 3e-6
 
 
 @pytest.mark.parametrize(("ours", "stock"), [(PPO, StockPPO), (TRPO, ContribTRPO)])
@@ -284,7 +284,7 @@ def test_a_schedule_is_called_when_stock_calls_it(ours: type[Any], stock: type[A
         return
     calls = []
     for cls in (stock, ours):
-        seen = []
+        seen: list[Any] = []
 
         def schedule(progress: float, seen: list[Any] = seen) -> float:
             seen.append(float(progress))
@@ -299,12 +299,13 @@ def test_a_schedule_is_called_when_stock_calls_it(ours: type[Any], stock: type[A
 @pytest.mark.parametrize("name", ["total_timesteps"])
 @pytest.mark.parametrize("value", [192.0, np.int64(192), np.float64(150.5), True, 0])
 def test_learn_takes_the_steps_that_stock_takes(ours: type[Any], name: str, value: Any) -> None:
-    stock = {PPO: StockPPO, TRPO: ContribTRPO}[ours]
+    of_stock: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
+    stock = of_stock[ours]
     steps = [cls("MlpPolicy", toy(), **SMALL).learn(**{name: value}).num_timesteps for cls in (stock, ours)]
     assert steps[0] == steps[1]
 
 
-REFUSED_BY_BOTH = {
+REFUSED_BY_BOTH: dict[str, list[Any]] = {
     "learning_rate": [None, "3e-4", [1e-3], -1e-3, math.nan],
     "n_steps": [0, -1, 1.5, "8", None],
     "batch_size": [None, 1.5, "8"],
@@ -319,7 +320,7 @@ REFUSED_BY_BOTH = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED_BY_BOTH.items() for value in values])
-def test_what_stock_refuses_or_dies_of_is_refused_by_name(name: str, value: float | list[float] | str | None) -> None:
+def test_what_stock_refuses_or_dies_of_is_refused_by_name(name: str, value: Any) -> None:
     arguments: dict[str, Any] = {**SMALL, name: value}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

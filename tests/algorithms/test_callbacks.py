@@ -1,7 +1,7 @@
 """SB3's callbacks find everything where SB3 has it."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, all_obse
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 both = pytest.mark.parametrize("cls", [PPO, TRPO])
 
 
@@ -36,9 +36,12 @@ class Locals(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.at_step, self.at_rollout_end, self.at_start, self.events = {}, {}, {}, []
+        self.at_step: dict[str, Any] = {}
+        self.at_rollout_end: dict[str, Any] = {}
+        self.at_start: dict[str, Any] = {}
+        self.events: list[str] = []
 
-    def describe(self) -> dict[str, type[Any]]:
+    def describe(self) -> dict[str, Any]:
         def description(value: Any) -> tuple[Any, ...] | type[Any]:
             array_like = isinstance(value, (np.ndarray, th.Tensor))
             return (type(value), tuple(value.shape), str(value.dtype)) if array_like else type(value)
@@ -78,7 +81,8 @@ class Locals(BaseCallback):
 )
 def test_locals_are_those_of_sb3(cls: type[Any], observation: str, action: str, engine: str) -> None:
     notes = []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {"engine": engine})):
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {"engine": engine})]
+    for algorithm, options in sides:
         callback = Locals()
         model = algorithm("MlpPolicy", toy(OBSERVATION_SPACES[observation], ACTION_SPACES[action]), **SMALL, **options)
         model.learn(128, callback=callback)
@@ -214,7 +218,8 @@ class ScaledRewards(RolloutBuffer):
 
     def __init__(self, *args: Any, scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scale, self.shapes = scale, set()
+        self.scale = scale
+        self.shapes: set[tuple[Any, ...]] = set()
 
     def add(
         self,
@@ -245,7 +250,7 @@ class Halves(RolloutBuffer):
 
     calls = 0
 
-    def get(self, batch_size: int | None = None) -> Iterator[None]:
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         type(self).calls += 1
         np.random.seed(0)  # whatever order, it is not drawn from the generator of the training
         yield from super().get(self.buffer_size * self.n_envs // 2)
@@ -272,7 +277,7 @@ class DictBuffer(DictRolloutBuffer):
     def add(self, *args: Any, **kwargs: Any) -> None:
         super().add(*args, **kwargs)
 
-    def get(self, batch_size: int | None = None) -> Iterator[None]:
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         yield from super().get(batch_size)
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:

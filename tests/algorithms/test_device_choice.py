@@ -57,11 +57,11 @@ class NotesItsDevice:
         return self
 
 
-class CnnPolicy(NotesItsDevice, ActorCriticCnnPolicy):
+class CnnPolicy(NotesItsDevice, ActorCriticCnnPolicy):  # type: ignore[misc]  # takes less than torch's `to`
     pass
 
 
-class ActorCriticPolicy(NotesItsDevice, StockPolicy):
+class ActorCriticPolicy(NotesItsDevice, StockPolicy):  # type: ignore[misc]  # takes less than torch's `to`
     """Of the name by which SB3 knows an MlpPolicy, about which it warns on a GPU."""
 
 
@@ -75,7 +75,7 @@ def atari(cls: type[Any], **options: Any) -> Any:
 
 @BOTH
 class TestSmallNetworks:
-    def test_train_on_the_cpu_as_if_they_had_been_told(self, cls) -> None:
+    def test_train_on_the_cpu_as_if_they_had_been_told(self, cls: type[Any]) -> None:
         models = [cls("MlpPolicy", toy(), **SMALL, **given).learn(256) for given in ({}, {"device": "cpu"})]
         assert models[0].device == models[0].rollout_buffer.device == th.device("cpu")
         assert models[0].engine_in_use.name == "closed_form"
@@ -83,11 +83,11 @@ class TestSmallNetworks:
         assert models[0].device_reason.endswith("times as long on the GPU")
         assert models[1].device_reason == 'device="cpu" was asked for'
 
-    def test_and_so_do_small_images(self, cls) -> None:
+    def test_and_so_do_small_images(self, cls: type[Any]) -> None:
         model = cls("CnnPolicy", toy(IMAGE, ACTION_SPACES["discrete"]), **SMALL)
         assert model.device.type == "cpu" and model.prepare_engine().name == "hybrid"
 
-    def test_can_be_loaded_and_go_on_there(self, cls, tmp_path: Path) -> None:
+    def test_can_be_loaded_and_go_on_there(self, cls: type[Any], tmp_path: Path) -> None:
         model = cls("MlpPolicy", toy(), **SMALL).learn(128)
         model.save(tmp_path / "model")
         for options in ({}, {"safe": True}, {"device": "auto", "env": toy()}):
@@ -102,7 +102,7 @@ class TestSmallNetworks:
 
 @BOTH
 class TestLargeNetworks:
-    def test_go_to_the_gpu_with_the_same_random_numbers(self, cls) -> None:
+    def test_go_to_the_gpu_with_the_same_random_numbers(self, cls: type[Any]) -> None:
         model = atari(cls)
         drawn = th.get_rng_state()
         assert model.policy.sent_to == model.device == model.rollout_buffer.device == CUDA
@@ -111,13 +111,13 @@ class TestLargeNetworks:
         assert th.equal(drawn, th.get_rng_state())
         assert th.equal(parameter_vector(model.policy), parameter_vector(on_cpu.policy))
 
-    def test_without_sb3s_warning_about_it(self, cls) -> None:
+    def test_without_sb3s_warning_about_it(self, cls: type[Any]) -> None:
         policy_class = ActorCriticPolicy
         assert cls(policy_class, toy(), **WIDE).policy.sent_to == CUDA
         with pytest.warns(UserWarning, match="on the GPU, but it is primarily intended to run on the CPU"):
             cls(policy_class, toy(), **WIDE, device="cuda")
 
-    def test_with_sb3s_settings_of_a_seeded_training(self, cls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_with_sb3s_settings_of_a_seeded_training(self, cls: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(th.backends.cudnn, "deterministic", False)
         monkeypatch.setattr(th.backends.cudnn, "benchmark", True)
         atari(cls, seed=None)
@@ -125,17 +125,17 @@ class TestLargeNetworks:
         atari(cls)
         assert th.backends.cudnn.deterministic and not th.backends.cudnn.benchmark
 
-    def test_a_buffer_of_a_users_class_is_made_where_the_policy_is(self, cls) -> None:
+    def test_a_buffer_of_a_users_class_is_made_where_the_policy_is(self, cls: type[Any]) -> None:
         class OwnBuffer(RolloutBuffer):
             def __init__(self, *args: Any, device: str, extra: int, **kwargs: Any) -> None:
-                super().__init__(*args, device=device, **kwargs)
+                super().__init__(*args, **{"device": device, **kwargs})
                 self.made_on, self.extra = device, extra
 
         model = atari(cls, rollout_buffer_class=OwnBuffer, rollout_buffer_kwargs={"extra": 3})
         assert model.rollout_buffer.made_on == CUDA and model.rollout_buffer.extra == 3
         assert atari(cls, rollout_buffer_class=RolloutBuffer).rollout_buffer.device == CUDA
 
-    def test_the_rule_knows_of_micro_batches(self, cls) -> None:
+    def test_the_rule_knows_of_micro_batches(self, cls: type[Any]) -> None:
         # In pieces of 64 rows each costs the GPU its launches.
         options: dict[str, Any] = {"n_steps": 1024, "batch_size": 4096, "policy_kwargs": {"net_arch": [256, 256]}}
         few_actions = {"n_epochs": 100} if cls is PPO else {"n_critic_updates": 1000}
@@ -194,12 +194,13 @@ class TestWhatIsPrinted:
         return capsys.readouterr().out.splitlines()
 
     @BOTH
-    def test_it_is_true(self, cls, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_it_is_true(self, cls: type[Any], capsys: pytest.CaptureFixture[str]) -> None:
         small = self.lines(capsys, lambda: cls("MlpPolicy", "CartPole-v1", **SMALL, verbose=1))
         wide: dict[str, Any] = {"batch_size": 2048, "policy_kwargs": {"net_arch": [1024, 1024]}}
         large = self.lines(capsys, lambda: cls(ActorCriticPolicy, "CartPole-v1", **wide, verbose=1))
         told = self.lines(capsys, lambda: cls("MlpPolicy", "CartPole-v1", **SMALL, verbose=1, device="cpu"))
-        stock = {PPO: StockPPO, TRPO: ContribTRPO}[cls]
+        of_stock: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
+        stock = of_stock[cls]
         theirs = self.lines(capsys, lambda: stock("MlpPolicy", "CartPole-v1", **SMALL, verbose=1, device="cpu"))
         assert told == theirs
         # The same lines; that of the device comes once there is a policy by which to choose it.
@@ -285,7 +286,7 @@ class TestRanks:
     def two_ranks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "", "MASTER_PORT": 0, "LOCAL_RANK": 3}.items():
             monkeypatch.setenv(name, str(value))
-        self.chosen = []
+        self.chosen: list[Any] = []
         monkeypatch.setattr(th.cuda, "set_device", self.chosen.append)
 
     def test_each_takes_its_own_gpu(self) -> None:

@@ -41,11 +41,13 @@ class Hand(VecEnv):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], how: dict[str, Any], n_envs: int = 2
     ) -> None:
         super().__init__(n_envs, observation_space, action_space)
-        self.how, self.rng, self.t, self.memory = how, np.random.default_rng(0), np.zeros(n_envs, int), {}
+        self.how, self.rng, self.t = how, np.random.default_rng(0), np.zeros(n_envs, int)
+        self.memory: dict[str | None, np.ndarray] = {}
 
-    def draw(self, space: spaces.Space[Any], key: str | None = None) -> dict[str, np.ndarray] | np.ndarray:
+    def draw(self, space: spaces.Space[Any], key: str | None = None) -> Any:
         if isinstance(space, spaces.Dict):
             return {key: self.draw(part, key) for key, part in space.spaces.items()}
+        assert space.shape is not None
         shape = (self.num_envs, *space.shape)
         if isinstance(space, spaces.Box):
             drawn = self.rng.uniform(-1, 1, shape).astype(space.dtype)
@@ -70,7 +72,7 @@ class Hand(VecEnv):
         dones = self.t >= 3 + np.arange(self.num_envs)
         rewards = (np.asarray(self.actions).reshape(self.num_envs, -1)[:, 0] > 0).astype(self.how["rewards"])
         observations = self.draw(self.observation_space)
-        infos = [{"text": "x" * 100, "array": np.zeros(100)} for _ in range(self.num_envs)]
+        infos: list[dict[str, Any]] = [{"text": "x" * 100, "array": np.zeros(100)} for _ in range(self.num_envs)]
         for k in np.flatnonzero(dones):
             of_env = {key: part[k].copy() for key, part in observations.items()} if isinstance(observations, dict) else None
             infos[k]["terminal_observation"] = observations[k].copy() if of_env is None else of_env
@@ -107,7 +109,7 @@ HOW = st.fixed_dictionaries(
 
 
 def make(cls: type[Any], observation: str, action: str, how: dict[str, Any], monitored: bool = False, **options: Any) -> Any:
-    env = Hand(OBSERVATIONS[observation], ACTIONS[action], how)
+    env: VecEnv = Hand(OBSERVATIONS[observation], ACTIONS[action], how)
     policy = "MultiInputPolicy" if observation == "dict" else "MlpPolicy"
     kwargs = {"net_arch": [8]}
     few = {"n_epochs": 2} if "PPO" in cls.__name__ else {"n_critic_updates": 2, "cg_max_steps": 4}
@@ -181,9 +183,10 @@ def test_trpo_on_autograd_acts_as_sb3_contribs(observation: str, action: str, ho
 def test_the_fastest_engine_acts_on_whatever_it_is_given(cls: type[Any], observation: str, how: dict[str, Any]) -> None:
     """What is in the buffer is what the policy says of the observations in it."""
     model = make(cls, observation, "discrete", {**how, "one memory": False}, engine="auto")
-    buffer = collect(model)
+    buffer, shape = collect(model), OBSERVATIONS[observation].shape
+    assert shape is not None
     with th.no_grad():
-        observations = th.as_tensor(buffer.observations.reshape(-1, *OBSERVATIONS[observation].shape))
+        observations = th.as_tensor(buffer.observations.reshape(-1, *shape))
         actions = th.as_tensor(buffer.actions.reshape(-1))
         values, log_probs, _ = model.policy.evaluate_actions(observations, actions)
     # Observations of two bytes reach the networks and the buffer alike, as they are.
@@ -202,9 +205,8 @@ def test_rewards_of_integers_are_bootstrapped_without_cutting_off_the_fraction()
         "one memory": False,
         "truncates": True,
     }
-    stock, ours = (
-        collect(make(cls, "box", "discrete", how, **o)) for cls, o in ((StockPPO, {}), (PPO, {"engine": "autograd"}))
-    )
+    stock = collect(make(StockPPO, "box", "discrete", how))
+    ours = collect(make(PPO, "box", "discrete", how, engine="autograd"))
     assert (stock.rewards == np.round(stock.rewards)).all()
     cut = np.concatenate((ours.episode_starts[1:], ours.episode_starts[:1] * 0)) == 1
     assert (ours.rewards[cut] != np.round(ours.rewards[cut])).all() and cut.any()

@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_environments import OBSERVATION_SPACES, collect, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.models import choose_model
 from sb3_policyopt.objectives import Objective
 
@@ -28,7 +29,7 @@ class SameTRPO(TRPO):
     def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
         return super().surrogate(batch, log_prob)
 
-    def value_loss(self, batch: Any) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    def value_loss(self, batch: Any) -> tuple[th.Tensor, Terms]:
         return super().value_loss(batch)
 
 
@@ -43,8 +44,9 @@ def test_an_override_is_honoured_and_both_engines_agree(cls: type[Any], sub: typ
 
 
 def test_a_hook_may_be_replaced_on_the_object() -> None:
-    model = PPO("MlpPolicy", toy(), **SMALL)
-    original, calls = model.loss, []
+    model: Any = PPO("MlpPolicy", toy(), **SMALL)
+    original = model.loss
+    calls: Any = []
     model.loss = lambda *arguments: calls.append(1) or original(*arguments)
     model.learn(64)
     assert len(calls) == 10 * 2
@@ -55,8 +57,10 @@ class HeadPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
+        assert self.observation_space.shape is not None
         self.next_observation = th.nn.Linear(self.mlp_extractor.latent_dim_pi, self.observation_space.shape[0])
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        make: Any = self.optimizer_class  # Any: each optimizer has its own arguments
+        self.optimizer = make(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
 
 class PredictingPPO(PPO):
@@ -64,8 +68,9 @@ class PredictingPPO(PPO):
 
     def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
         loss, terms = super().loss(batch, coefficients)
-        features = self.policy.mlp_extractor.forward_actor(self.policy.extract_features(batch.observations))
-        error = ((self.policy.next_observation(features) + batch.observations) ** 2).mean()
+        policy: Any = self.policy
+        features = policy.mlp_extractor.forward_actor(policy.extract_features(batch.observations))
+        error = ((policy.next_observation(features) + batch.observations) ** 2).mean()
         return loss + error, {**terms, "prediction_error": error.detach()}
 
 
@@ -82,7 +87,7 @@ def test_a_head_that_only_the_loss_uses_is_trained(micro_batch_size: int | None)
 
 def test_its_gradient_is_that_of_one_minibatch() -> None:
     """Nothing of the minibatch before is left in it: with a learning rate of zero each pass gives the same gradient."""
-    model = PredictingPPO(HeadPolicy, toy(), learning_rate=1e-3, **SMALL)
+    model: Any = PredictingPPO(HeadPolicy, toy(), learning_rate=1e-3, **SMALL)
     collect(model)
     used = model.start_update()
     (rollout,) = used.data(model.rollout_buffer).whole()
@@ -98,7 +103,9 @@ class EntropyTRPO(TRPO):
     """The surrogate with an entropy bonus."""
 
     def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
-        entropy = self.policy.get_distribution(batch.observations).entropy().mean()
+        entropies = self.policy.get_distribution(batch.observations).entropy()
+        assert entropies is not None
+        entropy = entropies.mean()
         return super().surrogate(batch, log_prob) + 100 * entropy
 
 
@@ -118,7 +125,7 @@ def test_trpo_maximises_what_the_hook_says() -> None:
 class HuberTRPO(TRPO):
     """A critic with another loss, which logs what it likes."""
 
-    def value_loss(self, batch: Any) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    def value_loss(self, batch: Any) -> tuple[th.Tensor, Terms]:
         values = self.policy.predict_values(batch.observations).flatten()
         loss = th.nn.functional.smooth_l1_loss(values, batch.returns)
         return loss, {"value_loss": loss.detach(), "value_mean": values.mean().detach()}

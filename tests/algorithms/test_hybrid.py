@@ -14,14 +14,14 @@ from watching import WatchAndDisturb
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 8, "batch_size": 8, "seed": 0, "device": "cpu"}
-FEW: dict[str, dict[str, Any]] = {PPO: {"n_epochs": 2}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 2}}
+FEW: dict[type[Any], dict[str, Any]] = {PPO: {"n_epochs": 2}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 2}}
 POLICIES = {"image": "CnnPolicy", "dict": "MultiInputPolicy", "dict_with_image": "MultiInputPolicy", "box": "MlpPolicy"}
 
 
 class Learned(BaseFeaturesExtractor):
     """Features of a vector that are learned."""
 
-    def __init__(self, observation_space: spaces.Space[Any]) -> None:
+    def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, features_dim=6)
         self.layer = nn.Linear(observation_space.shape[0], 6)
 
@@ -36,7 +36,7 @@ def model_of(cls: type[Any], space: str, action: str = "discrete", **options: An
     env = toy(OBSERVATION_SPACES[space], ACTION_SPACES[action])
     policy_kwargs = options.pop("policy_kwargs", {})
     if space == "box":
-        policy_kwargs: dict[str, Any] = {**LEARNED["policy_kwargs"], **policy_kwargs}
+        policy_kwargs = {**LEARNED["policy_kwargs"], **policy_kwargs}
     return cls(
         POLICIES[space],
         env,
@@ -101,7 +101,7 @@ def exchange_an_extractor(policy: Any) -> None:
     policy.vf_features_extractor = Learned(VECTOR)
 
 
-REASONS = {
+REASONS: dict[str, tuple[type[Any], dict[str, Any], Any]] = {
     "asked for": (PPO, {"engine": "autograd"}, None),
     "bounded memory": (PPO, {"micro_batch_size": 4}, None),
     "a loss of one's own": (OtherLoss, {}, None),
@@ -147,7 +147,7 @@ def test_a_frozen_extractor_stays_and_thawed_it_learns(cls: type[Any]) -> None:
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_a_plain_extractor_needs_no_torch_at_all(cls: type[Any]) -> None:
-    options: dict[str, dict[str, Any]] = {
+    options: dict[str, Any] = {
         "policy_kwargs": {"features_extractor_class": FlattenExtractor, "share_features_extractor": False}
     }
     assert model_of(cls, "box", **options).prepare_engine().name == "closed_form"

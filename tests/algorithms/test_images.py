@@ -13,7 +13,7 @@ from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.models.torch_policy import to_channels_last
 
 SMALL: dict[str, Any] = {"n_steps": 4, "batch_size": 8, "seed": 0, "device": "cpu"}
-FEW: dict[str, dict[str, Any]] = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 1}}
+FEW: dict[type[Any], dict[str, Any]] = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 1}}
 
 
 def image(channels: int) -> spaces.Space[Any]:
@@ -75,7 +75,7 @@ def test_an_update_is_the_same_to_rounding(cls: type[Any], space: spaces.Space[A
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_numbers_stay_and_only_their_order_in_memory_changes(channels: int) -> None:
     images = th.arange(5 * channels * 6 * 7).reshape(5, channels, 6, 7)
-    laid_out = to_channels_last({"image": images, "vector": images[:, 0, 0]})
+    laid_out: Any = to_channels_last({"image": images, "vector": images[:, 0, 0]})
     assert th.equal(laid_out["image"], images)
     assert laid_out["vector"].data_ptr() == images.data_ptr()
     pixel_by_pixel = (6 * 7 * channels, 1, 7 * channels, channels)
@@ -87,11 +87,11 @@ def test_the_numbers_stay_and_only_their_order_in_memory_changes(channels: int) 
 def test_code_that_is_not_of_sb3_gets_images_in_the_usual_order() -> None:
     # Channels first already, as SB3's transposition of other images hands them on in the other order itself.
     env = toy(spaces.Box(0, 255, (3, 36, 36), np.uint8), ACTION_SPACES["discrete"])
-    model = PPO("CnnPolicy", env, **SMALL, policy_kwargs={"features_extractor_class": RowsCNN}).learn(16)
+    model: Any = PPO("CnnPolicy", env, **SMALL, policy_kwargs={"features_extractor_class": RowsCNN}).learn(16)
     assert not model.engine_in_use.channels_last
     model = RowsPPO("CnnPolicy", env, **SMALL).learn(16)
     assert not model.engine_in_use.channels_last
-    stock = PPO("CnnPolicy", env, **SMALL)
+    stock: Any = PPO("CnnPolicy", env, **SMALL)
     collect(stock)
     assert stock.engine_in_use.channels_last
     with pytest.raises(RuntimeError, match="view"):  # what they would get otherwise

@@ -1,5 +1,6 @@
 """All that is logged are numbers, as in SB3: trackers that write, sum or average metrics take any of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,18 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, toy
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
-MODELS = {
+COEFFICIENTS = ("learning_rate", "clip_range", "clip_range_vf", "ent_coef", "vf_coef")
+SCHEDULES: dict[str, Any] = {
+    **dict.fromkeys(COEFFICIENTS, lambda p: np.float32(p)),
+    "target_kl": lambda progress: np.array(progress),
+}
+MODELS: dict[str, Callable[[], Any]] = {
     "PPO closed_form": lambda: PPO("MlpPolicy", toy(), engine="closed_form", **SMALL),
     "PPO autograd": lambda: PPO("MlpPolicy", toy(), engine="autograd", **SMALL),
     "PPO hybrid": lambda: PPO("MultiInputPolicy", toy(OBSERVATION_SPACES["dict"]), **SMALL),
     "PPO discrete": lambda: PPO("MlpPolicy", toy(action=ACTION_SPACES["discrete"]), **SMALL),
     "PPO gSDE": lambda: PPO("MlpPolicy", toy(), use_sde=True, **SMALL),
-    "PPO schedules": lambda: PPO(
-        "MlpPolicy",
-        toy(),
-        **SMALL,
-        **dict.fromkeys(("learning_rate", "clip_range", "clip_range_vf", "ent_coef", "vf_coef"), lambda p: np.float32(p)),
-        target_kl=lambda progress: np.array(progress),
-    ),
+    "PPO schedules": lambda: PPO("MlpPolicy", toy(), **SMALL, **SCHEDULES),
     "PPO subclass": lambda: WithTerm("MlpPolicy", toy(), **SMALL),
     "TRPO closed_form": lambda: TRPO("MlpPolicy", toy(), engine="closed_form", **SMALL),
     "TRPO autograd": lambda: TRPO("MlpPolicy", toy(), engine="autograd", **SMALL),
@@ -51,7 +51,7 @@ class Tracker(KVWriter):
     """Keeps every row that a tracker would write."""
 
     def __init__(self) -> None:
-        self.rows = []
+        self.rows: list[dict[str, Any]] = []
 
     def write(self, key_values: Any, key_excluded: dict[str, Any], step: int = 0) -> None:
         self.rows.append(dict(key_values))
@@ -84,7 +84,7 @@ def test_every_value_is_a_number(name: str) -> None:
 def test_metrics_can_be_averaged(name: str) -> None:
     """``record_mean`` in place of ``record``, as trackers of averages do: the mean of three updates, one by one logged."""
     single = tracked(MODELS[name]())
-    model = MODELS[name]()
+    model: Any = MODELS[name]()
     tracker = Tracker()
     model.set_logger(Logger(None, [tracker]))
     model.logger.record = model.logger.record_mean
@@ -126,7 +126,7 @@ def test_each_reason_of_a_refusal_has_its_indicator(reason: str, engine: str) ->
         "zero_step": {"target_kl": 0},
     }
     cls = {"non_finite": Poisoned, "no_improvement": Worse}.get(reason, TRPO)
-    chosen = {"engine": engine} if cls is TRPO else {}
+    chosen: dict[str, Any] = {"engine": engine} if cls is TRPO else {}
     row = tracked(cls("MlpPolicy", toy(), **chosen, **SMALL, **arguments.get(reason, {})))[0]
     told = {key.removeprefix("train/line_search_"): v for key, v in row.items() if key.startswith("train/line_search_")}
     assert told == {**dict.fromkeys(("kl_exceeded", "no_improvement", "non_finite", "zero_step"), 0.0), reason: 1.0}

@@ -36,7 +36,7 @@ SHARED = (
     }
 )
 REFUSALS = [f"line_search_{reason}" for reason in ("kl_exceeded", "no_improvement", "non_finite", "zero_step")]
-OWN = {
+OWN: dict[type[Any], set[str]] = {
     PPO: {
         *("entropy_loss", "policy_gradient_loss", "approx_kl", "clip_fraction", "loss", "clip_range"),
         *("ratio_max", "effective_sample_size"),
@@ -46,7 +46,7 @@ OWN = {
         *("step_fraction", *REFUSALS, "surrogate_improvement", "cg_iterations", "cg_residual"),
     },
 }
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 
 
@@ -98,8 +98,9 @@ def test_ppo_logs_means_over_all_minibatches(engine: str) -> None:
     """64 transitions in minibatches of 24, 24 and 16, two epochs: six minibatches, each counting once, as in SB3."""
     model = PPO("MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, n_epochs=2, learning_rate=3e-3, **SMALL)
     collect(model)
-    used = model.prepare_engine()
-    gradient, noted = used.gradient, []
+    used: Any = model.prepare_engine()
+    gradient = used.gradient
+    noted: Any = []
     used.gradient = lambda *arguments: noted.append(gradient(*arguments)) or noted[-1]
     model.train()
     log = model.logger.name_to_value
@@ -114,7 +115,9 @@ def test_ppo_logs_means_over_all_minibatches(engine: str) -> None:
 def test_ppo_terms_by_hand(engine: str) -> None:
     """The first minibatch, before any step: π_θ = π_old, so that ratio, KL, clip fraction and sample size are known."""
     env = toy(action=ACTION_SPACES["discrete"])
-    model = PPO("MlpPolicy", env, engine=engine, n_epochs=1, n_steps=16, batch_size=64, ent_coef=0.3, seed=0, device="cpu")
+    model: Any = PPO(
+        "MlpPolicy", env, engine=engine, n_epochs=1, n_steps=16, batch_size=64, ent_coef=0.3, seed=0, device="cpu"
+    )
     buffer = collect(model)
     returns, values = buffer.returns.copy(), buffer.values.copy()
     observations = th.as_tensor(buffer.observations.reshape(64, -1))
@@ -148,7 +151,7 @@ def test_std_of_a_gaussian(cls: type[Any], engine: str) -> None:
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_success_rate(cls: type[Any], tmp_path: Path) -> None:
-    env = toy()
+    env: Any = toy()
 
     def step_wait(original: Callable[..., Any] = env.step_wait) -> tuple[Any, ...]:
         observations, rewards, dones, infos = original()
@@ -178,7 +181,8 @@ def test_trpo_predicted_kl_shrinks_with_the_square_of_the_step(engine: str) -> N
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_skipped_minibatches_are_counted(cls: type[Any], engine: str) -> None:
     """64 transitions in minibatches of 24, 24 and 16, two passes; the one NaN is in one minibatch of each pass."""
-    passes = {PPO: "n_epochs", TRPO: "n_critic_updates"}[cls]
+    name_of: dict[type[Any], str] = {PPO: "n_epochs", TRPO: "n_critic_updates"}
+    passes = name_of[cls]
     model = cls("MlpPolicy", toy(), engine=engine, **{**SMALL, passes: 2})
     buffer = collect(model)
     buffer.returns[3, 1] = np.nan

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from toy_environments import (
     ACTION_SPACES,
     IMAGE,
@@ -22,7 +23,7 @@ from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.models import torch_policy
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
-POLICIES = {
+POLICIES: dict[str, tuple[spaces.Space[Any], str, dict[str, Any]]] = {
     "MlpPolicy": (VECTOR, "box_6", {}),
     "MlpPolicy, discrete": (VECTOR, "multi_discrete", {}),
     "MlpPolicy, gSDE": (VECTOR, "box_1", {"use_sde": True}),
@@ -92,7 +93,8 @@ def test_trpo(name: str, thinning: int) -> None:
 
 def test_one_graph_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the memory of a TRPO update would be that of two pieces."""
-    alive, most = weakref.WeakSet(), []
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most: list[int] = []
 
     class Counted(torch_policy.TorchPass):
         def __init__(self, *arguments: Any) -> None:

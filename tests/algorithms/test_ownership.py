@@ -24,6 +24,7 @@ from torch import nn
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives import Objective
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters, is_held_elsewhere
@@ -146,7 +147,8 @@ def test_a_parameter_of_another_kind_needs_another_vector() -> None:
 @ALGORITHMS
 @SPACES
 def test_pickles_are_no_larger_than_stocks(space: str, cls: type[Any]) -> None:
-    stock = {PPO: StockPPO, TRPO: StockTRPO}[cls]
+    of_stock: dict[type[Any], Any] = {PPO: StockPPO, TRPO: StockTRPO}
+    stock = of_stock[cls]
     sizes = []
     for kind in (stock, cls):
         model = kind(POLICIES[space], toy(OBSERVATION_SPACES[space]), **OPTIONS[cls]).learn(32)
@@ -272,7 +274,7 @@ def test_what_no_loss_depends_on_is_not_stepped(where: str, optimizer: type[Any]
     kwargs = {"optimizer_class": optimizer, "optimizer_kwargs": {"weight_decay": 0.5}}
     if where == "extractor":
         kwargs["features_extractor_class"] = PartlyUsed
-    models = [kind(policy, toy(), **OPTIONS[PPO], policy_kwargs=kwargs) for kind in (StockPPO, PPO)]
+    models: list[Any] = [kind(policy, toy(), **OPTIONS[PPO], policy_kwargs=kwargs) for kind in (StockPPO, PPO)]
     stock, ours = models
     before = parameters_of(ours)
     for model in models:
@@ -313,9 +315,10 @@ class MeddlingStock(StockPPO):
     meddle: Any = None
 
     def train(self) -> None:
-        policy, evaluate = self.policy, self.policy.evaluate_actions
+        policy: Any = self.policy
+        evaluate = policy.evaluate_actions
 
-        def evaluate_actions(*arguments: Any) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        def evaluate_actions(*arguments: Any) -> Any:
             self.calls = getattr(self, "calls", 0) + 1
             if self.calls % 2 == 0:
                 self.meddle(policy.optimizer)
@@ -412,6 +415,8 @@ def test_a_head_in_the_optimizer_that_is_not_the_policys_is_trained(micro_batch_
     """Its gradient is that of each minibatch alone."""
 
     class WithHead(PPO):
+        head: nn.Module
+
         def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
             loss, terms = super().loss(batch, coefficients)
             features = self.policy.mlp_extractor.policy_net(batch.observations)
@@ -419,7 +424,7 @@ def test_a_head_in_the_optimizer_that_is_not_the_policys_is_trained(micro_batch_
 
     runs = []
     for inside in (True, False):
-        model = WithHead("MlpPolicy", toy(), **OPTIONS[PPO], max_grad_norm=1e9, micro_batch_size=micro_batch_size)
+        model: Any = WithHead("MlpPolicy", toy(), **OPTIONS[PPO], max_grad_norm=1e9, micro_batch_size=micro_batch_size)
         th.manual_seed(1)
         model.head = nn.Linear(64, 1)
         if inside:
@@ -486,6 +491,7 @@ class Fickle(BaseFeaturesExtractor):
     def __init__(self, space: spaces.Box) -> None:
         super().__init__(space, 2)
         self.layer = nn.Linear(space.shape[0], 2)
+        self.seen: th.Tensor
         self.register_buffer("seen", th.zeros(()))
         self.calls: list[tuple[bool, int]] = []
 
@@ -517,7 +523,8 @@ class FromOne(gym.Env):
 
 @ALGORITHMS
 def test_policies_see_real_observations_only_and_what_they_count_is_stocks(cls: type[Any], engine: str) -> None:
-    stock = {PPO: StockPPO, TRPO: StockTRPO}[cls]
+    of_stock: dict[type[Any], Any] = {PPO: StockPPO, TRPO: StockTRPO}
+    stock = of_stock[cls]
     options: dict[str, Any] = {**OPTIONS[cls], "policy_kwargs": {"features_extractor_class": Fickle}}
     models = [kind("MlpPolicy", FromOne(), **options) for kind in (stock, cls)]
     models.append(cls("MlpPolicy", FromOne(), **options, engine="autograd"))
@@ -533,13 +540,13 @@ def test_an_actor_that_comes_to_use_the_critics_parameters_is_an_error() -> None
     class Changing(ActorCriticPolicy):
         borrows = False
 
-        def get_distribution(self, obs: th.Tensor) -> Any:
-            distribution = super().get_distribution(obs)
+        def get_distribution(self, obs: Any) -> Any:
+            distribution: Any = super().get_distribution(obs)
             if self.borrows:
                 distribution.distribution.loc = distribution.distribution.loc + 0.1 * self.predict_values(obs)
             return distribution
 
-    model = TRPO(Changing, toy(), **OPTIONS[TRPO]).learn(32)
+    model: Any = TRPO(Changing, toy(), **OPTIONS[TRPO]).learn(32)
     model.policy.borrows = True
     with pytest.raises(ValueError, match=r"depends on .*value_net.*engine_in_use = None"):
         model.learn(32, reset_num_timesteps=False)
@@ -618,7 +625,7 @@ def test_an_algorithm_of_another_package_is_served_by_autograd() -> None:
     class Reinforce(PolicyOptimization):
         hooks = ("loss",)
 
-        def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, Terms]:
             values, log_prob, _ = self.policy.evaluate_actions(batch.observations, batch.actions)
             loss = (values.flatten() - batch.returns).pow(2).mean() - (log_prob * batch.advantages).mean()
             return loss, {"value_loss": loss.detach()}
@@ -627,10 +634,11 @@ def test_an_algorithm_of_another_package_is_served_by_autograd() -> None:
             model, objective = self.start_update(), Objective.of(self.loss, None)
             with model.updating(self.batch_size) as optimiser:
                 for batch in model.data(self.rollout_buffer).minibatches(self.batch_size, normalized=False):
-                    optimiser.step(0.5, model.gradient(objective, batch)["loss"])
+                    loss: Any = model.gradient(objective, batch)["loss"]
+                    optimiser.step(0.5, loss)
 
     options: dict[str, Any] = {"gamma": 0.99, "gae_lambda": 1.0, "normalize_advantage": False, "seed": 0, "device": "cpu"}
-    model = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **options)
+    model: Any = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **options)
     before = parameters_of(model)
     model.learn(32)
     assert model.engine_in_use.name == "autograd" and "loss" in model.engine_in_use.reason

@@ -95,12 +95,10 @@ def twins(case: Case, **ours: Any) -> tuple[StockPPO, PPO]:
     arguments: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu", **case.arguments}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        models = [
-            cls(case.policy, toy(case.observation, case.action), **copy.deepcopy(arguments), **options)
-            for cls, options in ((StockPPO, {}), (PPO, ours))
-        ]
-    models[1].policy.load_state_dict(models[0].policy.state_dict())
-    return tuple(models)
+        stock = StockPPO(case.policy, toy(case.observation, case.action), **copy.deepcopy(arguments))
+        model = PPO(case.policy, toy(case.observation, case.action), **copy.deepcopy(arguments), **ours)
+    model.policy.load_state_dict(stock.policy.state_dict())
+    return stock, model
 
 
 def update_both(stock: StockPPO, ours: PPO, seed: int, progress_remaining: float = 1.0) -> None:

@@ -1,6 +1,6 @@
 """Methods of the rollout buffer that somebody replaced, on a class or on the object, do what they do in SB3."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,10 @@ def on_sb3s_class(model: Any, names: tuple[Any, ...], calls: dict[str, Any], mon
 def test_replaced_methods_are_called_as_often_as_in_sb3(
     cls: type[Any], monkeypatch: pytest.MonkeyPatch, replace: Callable[..., Any], observation: str, names: tuple[Any, ...]
 ) -> None:
-    calls, parameters = [], []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {}), (cls, {"engine": "autograd"})):
+    calls: list[dict[str, int]] = []
+    parameters = []
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {}), (cls, {"engine": "autograd"})]
+    for algorithm, options in sides:
         with monkeypatch.context() as patch:
             model = make(cls, algorithm, OBSERVATION_SPACES[observation], **options)
             calls.append({})
@@ -60,11 +62,21 @@ def test_replaced_methods_are_called_as_often_as_in_sb3(
         assert float((parameters[2] - parameters[0]).abs().max()) < 3e-6
 
 
-REPLACEMENTS = {
-    "reset": lambda buffer, reset: lambda: (reset(), setattr(buffer, "gamma", 0.0))[0],
+def reset_and_set_gamma(buffer: Any, reset: Callable[[], None]) -> None:
+    reset()
+    buffer.gamma = 0.0
+
+
+def compute_and_square(buffer: Any, compute: Callable[..., None], last_values: th.Tensor, dones: np.ndarray) -> None:
+    compute(last_values, dones)
+    buffer.advantages = buffer.advantages**2
+
+
+REPLACEMENTS: dict[str, Callable[[Any, Callable[..., Any]], Callable[..., Any]]] = {
+    "reset": lambda buffer, reset: lambda: reset_and_set_gamma(buffer, reset),
     "add": lambda buffer, add: lambda obs, action, reward, *rest: add(obs, action, reward * 3 - 1, *rest),
     "compute_returns_and_advantage": lambda buffer, compute: (
-        lambda last_values, dones: (compute(last_values, dones), setattr(buffer, "advantages", buffer.advantages**2))[0]
+        lambda last_values, dones: compute_and_square(buffer, compute, last_values, dones)
     ),
     "get": lambda buffer, get: (
         lambda batch_size=None: (batch._replace(advantages=batch.advantages**2) for batch in get(batch_size))
@@ -79,11 +91,12 @@ REPLACEMENTS = {
 def test_what_a_replaced_method_does_reaches_the_parameters_as_in_sb3(name: str, engine: str) -> None:
     """From one stock rollout and one seed, through the closed form's own loading too where it may serve."""
     after = {}
-    for what, algorithm, options in (
+    sides: list[tuple[str, type[Any], dict[str, Any]]] = [
         ("stock", StockPPO, {}),
         ("ours", PPO, {"engine": "auto" if engine == "closed_form" else engine}),
         ("without", PPO, {"engine": "autograd"}),
-    ):
+    ]
+    for what, algorithm, options in sides:
         model = make(PPO, algorithm, **options)
         buffer, callback = model.rollout_buffer, start(model)
         if what != "without":
@@ -113,8 +126,9 @@ class Elsewhere(RolloutBuffer):
 
     def reset(self) -> None:
         super().reset()
-        self.observations = self.actions = self.values = self.log_probs = None
-        self.steps = []
+        for name in ("observations", "actions", "values", "log_probs"):
+            setattr(self, name, None)
+        self.steps: list[Any] = []
 
     def add(
         self,
@@ -134,7 +148,7 @@ class Elsewhere(RolloutBuffer):
         self.values = np.stack([step[2].numpy().flatten() for step in self.steps])
         super().compute_returns_and_advantage(last_values, dones)
 
-    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         columns = [np.stack([np.asarray(step[k]) for step in self.steps]) for k in range(4)]
         columns += [self.advantages, self.returns]
         flat = [array.swapaxes(0, 1).reshape(self.buffer_size * self.n_envs, -1).astype(np.float32) for array in columns]
@@ -161,7 +175,7 @@ def test_a_buffer_that_keeps_its_steps_elsewhere(cls: type[Any]) -> None:
 
 @both
 def test_a_buffer_with_its_own_methods_lets_nothing_in_that_is_not_finite(cls: type[Any]) -> None:
-    env = toy(action=ACTION_SPACES["discrete"])
+    env: Any = toy(action=ACTION_SPACES["discrete"])
     step_wait = env.step_wait
 
     def poisoned() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, bool]]]:
@@ -188,7 +202,7 @@ def test_a_dict_buffer_whose_class_adds_a_column(cls: type[Any]) -> None:
             self.costs[self.pos] = self.pos
             super().add(*args, **kwargs)
 
-        def get(self, batch_size: int | None = None) -> Iterator[Any]:
+        def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
             if not self.generator_ready:
                 self.costs = self.swap_and_flatten(self.costs)
             for samples in super().get(batch_size):
@@ -200,6 +214,8 @@ def test_a_dict_buffer_whose_class_adds_a_column(cls: type[Any]) -> None:
 
 class InTheMiddle(BaseCallback):
     """Changes the buffer in the middle of the second rollout."""
+
+    model: Any  # to SB3 it is any algorithm
 
     def __init__(self, change: Callable[..., Any]) -> None:
         super().__init__()
@@ -225,7 +241,8 @@ def other_arrays(buffer: Any) -> None:
 @pytest.mark.parametrize("change", [triple_rewards_from_now_on, other_arrays])
 def test_a_change_in_the_middle_of_a_rollout(cls: type[Any], change: Callable[..., Any]) -> None:
     buffers = []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {"engine": "autograd"})):
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {"engine": "autograd"})]
+    for algorithm, options in sides:
         model = make(cls, algorithm, **options)
         callback = InTheMiddle(change)
         callback.init_callback(model)

@@ -1,7 +1,7 @@
 """The rollout buffer is as in SB3 what it holds when, who keeps its arrays, and how full it has to be."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,24 @@ from sb3_policyopt import PPO, TRPO
 # ---------------------------------------------------------------------- what is kept of it
 
 
-class Keep(BaseCallback):
+class AtRollouts(BaseCallback):
+    """A callback of an on-policy algorithm: SB3 declares the model as any algorithm."""
+
+    model: Any
+
+
+class Keep(AtRollouts):
     """Keeps the buffer's arrays, views of them and a shallow copy of the buffer at each rollout's end, and what they held."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept = []
+        self.kept: list[Any] = []
 
     def keep(self) -> None:
         buffer = copy.copy(self.model.rollout_buffer)
         if isinstance(buffer.observations, dict):  # SB3's own get() puts flat arrays into the dict that a shallow copy shares
             buffer.observations = dict(buffer.observations)
-        pieces = list(arrays(buffer).values())
+        pieces: list[Any] = list(arrays(buffer).values())
         pieces += [piece[1:] for piece in pieces] + [memoryview(piece) for piece in pieces] + [piece[-1] for piece in pieces]
         self.kept.append((pieces, [np.array(piece) for piece in pieces], buffer, copy.deepcopy(buffer)))
 
@@ -75,7 +81,7 @@ def test_arrays_of_a_rollout_that_somebody_keeps_do_not_change(
 def test_arrays_that_are_kept_while_they_are_filled(engine: str) -> None:
     """Who takes them at the start of a rollout sees them being filled, advantages too, as in SB3."""
 
-    class Take(BaseCallback):
+    class Take(AtRollouts):
         def _on_rollout_start(self) -> None:
             self.taken = arrays(self.model.rollout_buffer)
 
@@ -87,7 +93,8 @@ def test_arrays_that_are_kept_while_they_are_filled(engine: str) -> None:
             self.same = {name for name, array in arrays(buffer).items() if array is self.taken[name]}
 
     same = []
-    for algorithm, options in ((StockPPO, {}), (PPO, {"engine": engine})):
+    sides: list[tuple[Any, ...]] = [(StockPPO, {}), (PPO, {"engine": engine})]
+    for algorithm, options in sides:
         callback = Take()
         make(PPO, algorithm, **options).learn(2 * N_STEPS, callback=callback)
         same.append(callback.same)
@@ -126,7 +133,7 @@ def test_after_learning_it_is_as_sb3_leaves_it(cls: type[Any], observation: str,
 def test_a_callback_may_flatten_it_before_the_update(cls: type[Any], engine: str) -> None:
     """As imitation and reward models do that take their samples by ``get`` when the rollout ends."""
 
-    class Sampling(BaseCallback):
+    class Sampling(AtRollouts):
         def _on_step(self) -> bool:
             return True
 
@@ -144,7 +151,7 @@ def test_a_callback_may_flatten_it_before_the_update(cls: type[Any], engine: str
 
 @both
 def test_what_a_callback_writes_into_it_is_trained_on(cls: type[Any], engine: str) -> None:
-    class Shaping(BaseCallback):
+    class Shaping(AtRollouts):
         def _on_step(self) -> bool:
             return True
 
@@ -184,7 +191,7 @@ def test_images(cls: type[Any]) -> None:
 # ---------------------------------------------------------------------- how full it is
 
 
-class Resize(BaseCallback):
+class Resize(AtRollouts):
     """Changes n_steps at the start of a rollout, which holds from the next one on."""
 
     def __init__(self, n_steps: int) -> None:
@@ -231,7 +238,8 @@ def test_what_the_errors_advise(cls: type[Any], engine: str, tmp_path: Path) -> 
 @both
 @pytest.mark.parametrize("n_collected", [0, 10])
 def test_train_and_load_by_hand_refuse_a_buffer_that_is_not_full(cls: type[Any], engine: str, n_collected: int) -> None:
-    for algorithm, options, error in ((STOCK[cls], {}, AssertionError), (cls, {"engine": engine}, ValueError)):
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}, AssertionError), (cls, {"engine": engine}, ValueError)]
+    for algorithm, options, error in sides:
         model = make(cls, algorithm, **options)
         callback = start(model)
         collect(model)
@@ -252,7 +260,8 @@ def test_train_and_load_by_hand_refuse_a_buffer_that_is_not_full(cls: type[Any],
 def test_fewer_steps_than_it_has_rows_look_as_in_sb3(cls: type[Any]) -> None:
     """They may be collected, if not trained on: the other rows are zero, not those of the last rollout."""
     buffers = []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {"engine": "autograd"})):
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {"engine": "autograd"})]
+    for algorithm, options in sides:
         model = make(cls, algorithm, **options)
         callback = start(model)
         for n_steps in (16, 10):
@@ -269,7 +278,8 @@ def test_fewer_steps_than_it_has_rows_look_as_in_sb3(cls: type[Any]) -> None:
 def test_a_buffer_of_ones_own_beside_the_models(engine: str) -> None:
     """``collect_rollouts`` by hand; the buffer's γ and λ count, as in SB3, not those of the model."""
     buffers = []
-    for algorithm, options in ((StockPPO, {}), (PPO, {"engine": engine})):
+    sides: list[tuple[Any, ...]] = [(StockPPO, {}), (PPO, {"engine": engine})]
+    for algorithm, options in sides:
         model = make(PPO, algorithm, **options)
         callback = start(model)
         own = RolloutBuffer(10, model.observation_space, model.action_space, "cpu", gae_lambda=0.3, gamma=0.5, n_envs=2)
@@ -286,7 +296,7 @@ def test_a_buffer_of_ones_own_beside_the_models(engine: str) -> None:
 
 @both
 def test_a_callback_changes_the_buffers_discount(cls: type[Any], engine: str) -> None:
-    class Annealing(BaseCallback):
+    class Annealing(AtRollouts):
         def _on_rollout_start(self) -> None:
             self.model.rollout_buffer.gamma, self.model.rollout_buffer.gae_lambda = 0.0, 0.0
 
@@ -303,7 +313,7 @@ def test_a_callback_changes_the_buffers_discount(cls: type[Any], engine: str) ->
 class AsFarAsItGoes(RolloutBuffer):
     """A buffer that is made for rollouts of any length up to its size, with a ``get`` of its own."""
 
-    def get(self, batch_size: int | None = None) -> Iterator[None]:
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         rows = self.pos * self.n_envs
         flat = [
             array[: self.pos].swapaxes(0, 1).reshape(rows, -1)
@@ -337,7 +347,7 @@ def test_a_get_of_ones_own_decides_by_itself_whether_it_is_full_enough(cls: type
 @both
 def test_a_get_of_ones_own_that_calls_sb3s_is_refused_in_words_too(cls: type[Any]) -> None:
     class Counted(RolloutBuffer):
-        def get(self, batch_size: int | None = None) -> Iterator[None]:
+        def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
             yield from super().get(batch_size)
 
     model = make(cls, rollout_buffer_class=Counted)
@@ -350,7 +360,7 @@ def test_a_get_of_ones_own_that_calls_sb3s_is_refused_in_words_too(cls: type[Any
 @both
 def test_an_assertion_of_a_get_of_ones_own_is_left_alone(cls: type[Any]) -> None:
     class Asserting(RolloutBuffer):
-        def get(self, batch_size: int | None = None) -> Iterator[None]:
+        def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
             assert batch_size == 7, "seven"
             yield
 

@@ -24,16 +24,17 @@ class Log(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = []
+        self.rows: list[dict[str, Any]] = []
 
     def _on_training_start(self) -> None:
-        dump = self.logger.dump
+        logger: Any = self.logger
+        dump = logger.dump
 
         def keep_and_dump(step: int = 0) -> None:
             self.rows.append(dict(self.logger.name_to_value))
             dump(step)
 
-        self.logger.dump = keep_and_dump
+        logger.dump = keep_and_dump
 
     def _on_step(self) -> bool:
         return True
@@ -131,5 +132,6 @@ def test_a_longer_training_goes_on_where_the_schedule_stands() -> None:
 @pytest.mark.parametrize("name", ["clip_range", "max_grad_norm"])
 def test_an_infinite_coefficient_stays_so_past_the_end_of_training(name: str) -> None:
     """64 steps a rollout: the second ends 28 steps after the 100 that were asked for."""
-    model = PPO("MlpPolicy", toy(), n_steps=16, batch_size=16, n_epochs=1, **{name: float("inf")})
+    infinite: dict[str, Any] = {name: float("inf")}
+    model = PPO("MlpPolicy", toy(), n_steps=16, batch_size=16, n_epochs=1, **infinite)
     assert model.learn(100).num_timesteps == 128

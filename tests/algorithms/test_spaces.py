@@ -9,12 +9,13 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, ToyEnv, parameter_vector, toy
+from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, parameter_vector, toy
 
+from benchmarks.environments import ToyEnv
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "seed": 0, "device": "cpu"}
-LIGHT: dict[str, dict[str, Any]] = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 2, "n_critic_updates": 1}}
+LIGHT: dict[type[Any], dict[str, Any]] = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 2, "n_critic_updates": 1}}
 
 
 def policy_for(space: spaces.Space[Any]) -> str:
@@ -61,7 +62,7 @@ def test_gsde(cls: type[Any], observation: str, squash_output: bool, tmp_path: P
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_asymmetric_bounds_and_matrix_actions(cls: type[Any], engine: str, tmp_path: Path) -> None:
-    trains(cls, OBSERVATION_SPACES["box"], spaces.Box(np.float32([-2, 0]), np.float32([0.5, 3])), tmp_path)
+    trains(cls, OBSERVATION_SPACES["box"], spaces.Box(np.array([-2, 0], np.float32), np.array([0.5, 3], np.float32)), tmp_path)
     trains(cls, OBSERVATION_SPACES["box"], spaces.Box(-1, 1, (2, 3), np.float32), tmp_path, engine=engine)
 
 

@@ -105,13 +105,11 @@ def test_kl_on_real_environments(env_id: str, engine: str) -> None:
 def test_mean_reduction_is_the_sum_with_a_larger_bound(space: str, engine: str) -> None:
     """The mean over d dimensions is 1/d of the sum, and F/d its Fisher matrix: δ and λ for it are d·δ and d·λ for the sum."""
     d = {"box_6": 6, "multi_binary": 5}.get(space, 1)  # sb3-contrib sums the other two
-    models = [
-        TRPO("MlpPolicy", toy(action=ACTION_SPACES[space]), engine=engine, **ARGUMENTS, **options)
-        for options in (
-            {"kl_reduction": "mean", "target_kl": TARGET, "cg_damping": 0.1},
-            {"kl_reduction": "sum", "target_kl": d * TARGET, "cg_damping": d * 0.1},
-        )
+    both: list[dict[str, Any]] = [
+        {"kl_reduction": "mean", "target_kl": TARGET, "cg_damping": 0.1},
+        {"kl_reduction": "sum", "target_kl": d * TARGET, "cg_damping": d * 0.1},
     ]
+    models = [TRPO("MlpPolicy", toy(action=ACTION_SPACES[space]), engine=engine, **ARGUMENTS, **options) for options in both]
     logs = []
     for model in models:
         results = updates(model, 3)
@@ -137,7 +135,7 @@ def test_mean_reduction_steps_in_sb3_contribs_direction(space: str, engine: str)
         before = th.cat([p.detach().flatten().clone() for p in actor])
         model.train()
         steps.append(th.cat([p.detach().flatten() for p in actor]) - before)
-    cosine = float(th.nn.functional.cosine_similarity(*steps, dim=0))
+    cosine = float(th.nn.functional.cosine_similarity(steps[0], steps[1], dim=0))
     assert cosine > 0.999
 
 
@@ -221,7 +219,8 @@ class SharedExtractor(BaseFeaturesExtractor):
         self.value_embedding = th.nn.Linear(observation_space.shape[0], 8)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
-        return th.tanh(CountedIdentity.apply(self.value_embedding(observations)))
+        identity: Any = CountedIdentity.apply
+        return th.tanh(identity(self.value_embedding(observations)))
 
 
 def shared_model(share: bool = True) -> TRPO:
@@ -230,8 +229,8 @@ def shared_model(share: bool = True) -> TRPO:
 
 
 def test_an_actor_layer_named_value_embedding_trains() -> None:
-    model = shared_model()
-    layer = model.policy.features_extractor.value_embedding.weight
+    model: Any = shared_model()
+    layer: Any = model.policy.features_extractor.value_embedding.weight
     before = layer.detach().clone()
     assert_within(updates(model, 3), TARGET)
     assert float((layer.detach() - before).abs().max()) > 1e-4
@@ -239,7 +238,7 @@ def test_an_actor_layer_named_value_embedding_trains() -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_the_critic_never_moves_an_actor_parameter(share: bool) -> None:
-    model = shared_model(share)
+    model: Any = shared_model(share)
     collect(model)
     policy_update = model.update_policy
     after_policy_update = {}
@@ -269,7 +268,7 @@ def test_a_shared_extractor_costs_the_critic_no_backward_pass() -> None:
     CountedIdentity.backward_passes = 0
     model.update_critic(used, data)
     assert CountedIdentity.backward_passes == 0
-    model.policy.predict_values(rollout.observations).sum().backward()
+    model.policy.predict_values(rollout.observations).sum().backward()  # type: ignore[no-untyped-call]  # torch does not type it
     assert CountedIdentity.backward_passes == 1  # the counter counts
 
 
@@ -283,15 +282,17 @@ def test_the_critic_follows_sb3_contribs(engine: str) -> None:
     copy_rollout(contrib.rollout_buffer, ours.rollout_buffer)
     np.random.seed(0)
     ours.train()
-    permutation, shuffles = np.random.permutation, []
+    random: Any = np.random
+    permutation = random.permutation
+    shuffles: Any = []
     try:
         # sb3-contrib draws one permutation more, to put the whole rollout in a random order.
         np.random.seed(0)
         order = np.arange(contrib.rollout_buffer.buffer_size * contrib.n_envs)
-        np.random.permutation = lambda n: shuffles.append(n) or (order if len(shuffles) == 1 else permutation(n))
+        random.permutation = lambda n: shuffles.append(n) or (order if len(shuffles) == 1 else permutation(n))
         contrib.train()
     finally:
-        np.random.permutation = permutation
+        random.permutation = permutation
     mine = dict(ours.policy.named_parameters())
     for name, value in contrib.policy.named_parameters():
         if "value" in name:

@@ -13,7 +13,7 @@ from toy_environments import toy
 
 from sb3_policyopt import PPO, TRPO
 
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 N_STEPS, N_ENVS = 16, 2
 ROLLOUT = N_STEPS * N_ENVS
 SMALL: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 16, "seed": 0, "device": "cpu"}
@@ -24,7 +24,7 @@ class Rows(KVWriter):
     """An output of somebody's own, under a name that nobody here knows; it honours exclusions as SB3's do."""
 
     def __init__(self) -> None:
-        self.rows = []
+        self.rows: list[dict[str, Any]] = []
 
     def write(self, key_values: Any, key_excluded: dict[str, Any], step: int = 0) -> None:
         assert key_values.keys() == key_excluded.keys()
@@ -39,7 +39,8 @@ class Seen(BaseCallback):
 
     def __init__(self, dump_at: tuple[Any, ...] = ()) -> None:
         super().__init__()
-        self.seen, self.dump_at = [], dump_at
+        self.seen: list[Any] = []
+        self.dump_at = dump_at
 
     def note(self) -> None:
         self.seen.append(dict(self.logger.name_to_value))
@@ -159,7 +160,7 @@ class Recording(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = []
+        self.first: list[Any] = []
 
     def _on_rollout_start(self) -> None:
         self.first.append({name for name in self.logger.name_to_value if "mine" in name})
@@ -315,7 +316,7 @@ def test_a_disabled_logger(cls: type[Any]) -> None:
 @both
 def test_a_logger_that_a_callback_replaces(cls: type[Any]) -> None:
     class Replacing(BaseCallback):
-        outputs: list = []
+        outputs: list[Any] = []
 
         def _on_rollout_start(self) -> None:
             self.outputs.append(Rows())

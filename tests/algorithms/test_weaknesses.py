@@ -21,6 +21,7 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, collect, copy_ro
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
+from sb3_policyopt.maths.terms import value_of
 from sb3_policyopt.maths.trust_region import backtracking_line_search
 from sb3_policyopt.objectives import Objective
 
@@ -55,8 +56,9 @@ def gaussian(model: Any, observations: Any) -> Any:
 @pytest.mark.parametrize("dimensions", [1, 6, 17])
 def test_weakness_01_target_kl_bounds_the_joint_kl_of_a_box(dimensions: int, engine: str) -> None:
     """sb3-contrib averages over dimensions: its accepted steps of 17 dimensions have a joint KL of many times the target."""
-    kls = {}
-    for cls, options in ((ContribTRPO, {}), (TRPO, {"engine": engine})):
+    kls: dict[type[Any], list[Any]] = {}
+    sides: list[tuple[Any, ...]] = [(ContribTRPO, {}), (TRPO, {"engine": engine})]
+    for cls, options in sides:
         model = cls(
             "MlpPolicy", toy(action=ACTION_SPACES[f"box_{dimensions}"]), target_kl=0.01, **{**SMALL, "n_steps": 32}, **options
         )
@@ -107,8 +109,8 @@ class ValueNamed(BaseFeaturesExtractor):
 
 def test_weakness_03_names_do_not_decide_what_the_actor_is() -> None:
     """sb3-contrib takes every parameter with "value" in its name for the critic's, whatever it does."""
-    model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
-    layer = model.policy.features_extractor.value_embedding.weight
+    model: Any = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
+    layer: Any = model.policy.features_extractor.value_embedding.weight
     before = layer.detach().clone()
     assert updated(model)["is_line_search_success"] == 1
     after_policy = layer.detach().clone()
@@ -121,7 +123,7 @@ def test_weakness_03_names_do_not_decide_what_the_actor_is() -> None:
 def test_weakness_03_a_dict_key_named_value_on_an_image() -> None:
     """CombinedExtractor names its modules by the key."""
     space = spaces.Dict({"value_map": OBSERVATION_SPACES["image"], "vector": OBSERVATION_SPACES["box"]})
-    model = TRPO("MultiInputPolicy", toy(space), **{**SMALL, "n_steps": 8, "cg_max_steps": 3})
+    model: Any = TRPO("MultiInputPolicy", toy(space), **{**SMALL, "n_steps": 8, "cg_max_steps": 3})
     convolution = model.policy.features_extractor.extractors["value_map"].cnn[0].weight
     before = convolution.detach().clone()
     collect(model)
@@ -136,16 +138,16 @@ def test_weakness_03_a_dict_key_named_value_on_an_image() -> None:
 
 def test_weakness_04_the_critic_pays_no_backward_pass_for_what_it_cannot_train() -> None:
     """sb3-contrib differentiates the value loss through a shared extractor and throws the gradient away."""
-    model = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
+    model: Any = TRPO("MlpPolicy", toy(), policy_kwargs={"features_extractor_class": ValueNamed}, **SMALL)
     collect(model)
     used = model.start_update()
     data = used.data(model.rollout_buffer)
-    passes = []
+    passes: Any = []
     model.policy.features_extractor.value_embedding.weight.register_hook(lambda gradient: passes.append(gradient))
     model.update_critic(used, data)
     assert passes == []
     # PPO, which may train it with both losses, does.
-    ppo = PPO(
+    ppo: Any = PPO(
         "MlpPolicy",
         toy(),
         policy_kwargs={"features_extractor_class": ValueNamed},
@@ -215,13 +217,16 @@ def test_weakness_07_conjugate_gradient_draws_no_random_number_and_wastes_no_pro
     collect(model)
     used = model.start_update()
     (rollout,) = used.data(model.rollout_buffer).whole()
-    region, products = model.trust_region(used, model.normalized(rollout)), []
+    region: Any = model.trust_region(used, model.normalized(rollout))
+    products: Any = []
     fisher = region.fisher
     region.fisher = lambda v: products.append(1) or fisher(v)
-    torch_state, numpy_state = th.get_rng_state(), np.random.get_state()[1].copy()
+    torch_state, numpy_state = th.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     log = model.update_policy(used, region)
-    assert th.equal(th.get_rng_state(), torch_state) and np.array_equal(np.random.get_state()[1], numpy_state)
-    assert len(products) == log["cg_iterations"] + 1 == 6  # one for each iteration, one for the scale (T8)
+    assert th.equal(th.get_rng_state(), torch_state) and np.array_equal(
+        np.random.get_state(legacy=False)["state"]["key"], numpy_state
+    )
+    assert len(products) == value_of(log["cg_iterations"]) + 1 == 6  # one for each iteration, one for the scale (T8)
 
     matrix = th.diag(th.tensor([1.0, 10.0, 100.0]))
     b = th.tensor([1.0, -2.0, 3.0])
@@ -239,7 +244,11 @@ def test_weakness_08_a_refusal_says_why(engine: str) -> None:
     assert updated(model)["line_search_kl_exceeded"] == 1
     x = th.zeros(1)
     for values, reason in [((1.0, 9.0), "kl_exceeded"), ((0.0, 0.1), "no_improvement"), ((float("nan"), 0.1), "non_finite")]:
-        result = backtracking_line_search(x, th.ones(1), lambda values=values: values, surrogate_before=0.5, delta=1.0)
+
+        def evaluate(values: tuple[float, float] = values) -> tuple[float, float]:
+            return values
+
+        result = backtracking_line_search(x, th.ones(1), evaluate, surrogate_before=0.5, delta=1.0)
         assert result.reason == reason and result.fraction == 0 and x.item() == 0
 
 
@@ -305,11 +314,13 @@ def test_weakness_12_trpo_takes_schedules(engine: str) -> None:
 
 def test_weakness_13_and_15_backward_and_forward_passes_of_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """sb3-contrib makes two full backward passes for every actor tensor, and two forward passes for the same numbers."""
-    model = TRPO("MlpPolicy", toy(), engine="autograd", cg_max_steps=4, **SMALL)
+    model: Any = TRPO("MlpPolicy", toy(), engine="autograd", cg_max_steps=4, **SMALL)
     collect(model)
-    used = model.start_update()
+    used: Any = model.start_update()
     data = used.data(model.rollout_buffer)
-    backwards, forwards, calls = [], [], []
+    backwards: Any = []
+    forwards: Any = []
+    calls: Any = []
     grad, get_distribution, search = th.autograd.grad, model.policy.get_distribution, used.surrogate_and_kl
     monkeypatch.setattr(th.autograd, "grad", lambda *a, **k: backwards.append(1) or grad(*a, **k))
     model.policy.get_distribution = lambda obs: forwards.append(1) or get_distribution(obs)
@@ -343,7 +354,10 @@ def test_weakness_16_an_overflowing_ratio_has_a_finite_gradient() -> None:
     ratio = losses.probability_ratio(log_prob, th.zeros(4))
     for advantages in (th.ones(4), -th.ones(4)):
         log_prob.grad = None
-        losses.clipped_surrogate(ratio, advantages, 0.2).backward(retain_graph=True)
+        value = losses.clipped_surrogate(ratio, advantages, 0.2)
+        assert isinstance(value, th.Tensor)
+        value.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # torch does not type it
+        assert log_prob.grad is not None
         assert log_prob.grad.isfinite().all()
         _, slope = losses.clipped_surrogate_and_slope(ratio.detach().numpy(), advantages.numpy(), 0.2)
         np.testing.assert_allclose(slope[[0, 3]], log_prob.grad[[0, 3]])  # inside ±20 both are ∂L/∂ln π
@@ -405,11 +419,11 @@ def test_weakness_20_the_kl_stop_can_look_at_whole_epochs_and_the_log_at_all(eng
     assert epochs["minibatch"] != int(epochs["minibatch"])
 
 
-class Synchronisations(TorchDispatchMode):
+class Synchronisations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
     """Counts what would make the host wait for the device: reading a number out of a tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -464,7 +478,7 @@ class CountedPolicy(ActorCriticPolicy):
 
 def test_weakness_23_truncated_environments_are_bootstrapped_in_one_batch() -> None:
     """SB3 makes one forward pass of one observation for each environment that was cut off."""
-    env = toy(n_envs=8)
+    env: Any = toy(n_envs=8)
 
     def step_wait(original: Any = env.step_wait) -> Any:
         observations, rewards, dones, infos = original()
@@ -488,7 +502,8 @@ def test_weakness_23_truncation_and_termination_as_in_sb3() -> None:
     stock = StockPPO("MlpPolicy", toy(action=ACTION_SPACES["discrete"]), **SMALL)
     ours = PPO("MlpPolicy", toy(action=ACTION_SPACES["discrete"]), engine="autograd", **SMALL)
     ours.policy.load_state_dict(stock.policy.state_dict())
-    for model in (stock, ours):
+    models: list[Any] = [stock, ours]
+    for model in models:
         callback = start(model)
         th.manual_seed(0)
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 16)
@@ -504,7 +519,7 @@ def test_weakness_24_the_log_of_a_run_holds_its_last_update(cls: type[Any]) -> N
     """SB3 writes the log before the update: one rollout late, the last update never."""
     model = cls("MlpPolicy", toy(), **SMALL)
     start(model)
-    dumped = []
+    dumped: Any = []
     model.set_logger(type(model.logger)(folder=None, output_formats=[]))
     dump = model.logger.dump
     model.logger.dump = lambda step=0: dumped.append(dict(model.logger.name_to_value)) or dump(step)
@@ -524,8 +539,9 @@ def test_weakness_26_an_update_makes_no_copy_of_the_whole_rollout_but_the_flat_o
 
 def test_weakness_27_actions_of_a_bounded_space_reach_the_environment_within_bounds(engine: str) -> None:
     """As in SB3 the log-probability is that of the unclipped action, which the buffer keeps; the environment never sees it."""
-    env = toy(action=ACTION_SPACES["box_6"])
-    seen, step = [], env.step
+    env: Any = toy(action=ACTION_SPACES["box_6"])
+    seen: Any = []
+    step = env.step
     env.step = lambda actions: seen.append(actions.copy()) or step(actions)
     model = PPO("MlpPolicy", env, engine=engine, **SMALL)
     buffer = collect(model)
@@ -547,7 +563,7 @@ def test_weakness_27_squashed_actions_need_gsde_and_work_with_it() -> None:
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_a_nan_reward_is_named_before_it_reaches_the_networks(cls: type[Any], engine: str) -> None:
     """In SB3 it surfaces updates later as "Expected parameter loc ... to satisfy the constraint Real()"."""
-    env = toy()
+    env: Any = toy()
     step_wait, calls = env.step_wait, []
 
     def poisoned() -> Any:

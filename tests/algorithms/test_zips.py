@@ -21,10 +21,10 @@ from toy_environments import toy
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}
-OURS = {"PPO": PPO, "TRPO": TRPO}
-STOCK = {"PPO": StockPPO, "TRPO": ContribTRPO}
+OURS: dict[str, Any] = {"PPO": PPO, "TRPO": TRPO}
+STOCK: dict[str, Any] = {"PPO": StockPPO, "TRPO": ContribTRPO}
 # name: class, environment, arguments
-MODELS = {
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo": ("PPO", "CartPole-v1", {}),
     "ppo, everything ours": (
         "PPO",
@@ -63,7 +63,9 @@ MODELS = {
 
 
 def observations(env_id: str) -> np.ndarray:
-    width = gym.make(env_id).observation_space.shape[0]
+    shape = gym.make(env_id).observation_space.shape
+    assert shape is not None
+    width = shape[0]
     return np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
 
 
@@ -145,7 +147,7 @@ def test_no_pickle_names_this_package(name: str, saved: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_our_model_goes_on_exactly_as_stock_sb3_would(cls: type[Any], tmp_path: Path) -> None:
+def test_our_model_goes_on_exactly_as_stock_sb3_would(cls: str, tmp_path: Path) -> None:
     """Stock zips open in ours, with parameters, optimizer state and counters."""
     stock = STOCK[cls]("MlpPolicy", "CartPole-v1", **SMALL).learn(128)
     stock.save(tmp_path / "stock")
@@ -165,7 +167,7 @@ def test_our_model_goes_on_exactly_as_stock_sb3_would(cls: type[Any], tmp_path: 
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_the_zoos_custom_objects_load(cls: type[Any], tmp_path: Path) -> None:
+def test_the_zoos_custom_objects_load(cls: str, tmp_path: Path) -> None:
     """rl-zoo3's enjoy loads with a zero learning rate and clip range, so that no schedule is unpickled."""
     OURS[cls]("MlpPolicy", "CartPole-v1", **{**SMALL, "learning_rate": "lin_0.001"}).learn(64).save(tmp_path / "model")
     custom_objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
@@ -175,7 +177,7 @@ def test_the_zoos_custom_objects_load(cls: type[Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_arguments_given_to_load_win_over_the_zip(cls: type[Any], tmp_path: Path) -> None:
+def test_arguments_given_to_load_win_over_the_zip(cls: str, tmp_path: Path) -> None:
     OURS[cls]("MlpPolicy", toy(), target_kl="lin_0.05", **SMALL).learn(256).save(tmp_path / "model")
     model = OURS[cls].load(tmp_path / "model", env=toy(), target_kl=0.03, value_target="td_zero", device="cpu")
     model.learn(256)
@@ -186,7 +188,7 @@ def test_arguments_given_to_load_win_over_the_zip(cls: type[Any], tmp_path: Path
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_a_model_loads_without_an_environment(cls: type[Any], tmp_path: Path) -> None:
+def test_a_model_loads_without_an_environment(cls: str, tmp_path: Path) -> None:
     OURS[cls]("MlpPolicy", "CartPole-v1", **SMALL).learn(64).save(tmp_path / "model")
     model = OURS[cls].load(tmp_path / "model", device="cpu")
     assert model.predict(observations("CartPole-v1"))[0].shape == (20,)
@@ -195,7 +197,7 @@ def test_a_model_loads_without_an_environment(cls: type[Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_get_and_set_parameters(cls: type[Any], engine: str, tmp_path: Path) -> None:
+def test_get_and_set_parameters(cls: str, engine: str, tmp_path: Path) -> None:
     """In place: the engine's vector, the policy and the optimizer stay one."""
     first, second = (OURS[cls]("MlpPolicy", toy(), engine=engine, **{**SMALL, "n_steps": 32, "seed": seed}) for seed in (0, 1))
     first.learn(128)

@@ -14,6 +14,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_policyopt import TRPO
@@ -38,17 +39,19 @@ class KillOnce(BaseCallback):
 if __name__ == "__main__":
     th.set_num_threads(1)
     folder, total_timesteps = Path(sys.argv[1]), int(sys.argv[2])
-    callbacks = [ResumableCheckpointCallback(folder / "checkpoints", save_freq=128)]
+    callbacks: list[BaseCallback] = [ResumableCheckpointCallback(folder / "checkpoints", save_freq=128)]
     if len(sys.argv) > 3:
         callbacks.append(KillOnce(int(sys.argv[3])))
     env = VecNormalize(make_vec_env("CartPole-v1", n_envs=2))
     model = TRPO("MlpPolicy", env, n_steps=32, batch_size=32, n_critic_updates=2, seed=0)
     model.learn(total_timesteps, callback=callbacks)
     parameters = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().cpu().numpy()
+    running = env.obs_rms
+    assert isinstance(running, RunningMeanStd)
     result: dict[str, Any] = {
         "parameters": parameters,
         "timesteps": model.num_timesteps,
-        "mean": env.obs_rms.mean,
+        "mean": running.mean,
         "last": model._last_obs,
     }
     np.savez(folder / f"{launcher.rank()}.npz", **result)

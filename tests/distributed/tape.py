@@ -7,10 +7,11 @@ same in one process. For what the ways are see ``exchanges.py``.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -107,7 +108,13 @@ def order(rank: int, number: int, size: int) -> np.ndarray:
     return np.random.RandomState(1000 * rank + number).permutation(size)
 
 
-class OnTape:
+if TYPE_CHECKING:
+    MixedIn: Any  # what a class has that it is mixed into, is not known here
+else:
+    MixedIn = object
+
+
+class OnTape(MixedIn):
     """Mixed into an algorithm: acts as the tape says."""
 
     def prepare_engine(self) -> Any:
@@ -138,7 +145,7 @@ class OnTape:
         self.last_metrics = dict(self.logger.name_to_value)
 
 
-class InOneProcess:
+class InOneProcess(MixedIn):
     """Mixed into an algorithm: takes in one minibatch what the ranks take at a time."""
 
     def passes(self, data: Any, n_passes: int, normalized: bool = False) -> Iterator[Iterator[Any]]:
@@ -157,6 +164,10 @@ class InOneProcess:
             yield batch.normalized() if normalized else batch
 
 
+def monitored(number: int, actions: str, constant: bool) -> gym.Env[Any, Any]:
+    return Monitor(Tape(number, actions, constant))
+
+
 def build(case: Case, numbers: range, ranks: list[int], *mixins: type) -> Any:
     """
     :param case: what to train
@@ -164,8 +175,8 @@ def build(case: Case, numbers: range, ranks: list[int], *mixins: type) -> Any:
     :param ranks: to which rank each of them belongs
     :param mixins: how
     """
-    envs = [
-        lambda number=number, rank=rank: Monitor(Tape(number, case.actions, rank == case.constant_rank))
+    envs: list[Callable[[], gym.Env[Any, Any]]] = [
+        partial(monitored, number, case.actions, rank == case.constant_rank)
         for number, rank in zip(numbers, ranks, strict=True)
     ]
     algorithm = type(f"{case.algorithm.__name__}OnTape", (*mixins, OnTape, case.algorithm), {})

@@ -8,6 +8,8 @@ import tape
 import torch as th
 from launch import run
 
+from sb3_policyopt import PPO, TRPO
+
 slow = pytest.mark.slow
 RANKS = [
     pytest.param((n, way), id=f"{n}_ranks-{way}", marks=() if (n, way) == (2, "one_host") else slow)
@@ -74,12 +76,12 @@ class TestRanks:
         if name.startswith("one_transition_not_finite"):
             # The transition is in one minibatch of each pass.
             case = tape.CASES[name]
-            passes = tape.PPO_ARGUMENTS["n_epochs"] if case.algorithm is tape.PPO else tape.TRPO_ARGUMENTS["n_critic_updates"]
+            passes = tape.PPO_ARGUMENTS["n_epochs"] if case.algorithm is PPO else tape.TRPO_ARGUMENTS["n_critic_updates"]
             assert metrics["train/skipped_updates"] == passes
 
     def test_trpo_keeps_the_kl_over_all_states(self, trained: Any, name: str) -> None:
         case = tape.CASES[name]
-        if case.algorithm is not tape.TRPO:
+        if case.algorithm is not TRPO:
             return
         sums, counts = np.array([rank[name]["kl"] for rank in trained]).T
         assert 0 < sums.sum() / counts.sum() <= case.arguments["target_kl"]

@@ -73,7 +73,9 @@ def test_a_timeout_must_be_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch, 
 def first_observations(n_envs: int, seed: int) -> np.ndarray:
     env = make_vec_env("CartPole-v1", n_envs=n_envs)
     PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=seed)
-    return env.reset()
+    observations = env.reset()
+    assert isinstance(observations, np.ndarray)
+    return observations
 
 
 def test_the_environments_of_all_ranks_are_seeded_as_those_of_one_process(as_rank: Any) -> None:
@@ -178,19 +180,19 @@ def n_ranks() -> Iterator[Any]:
         yield n
 
 
-def batch_of(advantages: Any) -> Batch:
+def batch_of(advantages: Any) -> Batch[Any]:
     """A minibatch of which only the advantages matter."""
     column = np.zeros(len(advantages), np.float32)
     return Batch(column, column, column, column, advantages, column)
 
 
-class Given(RolloutData):
+class Given(RolloutData[Any]):
     """Passes with the given minibatches."""
 
     def __init__(self, *passes: Any) -> None:
         self.passes = iter(passes)
 
-    def whole(self) -> None:
+    def whole(self) -> Iterator[Batch[Any]]:
         raise NotImplementedError
 
     def minibatches(self, batch_size: int, normalized: Any) -> Any:

@@ -30,6 +30,7 @@ def ignore(seconds: float) -> None:
 @contextmanager
 def memory(n: int) -> Iterator[Any]:
     place = mailboxes.create(n)
+    assert place is not None
     try:
         yield place
     finally:

@@ -23,12 +23,13 @@ def parse_args(self: Any, args: Any = None, namespace: Any = None) -> None:
     raise Parsed
 
 
-def answer(words: str) -> Any:
+def answer(words: list[str]) -> str:
     """What a program says to its options."""
     program, arguments = words[0], words[1:]
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
+            code: Any
             if program == "sb3-policyopt":
                 code = main(arguments)
             else:
@@ -44,7 +45,8 @@ def answer(words: str) -> Any:
 
 
 if __name__ == "__main__":
-    original, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, parse_args
+    original = argparse.ArgumentParser.parse_args
+    setattr(argparse.ArgumentParser, "parse_args", parse_args)  # noqa: B010 (to mypy a method cannot be assigned)
     from sb3_policyopt.cli.main import main
 
     answers = [answer(words) for words in json.load(sys.stdin)]

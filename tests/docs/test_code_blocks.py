@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from code_blocks import PAGES, ROOT, blocks, commands, console, script, short_command, words
@@ -82,7 +81,7 @@ def environment(folder: Path, hub: Hub | None = None) -> dict[str, str]:
 
 
 @pytest.fixture
-def hub() -> Iterator[Any]:
+def hub() -> Iterator[Hub]:
     with Hub() as hub:
         hub.tokens = {"hf_me": "YOUR_NAME"}
         yield hub
@@ -91,7 +90,7 @@ def hub() -> Iterator[Any]:
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [], id=page) for page in PYTHON_PAGES]
 )
-def test_python_blocks(page: Path, tmp_path: Path, hub: Hub) -> None:
+def test_python_blocks(page: str, tmp_path: Path, hub: Hub) -> None:
     """In order, in one process, in an empty folder; output that is quoted in a ``text`` block is compared."""
     code, expected = script(page, PRELUDES.get(page, ""), INSERTED.get(page, {}))
     (tmp_path / "page.py").write_text(code)
@@ -167,7 +166,7 @@ def test_no_entry_of_the_tables_is_out_of_date() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EXECUTED)
-def test_commands_of_a_page(page: Path, tmp_path: Path, hub: Hub) -> None:
+def test_commands_of_a_page(page: str, tmp_path: Path, hub: Hub) -> None:
     """In order, in one folder, with few timesteps. ``doctor`` may find something in so short a run."""
     for line, command in commands(page, inline=False):
         program, *arguments = words(command)

@@ -33,7 +33,7 @@ class OneOutlier(gym.RewardWrapper):
         super().__init__(env)
         self.at, self.steps = at, 0
 
-    def reward(self, reward: float) -> float:
+    def reward(self, reward: Any) -> float:
         self.steps += 1
         return 1e6 if self.steps == self.at else float(reward)
 
@@ -73,7 +73,7 @@ def vanishing_coefficient(progress_remaining: float) -> float:
 
 
 # name: algorithm, environment, arguments of the constructor
-RUNS = {
+RUNS: dict[str, tuple[type[PPO] | type[TRPO], Callable[[], gym.Env[Any, Any]], dict[str, Any]]] = {
     "ppo healthy": (PPO, cartpole, {"n_steps": 512, "learning_rate": 1e-3, "gamma": 0.98}),
     "trpo healthy": (TRPO, cartpole, {"n_steps": 512}),
     "huge learning rate": (PPO, cartpole, {"learning_rate": 0.1}),
@@ -116,7 +116,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if name not in done:
             algorithm, environment, arguments = RUNS[name]
             folder = tmp_path_factory.mktemp("run")
-            arguments: dict[str, Any] = {"n_steps": 128, **arguments}
+            arguments = {"n_steps": 128, **arguments}
             # The policy has a fixed seed too, so that a run has the same findings every time.
             model = algorithm("MlpPolicy", make_vec_env(environment, seed=3), seed=3, device="cpu", **arguments)
             model.set_logger(configure(str(folder), ["csv"]))

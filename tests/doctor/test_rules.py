@@ -114,9 +114,9 @@ def test_why_steps_are_rejected(tmp_path: Path, version: str, reason: str, advic
     """Of ten steps seven are refused for one reason, one for another; earlier versions logged the reason as a word."""
     rows = []
     for i, outcome in enumerate([reason] * 7 + ["no_improvement", "accepted", "accepted"]):
-        told = {f"train/line_search_{name}": float(name == outcome) for name in REASONS}
+        told: dict[str, Any] = {f"train/line_search_{name}": float(name == outcome) for name in REASONS}
         if version == "words":
-            told: dict[str, Any] = {"train/line_search_reason": outcome}
+            told = {"train/line_search_reason": outcome}
         rows.append({STEPS: i, "train/is_line_search_success": float(outcome == "accepted"), **told})
     finding = found(write(tmp_path, rows))["steps_rejected"]
     assert finding.evidence == f"2 of 10 steps were accepted ({reason.replace('_', ' ')}: 7; no improvement: 1)."
@@ -128,7 +128,7 @@ def make_model(**arguments: Any) -> Any:
 
 
 class PowerCut(BaseCallback):
-    def _on_step(self) -> bool | None:
+    def _on_step(self) -> bool:
         if self.num_timesteps == 300:
             raise RuntimeError("power cut")
         return True
@@ -210,7 +210,7 @@ def test_no_log_breaks_a_rule(data: Any) -> None:
             optional={"batch_size": st.integers(1, 100), "n_steps": st.integers(1, 100), "n_timesteps": st.integers(1, 100)},
         )
     )
-    run = Run("run", data.draw(st.sampled_from(["ppo", "trpo", ""])), "", log, pd.DataFrame(), {}, settings)
+    run = Run(Path("run"), data.draw(st.sampled_from(["ppo", "trpo", ""])), "", log, pd.DataFrame(), {}, settings)
     try:
         to_text(examine(run))
     except ValueError as error:

@@ -11,11 +11,13 @@ import importlib.abc
 import importlib.util
 import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 
-def is_visible() -> Any:
+def is_visible() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
 
 
@@ -26,7 +28,7 @@ def locked() -> None:
 class EmulatedGpu(importlib.abc.MetaPathFinder):
     """Changes ``torch.cuda`` once it has been imported."""
 
-    def find_spec(self, name: str, path: Path, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "torch.cuda":
             return None
         sys.meta_path.remove(self)
@@ -39,7 +41,7 @@ class EmulatedGpu(importlib.abc.MetaPathFinder):
             module.is_available, module.device_count = is_visible, lambda: int(is_visible())
             module._lazy_init = locked
 
-        spec.loader.exec_module = execute_and_change
+        setattr(spec.loader, "exec_module", execute_and_change)  # noqa: B010 (to mypy a method cannot be assigned)
         return spec
 
 

@@ -25,19 +25,19 @@ def always(action: int, env: VecEnv) -> np.ndarray:
     return np.array([action] * env.num_envs)
 
 
-def set_cartpole(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
+def set_cartpole(env: Any, obs: np.ndarray) -> None:
     env.unwrapped.state = np.array(obs, dtype=np.float64)
 
 
-def set_mountain_car(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
+def set_mountain_car(env: Any, obs: np.ndarray) -> None:
     env.unwrapped.state = np.array(obs, dtype=np.float64)
 
 
-def set_pendulum(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
+def set_pendulum(env: Any, obs: np.ndarray) -> None:
     env.unwrapped.state = np.array([np.arctan2(obs[1], obs[0]), obs[2]], dtype=np.float64)
 
 
-def set_half_cheetah(env: gym.Env[Any, Any], obs: np.ndarray) -> None:
+def set_half_cheetah(env: Any, obs: np.ndarray) -> None:
     # The first observation leaves out only x, on which neither dynamics nor reward depend.
     env.unwrapped.set_state(np.concatenate([[0.0], obs[:8]]), np.asarray(obs[8:]))
 
@@ -76,7 +76,7 @@ def test_every_step_is_gymnasiums_own(env_id: str, set_state: Callable[..., Any]
         # A mixture of poles that fall before the limit and poles that stand.
         actions[:, : n_envs // 2] = 1
         actions[:, n_envs // 2 :] = rng.integers(0, 2, (n_steps, n_envs - n_envs // 2))
-    obs = env.reset()
+    obs: Any = env.reset()
     started = [0] * n_envs
     replays = [replayed_episode(env_id, set_state, obs[i], actions[:, i], limit) for i in range(n_envs)]
     episodes = 0
@@ -109,19 +109,19 @@ def test_falling_at_the_time_limit_is_termination() -> None:
     """A pole pushed one way falls at its own time; with the limit at just that step it has still fallen."""
     env = make_envpool("CartPole-v1", n_envs=8, seed=1)
     env.reset()
-    lengths = {}
+    lengths: dict[int, int] = {}
     while len(lengths) < 8:
         _, _, dones, infos = env.step(always(0, env))
         for i in np.flatnonzero(dones):
-            lengths.setdefault(i, infos[i]["episode"]["l"])
+            lengths.setdefault(int(i), infos[i]["episode"]["l"])
     limit = sorted(lengths.values())[4]
     limited = make_envpool("CartPole-v1", n_envs=8, seed=1, max_episode_steps=limit)
     limited.reset()
-    ended = {}
+    ended: dict[int, tuple[int, bool]] = {}
     for _ in range(limit):
         _, _, dones, infos = limited.step(always(0, limited))
         for i in np.flatnonzero(dones):
-            ended.setdefault(i, (infos[i]["episode"]["l"], infos[i]["TimeLimit.truncated"]))
+            ended.setdefault(int(i), (infos[i]["episode"]["l"], infos[i]["TimeLimit.truncated"]))
     assert ended == {i: (min(length, limit), length > limit) for i, length in lengths.items()}
     assert (limit, False) in ended.values()
 
@@ -164,8 +164,8 @@ def test_seeds_are_per_environment_and_used_once() -> None:
     # Environment i of seed s is environment 0 of seed s + i, as SB3 counts them.
     np.testing.assert_array_equal(first_and_next(7, 4)[:, 2], first_and_next(9, 1)[:, 0])
     assert not np.array_equal(first_and_next(7, 4)[0], first_and_next(7, 4)[-1]), "a second reset goes on, it does not repeat"
-    unseeded = [make_envpool("CartPole-v1").reset() for _ in range(2)]
-    assert not np.array_equal(*unseeded)
+    one, other = (np.asarray(make_envpool("CartPole-v1").reset()) for _ in range(2))
+    assert not np.array_equal(one, other)
 
 
 def test_seed_after_the_first_reset() -> None:
@@ -180,10 +180,10 @@ def test_seed_after_the_first_reset() -> None:
 
 def test_returned_arrays_stay_as_they_are() -> None:
     env = make_envpool("CartPole-v1", 3, seed=0)
-    kept = [env.reset()]
+    kept: list[Any] = [env.reset()]
     copies = [kept[0].copy()]
     for _ in range(40):
-        obs, *_ = env.step(always(0, env))
+        obs: Any = env.step(always(0, env))[0]
         kept.append(obs)
         copies.append(obs.copy())
     np.testing.assert_array_equal(np.array(kept), np.array(copies))
@@ -192,7 +192,8 @@ def test_returned_arrays_stay_as_they_are() -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "LunarLander-v3", "FrozenLake-v1"])
 def test_spaces_are_gymnasiums(env_id: str) -> None:
-    env, reference = make_envpool(env_id, 2), DummyVecEnv([lambda: gym.make(env_id)])
+    env: Any = make_envpool(env_id, 2)
+    reference: Any = DummyVecEnv([lambda: gym.make(env_id)])
     assert env.observation_space == reference.observation_space
     assert env.action_space == reference.action_space
     obs = env.reset()
@@ -203,7 +204,7 @@ def test_spaces_are_gymnasiums(env_id: str) -> None:
 
 @pytest.mark.fast
 def test_dict_observations() -> None:
-    env = make_envpool("MiniGrid-DoorKey-5x5-v0", 3, seed=0, max_episode_steps=5)
+    env: Any = make_envpool("MiniGrid-DoorKey-5x5-v0", 3, seed=0, max_episode_steps=5)
     first = env.reset()
     for step in range(1, 11):
         obs, _, dones, infos = env.step(always(0, env))
@@ -248,7 +249,7 @@ def test_atari_statistics_are_of_whole_games_and_unclipped_rewards() -> None:
 def test_monitor_file_is_read_by_sb3(tmp_path: Path) -> None:
     env = envpool_vec_env("CartPole-v1", 2, seed=0, monitor_dir=str(tmp_path), info_keywords=("elapsed_step",))
     env.reset()
-    episodes = []
+    episodes: list[Any] = []
     while len(episodes) < 6:
         _, _, _, infos = env.step(always(0, env))
         episodes += [info["episode"] for info in infos if "episode" in info]
@@ -284,7 +285,7 @@ def test_the_vec_env_interface() -> None:
     env.step_async(always(0, env))
     with pytest.raises(RuntimeError, match="twice"):
         env.step_async(always(0, env))
-    assert env.reset().shape == (3, 4), "a reset cancels the step under way"
+    assert np.asarray(env.reset()).shape == (3, 4), "a reset cancels the step under way"
     env.step_async(always(0, env))
     env.close()
     env.close()
@@ -310,7 +311,7 @@ def test_wrong_arguments_are_named() -> None:
 
 
 def test_rendering() -> None:
-    env = make_envpool("CartPole-v1", 2, seed=0, render_mode="rgb_array")
+    env: Any = make_envpool("CartPole-v1", 2, seed=0, render_mode="rgb_array")
     env.reset()
     assert env.render_mode == "rgb_array"
     images = env.get_images()
@@ -337,7 +338,7 @@ def test_zoo_words_that_envpool_cannot_follow() -> None:
 def test_atari_wrapper_arguments_reach_envpool() -> None:
     wrapper = {"stable_baselines3.common.atari_wrappers.AtariWrapper": {"screen_size": 42, "terminal_on_life_loss": False}}
     env = envpool_vec_env("BreakoutNoFrameskip-v4", 1, seed=0, env_wrapper=[None, wrapper], frame_stack=2)
-    assert env.reset().shape == (1, 2, 42, 42)
+    assert np.asarray(env.reset()).shape == (1, 2, 42, 42)
     done = False
     for _ in range(2000):
         _, _, (done,), infos = env.step(np.array([1]))
@@ -351,12 +352,13 @@ def test_sb3_trains_evaluates_and_takes_the_model_elsewhere(tmp_path: Path) -> N
     env = VecNormalize(make_envpool("CartPole-v1", 8, seed=0))
     model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu")
     model.learn(64 * 8 * 2)
+    assert model.ep_info_buffer is not None
     lengths = [episode["l"] for episode in model.ep_info_buffer]
     assert len(lengths) > 8
     assert min(lengths) > 1, "no episode of a single step, as a swallowed reset would look like"
     evaluation = make_envpool("CartPole-v1", 2, seed=1)
     returns, episode_lengths = evaluate_policy(model, evaluation, 5, return_episode_rewards=True)
-    assert returns == [float(length) for length in episode_lengths]
+    assert isinstance(episode_lengths, list) and returns == [float(length) for length in episode_lengths]
     model.save(tmp_path / "model")
     PPO.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 8)).learn(512)
 
@@ -364,7 +366,7 @@ def test_sb3_trains_evaluates_and_takes_the_model_elsewhere(tmp_path: Path) -> N
 def test_vec_monitor_agrees() -> None:
     def first_episodes(env: VecEnv) -> list[Any]:
         env.reset()
-        episodes = []
+        episodes: list[Any] = []
         while len(episodes) < 10:
             episodes += [info["episode"] for info in env.step(always(0, env))[3] if "episode" in info]
         return [(episode["r"], episode["l"]) for episode in episodes]

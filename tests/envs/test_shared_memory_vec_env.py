@@ -84,7 +84,7 @@ def test_every_step_is_that_of_dummy_vec_env(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "SPINS", spins and memory.SPINS)
-        make = [functools.partial(World, observations, actions, info, flags) for info in infos]
+        make: list[Callable[[], Any]] = [functools.partial(World, observations, actions, info, flags) for info in infos]
         envs = dummy, shared = DummyVecEnv(make), Shared(make, n_workers=n_workers)
     for env in envs:
         env.seed(seed)
@@ -162,7 +162,8 @@ def test_what_it_says_of_itself() -> None:
     assert shared.metadata == dummy.metadata == World.metadata
     assert shared.render_mode == "rgb_array"
     shared.reset()
-    assert shared.render().shape == (8, 8, 3)  # two by two pictures
+    picture = shared.render()
+    assert picture is not None and picture.shape == (8, 8, 3)  # two by two pictures
     shared.close()
     assert shared.closed and not any(process.is_alive() for process in shared.processes)
     shared.close()
@@ -173,7 +174,7 @@ def test_what_it_says_of_itself() -> None:
 @pytest.mark.usefixtures("way")
 def test_returned_arrays_and_given_ones_stay_as_they_are() -> None:
     env = Shared([functools.partial(World, "vector", "vector")] * 3, n_workers=2)
-    kept = [(env.reset(),)]
+    kept: list[tuple[Any, ...]] = [(env.reset(),)]
     actions = np.zeros((3, 3), np.float32)
     for _ in range(30):
         kept.append(env.step(actions)[:3])
@@ -268,16 +269,18 @@ def test_as_many_workers_as_cores_and_not_more_than_environments() -> None:
 
 
 class Words(Broken):
-    observation_space = spaces.Text(5)
+    observation_space: Any = spaces.Text(5)
 
 
 def test_wrong_arguments_are_named() -> None:
-    for words, message in (({"env_fns": []}, "env_fns"), ({"n_workers": 0}, "n_workers"), ({"timeout": 0.0}, "timeout")):
+    wrong: list[dict[str, Any]] = [{"env_fns": []}, {"n_workers": 0}, {"timeout": 0.0}]
+    for words in wrong:
+        (message,) = words
         with pytest.raises(ValueError, match=message):
-            Shared(**{"env_fns": [Broken], **words})
+            Shared(**({"env_fns": [Broken]} | words))
     with pytest.raises(ValueError, match="arrays of numbers"):
         Shared([Words])
-    env = Shared([Broken] * 2)
+    env: Any = Shared([Broken] * 2)  # Any: steps with lists, too
     env.reset()
     for actions in (np.zeros(3, int), [0]):
         with pytest.raises(ValueError, match="for 2 environments"):
@@ -317,7 +320,10 @@ def test_a_training_ends_with_the_same_bits(algorithm: Any) -> None:
 def test_atari_with_its_wrappers() -> None:
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
-    kwargs = [{"vec_env_cls": DummyVecEnv}, {"vec_env_cls": SharedMemoryVecEnv, "vec_env_kwargs": {"start_method": FASTEST}}]
+    kwargs: list[dict[str, Any]] = [
+        {"vec_env_cls": DummyVecEnv},
+        {"vec_env_cls": SharedMemoryVecEnv, "vec_env_kwargs": {"start_method": FASTEST}},
+    ]
     envs = [VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", 3, seed=2, **words), 4) for words in kwargs]
     assert_same(*(env.reset() for env in envs))
     random = np.random.default_rng(0)

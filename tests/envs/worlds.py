@@ -4,13 +4,14 @@ import copy
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-SPACES = {
+SPACES: dict[str, spaces.Space[Any]] = {
     "vector": spaces.Box(-1, 1, (3,), np.float32),
     "doubles": spaces.Box(-1, 1, (2, 2), np.float64),
     "image": spaces.Box(0, 255, (6, 5, 3), np.uint8),
@@ -21,7 +22,7 @@ SPACES = {
     "tuple": spaces.Tuple((spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(3))),
 }
 
-INFOS = {
+INFOS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "nothing": lambda world: {},
     "numbers": lambda world: {"x": np.float64(world.steps) / 3, "f": np.float32(0.1), "n": np.int64(7), "b": np.True_, "i": 4},
     "nested": lambda world: {"deep": {"array": np.arange(world.steps), "text": "a", "none": None, "tuple": (1, 2.5)}},
@@ -50,7 +51,10 @@ class World(gym.Env):
         self.observation_space = copy.deepcopy(SPACES[observations])
         self.action_space = copy.deepcopy(SPACES[actions])
         self.make_info, self.flags = INFOS[info], flags
-        self.kept_info, self.last_action, self.options, self.steps = {}, None, None, 0
+        self.kept_info: dict[str, Any] = {}
+        self.last_action: Any = None
+        self.options: dict[str, int] | None = None
+        self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, int] | None = None) -> tuple[Any, ...]:
         super().reset(seed=seed)

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 both = pytest.mark.parametrize("cls", [PPO, TRPO])
 engines = pytest.mark.parametrize("engine", ["auto", "autograd"])
 
@@ -141,7 +141,7 @@ def test_the_values_of_final_and_last_observations_are_checked(cls: type[Any], e
         sets = env.unwrapped
         sets.objects, sets.total = np.zeros((5, 3), np.float32), 0
 
-        def observe(sets: gym.Env[Any, Any] = sets) -> np.ndarray:
+        def observe(sets: Any = sets) -> np.ndarray:
             sets.total += sets.steps > 0
             absent = sets.steps == 7 if absent_at == 7 else sets.total == 20
             return np.full((5, 3), np.nan if absent else 0.0, np.float32)

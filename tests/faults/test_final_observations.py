@@ -1,5 +1,6 @@
 """What a time limit cuts off is bootstrapped with V(final observation), and blamed under that name where it is not finite."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -25,7 +26,7 @@ class CutOff(gym.Env):
         self.observation_space = spaces.Dict({"speed": box, "height": box}) if dictionary else box
         self.ends, self.dictionary, self.episode, self.faults, self.episodes = ends, dictionary, episode, faults, -1
 
-    def observation(self, value: float = 0.0) -> dict[str, np.ndarray] | np.ndarray:
+    def observation(self, value: float = 0.0) -> Any:
         faulty = np.array([0, value, 0], np.float32)
         return {"speed": np.zeros(3, np.float32), "height": faulty} if self.dictionary else faulty
 
@@ -44,9 +45,9 @@ class CutOff(gym.Env):
 
 
 def make(algorithm: type[Any], engine: str, others: dict[str, float] | None = None, **faults: Any) -> Any:
-    shared = {name: faults[name] for name in ("dictionary", "ends") if name in faults}
-    everyone = [{**shared, **(others or {})}, faults, shared]
-    venv = DummyVecEnv([lambda options=options: CutOff(**options) for options in everyone])
+    shared: dict[str, Any] = {name: faults[name] for name in ("dictionary", "ends") if name in faults}
+    everyone: list[dict[str, Any]] = [{**shared, **(others or {})}, faults, shared]
+    venv = DummyVecEnv([partial(CutOff, **options) for options in everyone])
     policy = "MultiInputPolicy" if faults.get("dictionary") else "MlpPolicy"
     return algorithm(policy, venv, n_steps=N_STEPS, batch_size=18, engine=engine, seed=0, device="cpu")
 
@@ -89,7 +90,7 @@ def test_a_key_of_a_dict_is_named(algorithm: type[Any], engine: str) -> None:
 @engines
 @pytest.mark.parametrize("faults", [{"reward": np.nan}, {"reward": np.nan, "final": np.nan}])
 def test_a_reward_of_the_same_step_is_named_as_the_reward_that_it_is(
-    algorithm: type[Any], engine: str, faults: dict[str, float]
+    algorithm: type[Any], engine: str, faults: dict[str, Any]
 ) -> None:
     """Of both it comes first, as in any other step."""
     assert message(make(algorithm, engine, **faults)).startswith(f"Non-finite reward in environment {BAD} at step 4 ")

@@ -211,7 +211,7 @@ def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine: s
 
     model.trust_region = broken_region
     before = used.actor_parameters.clone()
-    logged = {}
+    logged: dict[str, Any] = {}
     model.record_update = logged.update
     model.learn(N_STEPS * N_ENVS)
     assert th.equal(before, used.actor_parameters)

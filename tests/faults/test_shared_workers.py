@@ -116,7 +116,7 @@ def test_an_info_that_cannot_be_sent() -> None:
 
 
 def test_an_environment_that_cannot_be_made() -> None:
-    def stuck() -> None:
+    def stuck() -> Any:
         raise StuckError("no gripper")
 
     with pytest.raises(StuckError, match="no gripper") as raised:
@@ -154,7 +154,8 @@ def test_a_worker_that_dies(tmp_path: Path, fault: Callable[..., Any], how: str)
     model = PPO("MlpPolicy", env, n_steps=16, batch_size=16)
     with pytest.raises(WorkerDiedError, match=how):
         model.learn(10**4, callback=ResumableCheckpointCallback(tmp_path, save_freq=32))
-    assert newest(tmp_path).state["run"]["algorithm"] == "PPO"
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None and checkpoint.state["run"]["algorithm"] == "PPO"
     assert not any(process.is_alive() for process in env.processes)
     env.close()  # as scripts do in the end
     with pytest.raises(RuntimeError, match="closed"):
@@ -169,7 +170,11 @@ def test_a_worker_that_dies_while_nobody_looks(use: str) -> None:
     env.step(zeros(env))
     env.processes[1].kill()
     env.processes[1].join()
-    calls = {"step": lambda: env.step(zeros(env)), "reset": env.reset, "get_attr": lambda: env.get_attr("total")}
+    calls: dict[str, Callable[[], Any]] = {
+        "step": lambda: env.step(zeros(env)),
+        "reset": env.reset,
+        "get_attr": lambda: env.get_attr("total"),
+    }
     if use in calls:
         with pytest.raises(WorkerDiedError, match="environment 1 was killed by signal"):
             calls[use]()
@@ -284,6 +289,11 @@ def main():
 GUARD = 'if __name__ == "__main__":\n    main()'
 
 
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def running(pid: int) -> Any:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -294,14 +304,14 @@ def running(pid: int) -> Any:
 @linux
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_orphaned_processes(tmp_path: Path, method: str, how: str) -> None:
+def test_no_orphaned_processes(tmp_path: Path, method: str, how: signal.Signals) -> None:
     """Ctrl-C reaches the script and its workers; a kill reaches the script alone, while its workers step."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(envs=str(Path(__file__).parent.parent / "envs"), method=method, guard=GUARD))
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    workers = [int(pid) for pid in process.stdout.readline().split()]
+    workers = [int(pid) for pid in first_line(process).split()]
     assert len(workers) == 2 and all(map(running, workers))
     if how == signal.SIGINT:
         os.killpg(process.pid, how)

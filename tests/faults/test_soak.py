@@ -12,7 +12,7 @@ from sb3_policyopt import PPO, TRPO
 
 
 def trained(algorithm: Any, engine: str, env: Any, total: int, scale: float = 1.0, seed: int = 0, **options: Any) -> Any:
-    venv = make_vec_env(env, 2, wrapper_class=lambda e: TransformReward(e, lambda reward: scale * reward))
+    venv = make_vec_env(env, 2, wrapper_class=lambda e: TransformReward(e, lambda reward: scale * float(reward)))
     model = algorithm("MlpPolicy", venv, n_steps=16, batch_size=16, engine=engine, seed=seed, **options)
     return model.learn(total)
 

@@ -77,7 +77,8 @@ def assert_survived(model: Any, folder: Path | None = None) -> None:
     for saved, restored in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
         assert th.equal(saved, restored)
     if folder is not None:
-        assert newest(folder).state["run"]["algorithm"] == type(model).__name__
+        checkpoint = newest(folder)
+    assert checkpoint is not None and checkpoint.state["run"]["algorithm"] == type(model).__name__
 
 
 def learn(model: Any, folder: Path, total: int = 160, callbacks: Any = ()) -> Any:
@@ -207,7 +208,7 @@ def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(a
 def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy() -> None:
     model = TRPO("MlpPolicy", DummyVecEnv([Counter]), n_steps=32, batch_size=16).learn(32)
     before = [parameter.clone() for parameter in model.policy.mlp_extractor.policy_net.parameters()]
-    used = model.prepare_engine()
+    used: Any = model.prepare_engine()
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -256,6 +257,11 @@ if __name__ == "__main__":
 """
 
 
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def running(pid: int) -> Any:
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -266,7 +272,7 @@ def running(pid: int) -> Any:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_orphaned_processes(tmp_path: Path, how: str) -> None:
+def test_no_orphaned_processes(tmp_path: Path, how: signal.Signals) -> None:
     """
     Ctrl-C reaches the script and its workers; a kill reaches the script alone.
 
@@ -278,7 +284,7 @@ def test_no_orphaned_processes(tmp_path: Path, how: str) -> None:
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    workers = [int(pid) for pid in process.stdout.readline().split()]
+    workers = [int(pid) for pid in first_line(process).split()]
     assert len(workers) == 2
     assert all(map(running, workers))
     if how == signal.SIGINT:

@@ -137,7 +137,7 @@ def test_episodes_of_one_step(algorithm: Any) -> None:
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (-1, np.inf)])
 def test_infinite_bounds_of_actions_are_refused(algorithm: Any, bounds: Any) -> None:
     with pytest.raises(AssertionError, match="Continuous action space must have a finite lower and upper bound"):
-        make(algorithm, action_space=spaces.Box(*bounds, (2,), np.float32))
+        make(algorithm, action_space=spaces.Box(bounds[0], bounds[1], (2,), np.float32))
 
 
 @pytest.mark.parametrize("engine", ["autograd", "closed_form"])

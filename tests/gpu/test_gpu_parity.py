@@ -12,9 +12,9 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, collect, copy_ro
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "seed": 0}
-FEW = {PPO: {"n_epochs": 2}, TRPO: {"n_critic_updates": 2}}
+FEW: dict[type[Any], dict[str, int]] = {PPO: {"n_epochs": 2}, TRPO: {"n_critic_updates": 2}}
 # policy, observations, actions, arguments
-CASES = {
+CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "MLP": ("MlpPolicy", "box", "box_6", {}),
     "MLP, discrete actions": ("MlpPolicy", "box", "discrete", {}),
     "MLP, many discrete actions": ("MlpPolicy", "multi_discrete", "multi_discrete", {}),
@@ -50,7 +50,7 @@ def twins(cls: type[Any], name: str, device: str) -> Any:
     return reference, model
 
 
-def assert_close(after: float, expected: Any, before: Any) -> None:
+def assert_close(after: th.Tensor, expected: th.Tensor, before: th.Tensor) -> None:
     # Adam divides a gradient by its own size, so that a parameter whose gradient is mere rounding may move by a noticeable
     # part of a step. A hundredth of a step of 3e-4 is allowed everywhere, and a hundredth of the way altogether; conjugate
     # gradient in float32 amplifies rounding by the condition of F + 0.1 I, and stays below the latter.
@@ -127,7 +127,7 @@ def test_a_rollout_holds_what_the_policy_says(cls: type[Any], name: str, device:
         assert sample.old_values.device.type == device
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "all coefficients": {"clip_range_vf": 0.2, "ent_coef": "lin_0.01", "target_kl": 0.05, "value_clipping": "pessimistic"},
     "monte carlo": {"value_target": "monte_carlo"},

@@ -9,12 +9,13 @@ import torch as th
 from resume_scenarios import ROLLOUT, Crash, fingerprint, train
 from sb3_contrib import TRPO as ContribTRPO
 from stable_baselines3 import PPO as StockPPO
+from stable_baselines3.common.vec_env import VecEnv
 from toy_environments import ACTION_SPACES, IMAGE, VECTOR, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "seed": 0}
-ALGORITHMS = {"PPO": (PPO, StockPPO), "TRPO": (TRPO, ContribTRPO)}
+ALGORITHMS: dict[str, tuple[Any, Any]] = {"PPO": (PPO, StockPPO), "TRPO": (TRPO, ContribTRPO)}
 gpu = pytest.mark.gpu
 WAYS = [
     ("cpu", "cpu"),
@@ -36,17 +37,18 @@ def assert_same_model(loaded: Any, model: Any) -> None:
         assert mine.keys() == theirs.keys()
         assert all(th.equal(mine[key].cpu(), value.cpu()) for key, value in theirs.items())
     observations = model.observation_space.sample()[None]
-    np.testing.assert_allclose(*(each.predict(observations, deterministic=True)[0] for each in (loaded, model)), atol=1e-5)
+    one, other = (each.predict(observations, deterministic=True)[0] for each in (loaded, model))
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("before, after", WAYS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 class TestZips:
     @pytest.fixture
-    def env(self) -> Any:
+    def env(self) -> VecEnv:
         return toy(VECTOR, ACTION_SPACES["box_6"])
 
-    def test_ours_go_on(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
+    def test_ours_go_on(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, _ = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -58,7 +60,7 @@ class TestZips:
         loaded.learn(64, reset_num_timesteps=False)
         assert loaded._n_updates > updates and loaded.policy.device.type == after
 
-    def test_stock_opens_ours(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
+    def test_stock_opens_ours(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, stock = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -66,7 +68,7 @@ class TestZips:
         assert_same_model(loaded, model)
         loaded.learn(64)
 
-    def test_we_open_stocks(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
+    def test_we_open_stocks(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, stock = ALGORITHMS[algorithm]
         model = stock("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -76,7 +78,7 @@ class TestZips:
             assert_same_model(loaded, model)
             loaded.learn(64)
 
-    def test_parameters_alone(self, algorithm: Any, before: Any, after: float, env: Any, tmp_path: Path) -> None:
+    def test_parameters_alone(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, _ = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")

@@ -97,7 +97,7 @@ class Client:
             "SDL_VIDEODRIVER": "dummy",
             **environment,
         }
-        self.worker = None
+        self.worker: subprocess.Popen[str] | None = None
 
     def python(self, *arguments: Any, cwd: Any = None, **environment: Any) -> Result:
         """Run Python in an empty folder."""
@@ -114,7 +114,7 @@ class Client:
         )
         return Result(run.returncode, run.stdout, run.stderr)
 
-    def command(self, *arguments: Any, token: str = "hf_me") -> Result | None:
+    def command(self, *arguments: Any, token: str = "hf_me") -> Result:
         """Run one of our two commands in the child that is kept."""
         if self.worker is None:
             self.worker = subprocess.Popen(
@@ -127,10 +127,12 @@ class Client:
                 text=True,
             )
         print(json.dumps([token, *map(str, arguments)]), file=self.worker.stdin, flush=True)
+        assert self.worker.stdout is not None
         return Result(*json.loads(self.worker.stdout.readline()))
 
     def close(self) -> None:
         if self.worker is not None:
+            assert self.worker.stdin is not None and self.worker.stdout is not None
             self.worker.stdin.close()
             self.worker.wait(timeout=60)
             self.worker.stdout.close()

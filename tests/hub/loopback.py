@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,9 +28,9 @@ class Repo:
     """Branches point to commits, commits hold whole trees; one commit exists from the start, as on the real Hub."""
 
     private: bool = False
-    commits: dict = field(default_factory=dict)
-    branches: dict = field(default_factory=dict)
-    messages: list = field(default_factory=list)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
         text = json.dumps([branch, message, len(self.commits), {name: _oid(content) for name, content in files.items()}])
@@ -58,7 +59,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
-        self.failures: list[tuple[str, re.Pattern, int]] = []
+        self.failures: list[tuple[str, re.Pattern[str], int]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -68,7 +69,7 @@ class Hub:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def fail(self, method: str, pattern: str, status: Any) -> None:
+    def fail(self, method: str, pattern: str, status: int) -> None:
         """Answer matching requests with an error; status 0 cuts the connection."""
         self.failures.append((method, re.compile(pattern), status))
 
@@ -93,11 +94,11 @@ class _Answer(Exception):
         self.status, self.body, self.headers = status, body, headers
 
 
-def _json(status: int, content: dict[str, Any] | list[dict[str, Any]], **headers: Any) -> Exception:
+def _json(status: int, content: dict[str, Any] | list[dict[str, Any]], **headers: Any) -> "_Answer":
     return _Answer(status, json.dumps(content).encode(), content_type="application/json", **headers)
 
 
-def _error(status: int, message: str, code: str | None = None) -> Exception:
+def _error(status: int, message: str, code: str | None = None) -> "_Answer":
     headers: dict[str, Any] = {"x_error_message": message} | ({"x_error_code": code} if code else {})
     return _json(status, {"error": message}, **headers)
 
@@ -121,9 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 return self._send(_error(status, "failure on purpose"))
         try:
-            for method, pattern, action in _ROUTES:
-                match = re.fullmatch(pattern, self.route)
-                if match and self.command in method.split("|"):
+            for methods, route, action in _ROUTES:
+                match = re.fullmatch(route, self.route)
+                if match and self.command in methods.split("|"):
                     action(self, **{key: unquote(value) for key, value in match.groupdict().items() if value is not None})
             raise _error(404, f"the loopback hub knows no {self.command} {self.route}")
         except _Answer as answer:
@@ -141,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _send(self, answer: Exception) -> None:
+    def _send(self, answer: "_Answer") -> None:
         self.send_response(answer.status)
         length = answer.headers.pop("content_length", len(answer.body))
         for name, value in answer.headers.items():
@@ -161,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _error(401, "Invalid username or password.")
         return self.hub.tokens.get(token)
 
-    def readable(self, repo: str) -> Repo | None:
+    def readable(self, repo: str) -> Repo:
         user, found = self.user(required=False), self.hub.repos.get(repo)
         if found is None or (found.private and user != repo.split("/")[0]):
             # The real Hub answers 401 with this code to anonymous requests, whether the repository exists or not.
@@ -173,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _error(403, "You don't have the rights")
         return self.readable(repo)
 
-    def at(self, repo: str, revision: str) -> tuple[dict[str, bytes], str] | None:
+    def at(self, repo: str, revision: str) -> tuple[dict[str, bytes], str]:
         found = self.readable(repo)
         if not found.has(revision):
             raise _error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -315,7 +316,8 @@ class _Handler(BaseHTTPRequestHandler):
         files, sha = self.at(repo, revision)
         if path not in files:
             raise _error(404, "Entry not found", "EntryNotFound")
-        content, headers = files[path], {"x_repo_commit": sha, "etag": f'"{_oid(files[path])}"', "accept_ranges": "bytes"}
+        content = files[path]
+        headers: dict[str, Any] = {"x_repo_commit": sha, "etag": f'"{_oid(files[path])}"', "accept_ranges": "bytes"}
         if self.command == "HEAD":
             raise _Answer(200, content_length=len(content), **headers)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -331,7 +333,7 @@ def _oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-_ROUTES = [
+_ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("DELETE", "/api/repos/delete", _Handler.delete),

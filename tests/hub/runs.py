@@ -33,7 +33,7 @@ def make_run(
     env = make_vec_env(env_id, n_envs=2, seed=7, monitor_dir=str(run) if records else None)
     if normalize:
         env = VecNormalize(env)
-    hyperparameters: dict[str, Any] = {"n_steps": 128, "batch_size": 64, **hyperparameters}
+    hyperparameters = {"n_steps": 128, "batch_size": 64, **hyperparameters}
     model = {"ppo": PPO, "trpo": TRPO}[algo]("MlpPolicy", env, seed=7, device="cpu", **hyperparameters)
     arguments = {
         "algo": algo,
@@ -49,6 +49,7 @@ def make_run(
     model.save(run / f"{env_id}.zip")
     config = {"policy": "MlpPolicy", "n_envs": 2, "n_timesteps": float(n_timesteps), **hyperparameters}
     if normalize:
+        assert isinstance(env, VecNormalize)
         env.save(str(params / "vecnormalize.pkl"))
         config["normalize"] = True
     for name, content in (("config.yml", config), ("args.yml", arguments)):

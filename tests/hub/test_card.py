@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from gymnasium import spaces
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -56,6 +57,7 @@ def test_code_makes_the_environment_that_is_evaluated(protocol: Protocol) -> Non
     assert shown.observation_space == evaluated.observation_space
     assert shown.action_space == evaluated.action_space
     np.testing.assert_array_equal(shown.reset(), evaluated.reset())
+    assert shown.action_space.shape is not None
     actions = np.zeros((protocol.n_envs, *shown.action_space.shape), dtype=shown.action_space.dtype)
     for _ in range(5):
         for one, other in zip(shown.step(actions)[:3], evaluated.step(actions)[:3], strict=True):
@@ -65,10 +67,12 @@ def test_code_makes_the_environment_that_is_evaluated(protocol: Protocol) -> Non
 def test_wrappers_are_applied_inside_out_and_normalisation_before_the_frame_stack() -> None:
     protocol = Protocol.from_config("Pendulum-v1", PENDULUM)
     statistics = VecNormalize(make_vec_env("Pendulum-v1", 1))
-    statistics.venv = None
+    without: Any = statistics
+    without.venv = None
     env = protocol.make_env(statistics)
     assert isinstance(env, VecFrameStack) and env.venv is statistics
-    assert statistics.venv.action_space.high == 0.5
+    box = statistics.venv.action_space
+    assert isinstance(box, spaces.Box) and box.high == 0.5
     assert not statistics.training and not statistics.norm_reward
 
 
@@ -135,7 +139,7 @@ def test_hyperparameters_read_off_a_model() -> None:
         "batch_size": 64,
         "gamma": 0.9,
     }
-    assert eval(config["policy_kwargs"], {"nn": nn}) == model.policy_kwargs
+    assert eval(str(config["policy_kwargs"]), {"nn": nn}) == model.policy_kwargs
     assert yaml.safe_load(yaml.safe_dump(config)) == config
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.wrappers import ClipAction, TransformReward
 from hub_client import Client
@@ -145,11 +146,11 @@ def test_wrappers_with_known_arguments_are_made_again(model: Any, tmp_path: Path
 
 class Halved(VecEnvWrapper):
     def reset(self) -> Any:
-        return self.venv.reset() / 2
+        return np.asarray(self.venv.reset()) / 2
 
     def step_wait(self) -> Any:
         observations, *rest = self.venv.step_wait()
-        return observations / 2, *rest
+        return np.asarray(observations) / 2, *rest
 
 
 def mistakes() -> dict[str, tuple[Any, ...]]:

@@ -110,7 +110,7 @@ def test_private_does_not_hide_a_public_repository(client: Client, hub: Hub, log
 
 
 @pytest.mark.parametrize("request_", [("POST", "/commit/"), ("POST", "/preupload/"), ("PUT", "/lfs/"), ("POST", "/branch/")])
-def test_half_finished_upload_leaves_no_repository(client: Client, hub: Hub, logs: Path, request_: Any) -> None:
+def test_half_finished_upload_leaves_no_repository(client: Client, hub: Hub, logs: Path, request_: tuple[str, str]) -> None:
     hub.objects.clear()
     hub.fail(*request_, 400)
     result = client.command(*push(logs, "--revision", "v1"))
@@ -208,12 +208,12 @@ def hostile(name: str, files: Any, witness: Any) -> Any:
         import base64
         import json
 
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]  # it has no types
 
         source, target = zipfile.ZipFile(io.BytesIO(files["ppo-CartPole-v1.zip"])), io.BytesIO()
         with zipfile.ZipFile(target, "w") as archive:
             for entry in source.namelist():
-                content = source.read(entry)
+                content: bytes | str = source.read(entry)
                 if entry == "data":
                     bomb = base64.b64encode(cloudpickle.dumps(Bomb(witness))).decode()
                     content = json.dumps(json.loads(content) | {"seed": {":type:": "int", ":serialized:": bomb}})

@@ -1,6 +1,7 @@
 """Normalisation statistics are written as plain arrays, and read back unchanged."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_policyopt.hub.normalization import load_statistics, save_statistics, statistics_to_pickle
 
@@ -28,7 +29,7 @@ class DictEnv(gym.Env):
         return self.observation_space.sample(), 1.5, bool(self.np_random.random() < 0.2), False, {}
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
     "box": (lambda: make_vec_env("Pendulum-v1", 2, seed=1), {}),
     "rewards only": (lambda: make_vec_env("CartPole-v1", 2, seed=1), {"norm_obs": False, "gamma": 0.9}),
     "dict": (lambda: DummyVecEnv([DictEnv]), {"norm_obs_keys": ["position"], "clip_obs": 3.0, "clip_reward": 4.0}),

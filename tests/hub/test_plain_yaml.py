@@ -94,7 +94,7 @@ def test_code_is_no_literal(source: str) -> None:
 
 
 def test_config_of_the_zoo_passes_and_others_do_not() -> None:
-    good = {
+    good: dict[str, Any] = {
         "normalize": "dict(norm_obs=False, norm_reward=True)",
         "env_wrapper": [
             {"rl_zoo3.wrappers.FrameSkip": {"skip": 2}},
@@ -104,7 +104,7 @@ def test_config_of_the_zoo_passes_and_others_do_not() -> None:
         "policy_kwargs": "dict(activation_fn=nn.GELU)",
     }
     check_config(good, "config.yml")
-    for bad in (
+    wrong: list[dict[str, Any]] = [
         {"normalize": "exit()"},
         {"policy_kwargs": "dict(a=exit())"},
         {"env_wrapper": "os.system"},
@@ -112,7 +112,8 @@ def test_config_of_the_zoo_passes_and_others_do_not() -> None:
         {"env_wrapper": "gymnasium.wrappers.sys.FlattenObservation.x"},
         {"vec_env_wrapper": "builtins.eval"},
         {"callback": ["subprocess.run"]},
-    ):
+    ]
+    for bad in wrong:
         with pytest.raises(ValueError, match="config"):
             check_config(good | bad, "config.yml")
 

@@ -24,7 +24,7 @@ ROUND_TRIPS = [
 
 
 @pytest.fixture(scope="module", params=ROUND_TRIPS, ids=lambda case: "-".join(map(str, case)))
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Published]":
     """An agent that the command line has published, and a client with empty caches to load it with."""
     algo, env_id, normalize, large_files = request.param
     folder = tmp_path_factory.mktemp("publish")
@@ -150,7 +150,9 @@ def test_hyperparameters_of_the_card_train_again(published: Any, tmp_path: Path)
     config = yaml.safe_load(block)
     assert set(config) == {published.env_id}
     (tmp_path / "hyperparameters.yml").write_text(block)
-    command = re.search(r"`sb3-policyopt (train [^`]*)`", published.card).group(1).split()
+    match = re.search(r"`sb3-policyopt (train [^`]*)`", published.card)
+    assert match is not None
+    command = match[1].split()
     trained = published.reader.python("-m", "sb3_policyopt", *command, "-n", "256", cwd=tmp_path)
     assert trained.code == 0, trained.err
     assert (tmp_path / "logs" / published.algo / f"{published.env_id}_1" / f"{published.env_id}.zip").is_file()

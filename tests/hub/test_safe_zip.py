@@ -28,7 +28,7 @@ from sb3_policyopt.saving.plain_json import decode, encode
 from sb3_policyopt.saving.safe_zip import DESCRIPTION, read_description, without_pickles, write_description
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
-OBSERVATION_SPACES = {
+OBSERVATION_SPACES: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(-np.inf, np.inf, (3,), np.float32),
     "bounded box": spaces.Box(np.array([-1.0, 0.1]), np.array([0.3, np.inf]), dtype=np.float64),
     "discrete": spaces.Discrete(5),
@@ -38,7 +38,7 @@ OBSERVATION_SPACES = {
     # The order of the keys is that of the features, and is not the alphabetical one.
     "dict": spaces.Dict(OrderedDict([("z", spaces.Box(-1, 1, (2,))), ("image", IMAGE), ("a", spaces.Discrete(3))])),
 }
-ACTION_SPACES = {
+ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([1.0, 2.0], np.float32)),
     "discrete": spaces.Discrete(4),
     "multi discrete": spaces.MultiDiscrete([3, 2]),
@@ -101,7 +101,7 @@ CASES = [(observation, "discrete") for observation in OBSERVATION_SPACES] + [("b
 @pytest.mark.parametrize("algorithm", [StockPPO, ContribTRPO])
 @pytest.mark.parametrize(("observation", "action"), CASES)
 def test_every_space_and_policy_survives(
-    algorithm: Any, observation: Any, action: Any, monkeypatch: pytest.MonkeyPatch
+    algorithm: Any, observation: str, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observation_space, action_space = OBSERVATION_SPACES[observation], ACTION_SPACES[action]
     model = make(algorithm, observation_space, action_space).learn(8)
@@ -303,7 +303,7 @@ def test_damaged_files_are_reported(tmp_path: Path) -> None:
 )
 def test_malformed_values_are_reported_with_the_attribute(value: Any, tmp_path: Path) -> None:
     path = save(make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"]), tmp_path / "agent.zip")
-    description = read_description(path)
+    description: Any = read_description(path)
     description["attributes"]["gamma"] = value
     damaged = rewritten(path, tmp_path / "damaged.zip", json.dumps(description))
     with pytest.raises(ValueError, match=r"policyopt\.json in .*damaged\.zip is damaged, at gamma"):
@@ -348,7 +348,7 @@ def test_float32_arrays_and_boxes_round_trip_exactly(numbers: Any) -> None:
     "space",
     [
         spaces.Discrete(3, start=-1),
-        spaces.MultiDiscrete([[2, 3], [4, 5]]),
+        spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
         spaces.MultiDiscrete([3, 4], start=[1, -2]),
         spaces.MultiBinary([2, 3]),
         spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}),

@@ -21,7 +21,7 @@ class Blank(gym.Env):
 
     observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
 
-    def __init__(self, render_mode: str = "rgb_array", broken: bool = False) -> None:
+    def __init__(self, render_mode: str | None = "rgb_array", broken: bool = False) -> None:
         self.render_mode, self.broken, self.time = render_mode, broken, 0
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 

@@ -1,6 +1,7 @@
 """S3, S4, T10, P4: temporal-difference errors, advantages and value targets."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_policyopt.maths.advantages import discounted_sum, gae, td_errors, value_targets
+from sb3_policyopt.maths.advantages import ValueTarget, discounted_sum, gae, td_errors, value_targets
 
 pytestmark = pytest.mark.fast
 
@@ -161,10 +162,14 @@ def test_the_sum_over_a_long_rollout_does_not_drift() -> None:
     rollout=rollouts(), gamma=fractions, gae_lambda=fractions, kind=st.sampled_from(["td_lambda", "td_zero", "monte_carlo"])
 )
 def test_numpy_and_torch_alike(
-    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], gamma: float, gae_lambda: float, kind: str
+    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], gamma: float, gae_lambda: float, kind: ValueTarget
 ) -> None:
     tensors = tuple(th.from_numpy(array) for array in rollout)
-    for function in (lambda *a: gae(*a, gamma, gae_lambda), lambda *a: value_targets(kind, *a, gamma, gae_lambda)):
+    functions: list[Callable[..., Any]] = [
+        partial(gae, gamma=gamma, gae_lambda=gae_lambda),
+        partial(value_targets, kind, gamma=gamma, gae_lambda=gae_lambda),
+    ]
+    for function in functions:
         result = function(*tensors)
         assert isinstance(result, th.Tensor)
         np.testing.assert_allclose(result.numpy(), function(*rollout), rtol=1e-12, atol=1e-13)

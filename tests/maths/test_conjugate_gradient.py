@@ -1,5 +1,6 @@
 """T7: the conjugate gradient method against dense and scipy solvers, and its behaviour where the matrix is bad."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -105,10 +106,12 @@ def test_T7_one_product_an_iteration_and_no_random_number(
         products += 1
         return matrix @ v
 
-    numpy_state, torch_state = np.random.get_state()[1].copy(), th.get_rng_state()
+    numpy_state, torch_state = np.random.get_state(legacy=False)["state"]["key"].copy(), th.get_rng_state()
     result = conjugate_gradient(matvec, b, limit, damping=damping)
     assert result.iterations == products <= limit
-    assert (np.random.get_state()[1] == numpy_state).all() and th.equal(th.get_rng_state(), torch_state)
+    assert (np.random.get_state(legacy=False)["state"]["key"] == numpy_state).all() and th.equal(
+        th.get_rng_state(), torch_state
+    )
     assert (b == before).all()
     assert result.status == ("converged" if result.residual <= 1e-5 else "max_iterations")
 
@@ -124,10 +127,11 @@ def test_T7_numpy_and_torch_alike(eigenvalues: list[float], seed: int) -> None:
 
 
 def test_T7_zero_right_hand_side_costs_nothing() -> None:
-    def never(v: Any) -> None:
+    def never(v: Any) -> Any:
         raise AssertionError("no product is needed")
 
-    for zero in (np.zeros(3), th.zeros(3)):
+    zeros: list[Any] = [np.zeros(3), th.zeros(3)]
+    for zero in zeros:
         result = conjugate_gradient(never, zero)
         assert (result.x == 0).all()
         assert (result.iterations, result.residual, result.status) == (0, 0.0, "zero_rhs")
@@ -157,7 +161,7 @@ def test_T7_an_indefinite_matrix_is_flagged_and_never_stepped_along(negative: fl
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_T7_non_finite_numbers_are_flagged(library: str, bad: float) -> None:
-    make = np.array if library == "numpy" else th.tensor
+    make: Callable[[list[float]], Any] = np.array if library == "numpy" else th.tensor
     b = make([1.0, bad, 2.0])
     result = conjugate_gradient(lambda v: v, b)
     assert (result.status, result.iterations) == ("non_finite", 0)

@@ -1,5 +1,6 @@
 """S2, T4, P3: the action distributions against their definitions, torch's distributions and SB3's."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,12 @@ def test_T4_the_score_is_the_gradient_of_the_log_probability_and_has_mean_zero(c
             score, parameters, th.autograd.grad(case.family.log_prob(parameters, actions).sum(), parameters), strict=True
         ):
             arrays_equal(ours.detach() if parameter.dim() == 2 else ours.detach().sum(0), reference)
+
+    def score_of(i: int, actions: th.Tensor) -> th.Tensor:
+        return case.family.log_prob_and_score(parameters, actions)[1][i].detach()
+
     for i in range(len(parameters)):
-        mean = expectation(case, parameters, lambda a, i=i: case.family.log_prob_and_score(parameters, a)[1][i].detach())
+        mean = expectation(case, parameters, partial(score_of, i))
         arrays_equal(mean, np.zeros_like(mean), atol=1e-10)
 
 
@@ -165,10 +170,11 @@ def test_numpy_and_torch_give_the_same_numbers(case: Case) -> None:
             "entropy": (family.entropy(old), family.entropy(old_torch)),
             "kl": (family.kl(old, new), family.kl(old_torch, new_torch)),
         }
-        scores = (family.log_prob_and_score(x, a)[1] for x, a in ((old, actions.numpy()), (old_torch, actions)))
-        gradients = (family.entropy_gradient(x) for x in (old, old_torch))
-        tangents = (tuple(p + 0 * x[0] for p in x) for x in (old, old_torch))
-        metrics = (family.fisher_metric(x, t) for x, t in zip((old, old_torch), tangents, strict=True))
+        alike: list[tuple[Any, Any]] = [(old, actions.numpy()), (old_torch, actions)]
+        scores = (family.log_prob_and_score(x, a)[1] for x, a in alike)
+        gradients = (family.entropy_gradient(x) for x, _ in alike)
+        tangents = (tuple(p + 0 * x[0] for p in x) for x, _ in alike)
+        metrics = (family.fisher_metric(x, t) for (x, _), t in zip(alike, tangents, strict=True))
         for name, arrays in {"score": scores, "entropy_gradient": gradients, "metric": metrics}.items():
             for i, pair in enumerate(zip(*arrays, strict=True)):
                 results[f"{name}[{i}]"] = pair
@@ -188,11 +194,11 @@ def draws(case: Case, n: int, library: str) -> tuple[Any, ...]:
         noise = case.family.noise(lambda: rng.random(shape), lambda: rng.standard_normal(shape))
         return parameters, np.asarray(case.family.sample(parameters, noise))
     generator = th.Generator().manual_seed(0)
-    noise = case.family.noise(
+    noise_torch = case.family.noise(
         lambda: th.rand(shape, generator=generator, dtype=th.float64),
         lambda: th.randn(shape, generator=generator, dtype=th.float64),
     )
-    return parameters, case.family.sample(as_tensors(parameters), noise).numpy()
+    return parameters, case.family.sample(as_tensors(parameters), noise_torch).numpy()
 
 
 @cases
@@ -220,7 +226,7 @@ def test_extreme_parameters_stay_finite(case: Case) -> None:
         extremes = np.array([[1e30, -1e30], [-1e30, 1e30], [1e4, 0.0], [0.0, 0.0], [-1e4, 1e4]], dtype=dtype)
         columns = np.tile(extremes, (1, case.family.output_dim))[:, : case.family.output_dim]
         if case.is_gaussian:  # a mean has no limits to reach, but its standard deviation has
-            old = (np.zeros((5, 2), dtype), np.array([-20.0, 10.0], dtype))
+            old: tuple[np.ndarray, ...] = (np.zeros((5, 2), dtype), np.array([-20.0, 10.0], dtype))
             actions = old[0] + np.exp(old[1])
         else:
             old = (columns,)

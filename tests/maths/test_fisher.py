@@ -179,7 +179,9 @@ def test_T3_the_surrogate_to_first_order(case: Case, shared: bool) -> None:
 
     def surrogate(theta: th.Tensor) -> th.Tensor:
         log_prob = case.family.log_prob(network.parameters(theta), actions)
-        return losses.surrogate(losses.probability_ratio(log_prob, old_log_prob), advantages)
+        value = losses.surrogate(losses.probability_ratio(log_prob, old_log_prob), advantages)
+        assert isinstance(value, th.Tensor)
+        return value
 
     # S1: the gradient of the surrogate at θ_old is the policy gradient E[A ∇ln π].
     gradient = jacobian(surrogate, network.theta)

@@ -62,7 +62,7 @@ class PolicyCase:
         policy = policy.double()
         with th.no_grad():
             for parameter in policy.parameters():  # away from zero biases and equal standard deviations
-                parameter += 0.2 * th.randn(parameter.shape, dtype=th.float64)
+                parameter.add_(0.2 * th.randn(parameter.shape, dtype=th.float64))
         if self.options.get("use_sde"):
             policy.reset_noise()
         return policy

@@ -39,7 +39,11 @@ def tagged(notebook: Any, tag: str) -> Any:
 
 
 def names_set_by(source: str) -> Any:
-    return {node.targets[0].id for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+    return {
+        target.id
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name)
+    }
 
 
 def shortened(notebook: Any, parameters: Any) -> Any:

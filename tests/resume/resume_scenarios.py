@@ -76,7 +76,7 @@ def train(
     venv = VecNormalize(venv, clip_obs=5.0)
     if frame_stack:
         venv = VecFrameStack(venv, 2)
-    options: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 16, "learning_rate": "lin_0.003", "seed": 0, **options}
+    options = {"n_steps": N_STEPS, "batch_size": 16, "learning_rate": "lin_0.003", "seed": 0, **options}
     model = ALGORITHMS[algorithm]("MlpPolicy", venv, stats_window_size=5, **options)
     model.set_logger(configure(str(folder / "log"), ["csv", "json"]))
     callbacks: list[BaseCallback] = [ResumableCheckpointCallback(folder / "ckpt", save_freq=save_freq), CrashAt(crash_at)]

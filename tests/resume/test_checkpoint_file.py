@@ -24,6 +24,8 @@ from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.saving import checkpoint_file
 
+write: Any = checkpoint_file.write  # Any: most tests write less than the state of a training
+
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
@@ -36,16 +38,17 @@ def a_model() -> Any:
 
 def test_the_last_ones_are_kept(tmp_path: Path, a_model: Any) -> None:
     for a_model.num_timesteps in (5, 50, 500, 1000):
-        checkpoint_file.write(tmp_path, a_model, {"number": a_model.num_timesteps}, keep=2)
+        write(tmp_path, a_model, {"number": a_model.num_timesteps}, keep=2)
     assert names(tmp_path) == ["rl_model_1000_steps.zip", "rl_model_500_steps.zip"]
-    assert checkpoint_file.newest(tmp_path).state == {"number": 1000}
+    checkpoint: Any = checkpoint_file.newest(tmp_path)
+    assert checkpoint.state == {"number": 1000}
 
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory: pytest.TempPathFactory, a_model: Any) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for a_model.num_timesteps in (1, 2):
-        checkpoint_file.write(folder, a_model, {"number": a_model.num_timesteps}, keep=2)
+        write(folder, a_model, {"number": a_model.num_timesteps}, keep=2)
     return folder
 
 
@@ -80,19 +83,19 @@ def test_a_torn_one_is_passed_over(
     path.write_bytes(content)
     assume(contents(path) != contents(two_checkpoints / path.name))  # the last bits of a compressed entry hold nothing
     with pytest.warns(UserWarning, match="not a complete checkpoint"):
-        checkpoint = checkpoint_file.newest(folder)
+        checkpoint: Any = checkpoint_file.newest(folder)
     assert checkpoint.state == {"number": 1}
     assert names(folder) == ["rl_model_1_steps.zip", "rl_model_2_steps.zip.torn"]
 
 
 def test_a_torn_one_does_not_count_as_kept(tmp_path: Path, a_model: Any) -> None:
     for a_model.num_timesteps in (1, 9):
-        path = checkpoint_file.write(tmp_path, a_model, {}, keep=2)
+        path = write(tmp_path, a_model, {}, keep=2)
     path.write_bytes(b"PK")
     with pytest.warns(UserWarning):
         checkpoint_file.newest(tmp_path)
     a_model.num_timesteps = 5
-    checkpoint_file.write(tmp_path, a_model, {}, keep=1)
+    write(tmp_path, a_model, {}, keep=1)
     assert names(tmp_path) == ["rl_model_5_steps.zip", "rl_model_9_steps.zip.torn"]
 
 
@@ -128,6 +131,7 @@ def _die_while_writing(folder: Path, function: Any, calls: Any) -> None:
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
 @pytest.mark.parametrize(("function", "calls"), [("fsync", 3), ("replace", 2)])
 def test_killed_while_writing(tmp_path: Path, function: str, calls: int) -> None:
+    assert CONTEXT is not None
     process = CONTEXT.Process(target=_die_while_writing, args=(tmp_path / "run", function, calls))
     process.start()
     process.join()

@@ -24,8 +24,8 @@ MUJOCO = ("HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Hopper-v5", "InvertedDoubl
 
 def play(env: gym.Env[Any, Any], n_steps: int, generator: np.random.Generator) -> list[Any]:
     """Random actions; the episode starts again where it ends."""
-    trace = []
-    space = env.action_space
+    trace: list[Any] = []
+    space: Any = env.action_space
     for _ in range(n_steps):
         action = (
             generator.uniform(space.low, space.high).astype(space.dtype)
@@ -59,7 +59,7 @@ def wrapped(env_id: str, **options: Any) -> gym.Env[Any, Any]:
     if isinstance(env.observation_space, spaces.Box):
         env = wrappers.NormalizeObservation(env)
         env = wrappers.FrameStackObservation(env, 2)
-    env = wrappers.TransformReward(env, lambda reward: 2 * reward)
+    env = wrappers.TransformReward(env, lambda reward: 2 * float(reward))
     return Monitor(env)
 
 
@@ -84,7 +84,8 @@ def test_mujoco_with_a_model_that_changes() -> None:
     class Heavier(gym.Wrapper):
         def reset(self, **options: Any) -> Any:
             result = self.env.reset(**options)
-            model = self.unwrapped.model
+            world: Any = self.unwrapped
+            model = world.model
             model.body_mass[1:] *= self.unwrapped.np_random.uniform(0.9, 1.2)
             model.opt.gravity[2] = -9 - self.unwrapped.np_random.random()
             return result
@@ -97,10 +98,11 @@ def test_restoring_leaves_mujocos_structures_in_place() -> None:
     pytest.importorskip("mujoco")
     env = gym.make("Hopper-v5")
     env.reset(seed=0)
-    data, model = env.unwrapped.data, env.unwrapped.model
+    world: Any = env.unwrapped
+    data, model = world.data, world.model
     restore_env(env, capture_env(env))
-    assert env.unwrapped.data is data is env.unwrapped.mujoco_renderer.data
-    assert env.unwrapped.model is model
+    assert world.data is data is world.mujoco_renderer.data
+    assert world.model is model
 
 
 @pytest.mark.fast
@@ -145,7 +147,7 @@ class Nameless:
         return nameless, (self.number,)
 
 
-Nameless.__module__ = property(lambda self: __name__)
+setattr(Nameless, "__module__", property(lambda self: __name__))  # noqa: B010 (to mypy it is a string)
 
 
 def nameless(number: int) -> Any:
@@ -154,9 +156,10 @@ def nameless(number: int) -> Any:
 
 def test_a_class_without_the_name_of_a_module() -> None:
     first, second = gym.make("CartPole-v1"), gym.make("CartPole-v1")
-    first.unwrapped.part, second.unwrapped.part = Nameless(3), Nameless(4)
+    worlds: list[Any] = [first.unwrapped, second.unwrapped]
+    worlds[0].part, worlds[1].part = Nameless(3), Nameless(4)
     restore_env(second, capture_env(first))
-    assert second.unwrapped.part.number == 3
+    assert worlds[1].part.number == 3
 
 
 def test_an_environment_inside_another_object_is_not_taken_for_its_constructor_arguments() -> None:
@@ -168,7 +171,8 @@ def test_an_environment_inside_another_object_is_not_taken_for_its_constructor_a
             self.inner = gym.make("Hopper-v5").unwrapped
 
     env = gym.make("CartPole-v1")
-    env.unwrapped.simulator = Holder().inner
+    world: Any = env.unwrapped
+    world.simulator = Holder().inner
     with pytest.raises(StateNotKeptError, match="pickled without its state"):
         capture_env(env)
 
@@ -208,7 +212,7 @@ def test_a_worker_survives_what_cannot_be_kept() -> None:
     venv.reset()
     with pytest.raises(StateNotKeptError, match="generator"):
         VecEnvState(venv).capture()
-    assert venv.step(np.zeros(2, int))[0].shape == (2, 1)
+    assert np.asarray(venv.step(np.zeros(2, int))[0]).shape == (2, 1)
     venv.close()
 
 

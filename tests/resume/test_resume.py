@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from sb3_policyopt.envs import SharedMemoryVecEnv
 
 
-def interrupted_and_resumed(folder: Path, crash_at: int, **options: Any) -> Any:
+def interrupted_and_resumed(folder: Path, crash_at: float, **options: Any) -> Any:
     with pytest.raises(Crash):
         train(folder, crash_at=crash_at, **options)
     return train(folder, **options)

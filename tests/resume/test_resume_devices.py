@@ -23,7 +23,7 @@ def interrupted(folder: Path, **options: Any) -> Any:
     return checkpoint_file.checkpoints(folder / "ckpt")[-1]
 
 
-def made_on(path: Path, device: str) -> None:
+def made_on(path: Path, device: str | None) -> None:
     """Change what a checkpoint says."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -41,7 +41,7 @@ def made_on(path: Path, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_where_the_device_is_missing_a_warning_says_what_will_differ(tmp_path: Path, device: str) -> None:
+def test_where_the_device_is_missing_a_warning_says_what_will_differ(tmp_path: Path, device: str | None) -> None:
     made_on(interrupted(tmp_path, device=device), "cuda:0")
     with pytest.raises(UserWarning, match=DIFFERS):  # these trainings make errors of warnings
         train(tmp_path, device=device)

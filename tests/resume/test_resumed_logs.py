@@ -16,14 +16,15 @@ from sb3_policyopt.callbacks import ResumableCheckpointCallback
 class Reading(BaseCallback):
     """Notes what it reads at the start of each rollout, dumps in the middle of some, and crashes once."""
 
-    def __init__(self, crash_at: int) -> None:
+    def __init__(self, crash_at: int | None) -> None:
         super().__init__()
-        self.crash_at, self.read = crash_at, []
+        self.crash_at = crash_at
+        self.read: list[dict[str, Any]] = []
 
     def _on_rollout_start(self) -> None:
         self.read.append({name: value for name, value in self.logger.name_to_value.items() if name.startswith("train/")})
 
-    def _on_step(self) -> Any:
+    def _on_step(self) -> bool:
         if self.num_timesteps == self.crash_at:
             raise Crash
         if self.num_timesteps % (3 * ROLLOUT) == ROLLOUT // 2:
@@ -32,7 +33,7 @@ class Reading(BaseCallback):
         return True
 
 
-def train(cls: type[Any], folder: Path, log_interval: int, crash_at: Any = None) -> Any:
+def train(cls: type[Any], folder: Path, log_interval: int, crash_at: int | None = None) -> Any:
     model = cls("MlpPolicy", "CartPole-v1", n_steps=ROLLOUT, batch_size=ROLLOUT // 2, seed=0, device="cpu")
     model.set_logger(configure(str(folder / "log"), ["csv"]))
     reading = Reading(crash_at)

@@ -24,7 +24,8 @@ def make_run(steps: int, entry_name: str = "shipped", implementation: str = "our
 
 def parameters(folder: Path) -> Any:
     _, params, _ = load_from_zip_file(folder / f"{ENV}.zip")
-    weights = {name: values.tolist() for name, values in params["policy"].items()}
+    policy: Any = params["policy"]  # a state_dict, to SB3 a tensor
+    weights = {name: values.tolist() for name, values in policy.items()}
     statistics = (folder / ENV / "vecnormalize.pkl").read_bytes()
     return weights, statistics
 
@@ -124,8 +125,13 @@ def test_a_second_call_goes_on_with_the_study_and_draws_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a score that takes no training: the study, its storage and its sampler are real."""
-    names = []
-    monkeypatch.setattr(search, "score", lambda name, options: names.append(name) or float(len(names)))
+    names: list[str] = []
+
+    def score(name: str, options: Any) -> float:
+        names.append(name)
+        return float(len(names))
+
+    monkeypatch.setattr(search, "score", score)
     command = ["search", "--algo", "trpo", "--env", ENV, "--trials", "2", "--work", str(tmp_path)]
     assert main(command) == 0
     assert main(command) == 0

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rl_zoo3
@@ -120,9 +121,12 @@ def test_every_reference_of_an_entry_exists(name: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "trpo"])
 def test_the_stock_class_of_an_entry_loads_its_zips(name: str, tmp_path: Path) -> None:
     entry = registry.find(name)
-    model = entry.load_class()("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, seed=0, device="cpu")
+    algorithm: Any = entry.load_class()
+    model = algorithm("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, seed=0, device="cpu")
     model.save(tmp_path / "model")
-    stock = registry.resolve(entry.stock).load(tmp_path / "model", device="cpu")
+    assert entry.stock is not None
+    stock_class: Any = registry.resolve(entry.stock)
+    stock = stock_class.load(tmp_path / "model", device="cpu")
     assert type(stock).__name__ == entry.class_name and not isinstance(stock, type(model))
     observation = model.get_env().reset()
     assert (stock.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()
