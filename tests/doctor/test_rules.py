@@ -218,9 +218,9 @@ def test_no_log_breaks_a_rule(data: Any) -> None:
 
 
 @pytest.mark.parametrize(("log_std_init", "is_found"), [(2.0, True), (0.0, False), (-5.0, True)])
-def test_first_standard_deviation_and_the_range_of_actions(tmp_path, log_std_init, is_found):
+def test_first_standard_deviation_and_the_range_of_actions(tmp_path: Path, log_std_init: float, is_found: bool) -> None:
     """Pendulum's actions are in [-2, 2], one half-range is 2: e^2 is 3.7 half-ranges, e^0 half of one, e^-5 is 0.003."""
-    options = {"n_steps": 64, "policy_kwargs": {"log_std_init": log_std_init}}
+    options: dict[str, Any] = {"n_steps": 64, "policy_kwargs": {"log_std_init": log_std_init}}
     PPO("MlpPolicy", "Pendulum-v1", device="cpu", seed=0, **options).learn(320, callback=RunRecorder(tmp_path, options))
     assert json.loads((tmp_path / "provenance.json").read_text())["action_half_range"] == 2.0
     assert ("unfitting_std" in found(tmp_path)) == is_found
@@ -235,7 +235,7 @@ def test_first_standard_deviation_and_the_range_of_actions(tmp_path, log_std_ini
         ("Ant-v5", 1800.0, False),
     ],
 )
-def test_low_mode(env, last, is_found):
+def test_low_mode(env: str, last: float, is_found: bool) -> None:
     """Returns that have stayed level since a third of the run."""
     steps = np.linspace(25_000, 1_000_000, 40)
     log = pd.DataFrame({STEPS: steps, "rollout/ep_rew_mean": last * np.minimum(1.0, steps / 300_000)})
@@ -243,7 +243,7 @@ def test_low_mode(env, last, is_found):
     assert (names["low_mode"].check(log, {"env": env}) is not None) == is_found
 
 
-def test_a_return_that_still_rises_is_in_no_low_mode():
+def test_a_return_that_still_rises_is_in_no_low_mode() -> None:
     steps = np.linspace(25_000, 1_000_000, 40)
     log = pd.DataFrame({STEPS: steps, "rollout/ep_rew_mean": 2500 * steps / 1_000_000})
     names = {rule.name: rule for rule in rules_of("ppo")}
