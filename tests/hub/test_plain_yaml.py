@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sb3_policyopt.hub.plain_yaml import check_config, is_literal, without_private_facts, wrappers
@@ -50,6 +50,7 @@ def test_other_objects_of_python_can_be_read_as_their_names() -> None:
     assert load_plain(text, "config.yml", NamingLoader) == names
 
 
+@example({"\x85": None})
 @given(st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())))
 def test_published_yaml_is_read_back_by_a_safe_loader(mapping: Any) -> None:
     assert yaml.safe_load(dump_plain(mapping)) == mapping
