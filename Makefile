@@ -63,7 +63,7 @@ format: install ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix $(SRC)
 	$(BIN)/ruff format $(SRC)
 
-type: install ## mypy, strict on the package
+type: install ## mypy, strict on the package and the tests
 	$(BIN)/mypy
 
 bench: install ## measure against SB3, sb3-contrib and SBX; writes benchmarks/results

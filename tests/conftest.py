@@ -7,6 +7,7 @@ other. Tests with the marker ``gpu`` see it, and are skipped where there is none
 
 import os
 import signal
+from collections.abc import Iterator
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A script started pytest in the background: processes that tests start and interrupt would ignore Ctrl-C, too.
@@ -32,9 +33,26 @@ HAS_GPU = th.cuda.is_available()
 for name, function in HIDDEN.items():  # now, for what is made while the tests are collected
     setattr(th.cuda, name, function)
 
+ENGINES = ["autograd", "closed_form"]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Every engine that can do an MlpPolicy on the CPU."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks: more threads only wait for each other."""
+    before = th.get_num_threads()
+    th.set_num_threads(1)
+    yield
+    th.set_num_threads(before)
+
 
 @pytest.fixture(scope="session", autouse=True)
-def gpu_hidden_from_children():
+def gpu_hidden_from_children() -> Iterator[str | None]:
     """What the variable was; not set while this file is imported, as pytest's workers would inherit it."""
     before = os.environ.get(VISIBLE)
     os.environ[VISIBLE] = ""
@@ -46,7 +64,9 @@ def gpu_hidden_from_children():
 
 
 @pytest.fixture(autouse=True)
-def gpu_for_tests_of_it(request, monkeypatch, gpu_hidden_from_children):
+def gpu_for_tests_of_it(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, gpu_hidden_from_children: str | None
+) -> None:
     """Show the GPU to a test with the marker ``gpu``."""
     if request.node.get_closest_marker("gpu") is None:
         return

@@ -65,11 +65,11 @@ def part_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_every_part_has_a_place_among_the_layers():
+def test_every_part_has_a_place_among_the_layers() -> None:
     assert {part_of(module) for module in modules() if "." in module} == set(LAYERS)
 
 
-def test_layers_import_only_what_is_below_them():
+def test_layers_import_only_what_is_below_them() -> None:
     upward = [
         f"{module} imports {other}"
         for module, others in modules().items()
@@ -79,7 +79,7 @@ def test_layers_import_only_what_is_below_them():
     assert upward == []
 
 
-def test_no_module_imports_itself_through_others():
+def test_no_module_imports_itself_through_others() -> None:
     """A package imports its modules, but importing a module of it is no import of the package."""
     graph = {name: others - {"sb3_policyopt"} for name, others in modules().items()}
     packages = {name for name in graph if any(other.startswith(f"{name}.") for other in graph)}
@@ -122,28 +122,35 @@ def used_names(path: Path) -> set[str]:
     return names
 
 
-def test_tests_use_no_private_name_of_the_package():
+def test_tests_use_no_private_name_of_the_package() -> None:
     """Those that SB3, sb3-contrib, rl-zoo3 or the tests themselves define too are not meant."""
     tests = Path(__file__).parent
-    others = [tests, *(Path(str(find_spec(name).origin)).parent for name in ("stable_baselines3", "rl_zoo3"))]
+    others = [
+        tests,
+        *(
+            Path(str(spec.origin)).parent
+            for name in ("stable_baselines3", "sb3_contrib", "rl_zoo3")
+            if (spec := find_spec(name))
+        ),
+    ]
     ours = private_names(PACKAGE).difference(*map(private_names, others))
     used = {path: sorted(used_names(path) & ours) for path in tests.rglob("*.py")}
     assert {str(path.relative_to(tests)): names for path, names in used.items() if names} == {}
 
 
-def test_test_modules_share_helpers_through_helper_modules():
+def test_test_modules_share_helpers_through_helper_modules() -> None:
     tests = Path(__file__).parent
     found = {path.name: [m for m in imported(path) if m.startswith("test_")] for path in tests.rglob("*.py")}
     assert {name: names for name, names in found.items() if names} == {}
 
 
-def test_the_sources_were_found():
+def test_the_sources_were_found() -> None:
     names = {str(path.relative_to(PACKAGE)) for path in SOURCES}
     assert {"ppo.py", "trpo.py", "maths/losses.py", "models/torch_policy.py"} <= names
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if within(path, "maths")], ids=lambda path: path.name)
-def test_the_mathematics_needs_numpy_and_torch_only(path):
+def test_the_mathematics_needs_numpy_and_torch_only(path: Path) -> None:
     for module in imported(path):
         assert is_part_of(module, "numpy", "torch", "sb3_policyopt.maths", *sys.stdlib_module_names), module
 
@@ -156,18 +163,18 @@ def uses_torch_distributed(path: Path) -> bool:
     )
 
 
-def test_torch_distributed_is_used_in_one_package_only():
+def test_torch_distributed_is_used_in_one_package_only() -> None:
     assert [path.name for path in SOURCES if uses_torch_distributed(path) and not within(path, "parallel")] == []
 
 
-def test_the_zoo_and_the_hub_stay_in_their_folders():
+def test_the_zoo_and_the_hub_stay_in_their_folders() -> None:
     for path in SOURCES:
         if not within(path, "zoo", "hub"):
             outside = [m for m in imported(path) if is_part_of(m, "rl_zoo3", "huggingface_hub", "huggingface_sb3")]
             assert outside == [], path
 
 
-def test_importing_the_algorithms_brings_in_no_extra():
+def test_importing_the_algorithms_brings_in_no_extra() -> None:
     """After stable_baselines3, nothing but the standard library and the package may be loaded, nor its optional parts."""
     script = (
         "import sys, stable_baselines3\n"

@@ -1,6 +1,7 @@
 """Which device "auto" takes: the rule beside what was measured on 16 cores and one H100, and the count it rests on."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,20 +51,20 @@ TRPO_UPDATES = [
 ]
 
 
-def build(policy_class, space, action_space=TORQUES, **options):
+def build(policy_class: Any, space: Any, action_space: Any = TORQUES, **options: Any) -> Any:
     return policy_class(space, action_space, lambda _: 3e-4, **options)
 
 
-def mlp(*widths):
+def mlp(*widths: Any) -> Any:
     return build(ActorCriticPolicy, VECTOR, net_arch=list(widths))
 
 
-def ppo(policy, n_envs, n_steps, batch_size, n_epochs):
+def ppo(policy: Any, n_envs: int, n_steps: int, batch_size: int, n_epochs: int) -> Any:
     passes = Passes.over(n_envs * n_steps, batch_size, n_epochs)
     return Iteration(*multiplications(policy), n_steps, n_envs, [passes])
 
 
-def trpo(policy, n_envs, n_steps, batch_size, n_critic_updates):
+def trpo(policy: Any, n_envs: int, n_steps: int, batch_size: int, n_critic_updates: int) -> Any:
     size = n_envs * n_steps
     critic = Passes.over(size, batch_size, n_critic_updates, 0.5)
     return Iteration(*multiplications(policy), n_steps, n_envs, [Passes(17, size, 0.5), critic])
@@ -71,7 +72,7 @@ def trpo(policy, n_envs, n_steps, batch_size, n_critic_updates):
 
 class TestTheMeasuredTable:
     @pytest.mark.parametrize("width, rows, cpu, gpu", PPO_MINIBATCHES)
-    def test_minibatches(self, width, rows, cpu, gpu):
+    def test_minibatches(self, width: int, rows: Any, cpu: Any, gpu: Any) -> None:
         minibatch = Iteration(*multiplications(mlp(width, width)), 0, 8, [Passes(1, rows)])
         assert fastest(minibatch, MEASURED_ON)[0] == ("cpu" if cpu < gpu else "cuda")
         # On the GPU the rule is right to a factor of two, and so it is on the CPU but where OpenBLAS's and torch's threads
@@ -80,18 +81,18 @@ class TestTheMeasuredTable:
         assert 1 / 3 < minibatch.cpu_time(16) / cpu < 5
 
     @pytest.mark.parametrize("width, size, batch_size, cpu, gpu", TRPO_UPDATES)
-    def test_updates_of_trpo(self, width, size, batch_size, cpu, gpu):
+    def test_updates_of_trpo(self, width: int, size: int, batch_size: int, cpu: Any, gpu: Any) -> None:
         update = trpo(mlp(width, width), 8, size // 8, batch_size, 1)._replace(n_steps=0)
         assert fastest(update, MEASURED_ON)[0] == ("cpu" if cpu < gpu else "cuda")
 
     @pytest.mark.parametrize("algorithm", [ppo, trpo])
-    def test_whole_trainings_with_small_networks(self, algorithm):
+    def test_whole_trainings_with_small_networks(self, algorithm: Any) -> None:
         # 8 × 256 steps, minibatches of 64. PPO: 11,184 steps/s on the CPU, 1,074 on the GPU; TRPO: 14,773 and 2,446.
         iteration = algorithm(mlp(64, 64), 8, 256, 64, 10)
         assert fastest(iteration, MEASURED_ON)[0] == "cpu"
         assert iteration.gpu_time() / iteration.cpu_time(16) > 3
 
-    def test_the_time_of_a_whole_iteration_on_the_gpu(self):
+    def test_the_time_of_a_whole_iteration_on_the_gpu(self) -> None:
         # PPO 64 × 64, 8 × 256: 2,048 steps at 1,074/s, of which the environments took a little.
         assert 0.7 < ppo(mlp(64, 64), 8, 256, 64, 10).gpu_time() / (2_048 / 1_074 * 1e6) < 1
         # CnnPolicy, 8 × 128, batches of 256, 4 epochs: 91.6 ms the update, 206 ms the rollout with its environments.
@@ -100,7 +101,7 @@ class TestTheMeasuredTable:
 
     @pytest.mark.parametrize("algorithm", [ppo, trpo])
     @pytest.mark.parametrize("threads", [1, 2, 16, 64])
-    def test_convolutions_and_a_simulator_of_thousands(self, algorithm, threads):
+    def test_convolutions_and_a_simulator_of_thousands(self, algorithm: Any, threads: int) -> None:
         atari = algorithm(build(ActorCriticCnnPolicy, ATARI, spaces.Discrete(6)), 8, 128, 256, 4)
         robots = algorithm(mlp(512, 256, 128), 4_096, 24, 24_576, 5)
         for iteration in (atari, robots):
@@ -108,12 +109,12 @@ class TestTheMeasuredTable:
 
 
 class TestTheRule:
-    def test_without_a_gpu_there_is_no_choice(self):
+    def test_without_a_gpu_there_is_no_choice(self) -> None:
         iteration = ppo(mlp(1_024, 1_024), 64, 1_024, 16_384, 10)
         assert fastest(iteration, Machine(True, 2))[0] == "cuda"
         assert fastest(iteration, Machine(False, 2)) == ("cpu", "there is no GPU")
 
-    def test_it_says_why(self):
+    def test_it_says_why(self) -> None:
         device, reason = fastest(ppo(mlp(64, 64), 8, 256, 64, 10), MEASURED_ON)
         # 2 (48 · 64 + 64 · 64) + 64 · 12 + 64 multiplications
         assert device == "cpu" and "8 environments, up to 64 rows at once and 15,168 multiplications a row" in reason
@@ -130,8 +131,8 @@ class TestTheRule:
         threads=st.integers(1, 128),
     )
     def test_more_multiplications_never_favour_the_cpu(
-        self, features, networks, n_steps, n_envs, batch_size, n_epochs, threads
-    ):
+        self, features: Any, networks: Any, n_steps: int, n_envs: int, batch_size: int, n_epochs: int, threads: int
+    ) -> None:
         passes = Passes.over(n_steps * n_envs, batch_size, n_epochs)
         small = Iteration(features, networks, n_steps, n_envs, [passes])
         large = small._replace(networks=2 * networks + 10**6)
@@ -142,7 +143,7 @@ class TestTheRule:
         assert (fastest(small, machine)[0], fastest(small, Machine(True, threads + 1))[0]) != ("cpu", "cuda")
 
     @given(size=st.integers(1, 10**6), rows=st.integers(1, 10**5), times=st.integers(1, 50), most=st.integers(1, 10**5))
-    def test_passes_cover_the_rollout(self, size, rows, times, most):
+    def test_passes_cover_the_rollout(self, size: int, rows: Any, times: Any, most: Any) -> None:
         passes = Passes.over(size, rows, times)
         for some in (passes, passes.of_at_most(most)):
             assert some.n * some.rows >= times * size
@@ -154,7 +155,7 @@ class TestTheRule:
 class OwnNetwork(BaseFeaturesExtractor):
     """Everything that the count knows: convolutions of three kinds of arguments, pools, groups, an embedding."""
 
-    def __init__(self, space):
+    def __init__(self, space: Any) -> None:
         super().__init__(space, features_dim=5)
         self.chain = nn.Sequential(
             nn.Conv2d(4, 8, (5, 3), stride=(2, 1), padding=(1, 0)),
@@ -170,16 +171,16 @@ class OwnNetwork(BaseFeaturesExtractor):
         self.table = nn.Embedding(1_000, 3)
         self.head = nn.Linear(width + 3, 5)
 
-    def forward(self, observations):
+    def forward(self, observations: Any) -> Any:
         looked_up = self.table(th.zeros(len(observations), dtype=th.long))
         return self.head(th.cat((self.chain(observations), looked_up), 1))
 
 
-def by_hooks(policy, observations):
+def by_hooks(policy: Any, observations: Any) -> Any:
     """The multiplications, from the shapes that layers really give out; the modules that are used twice count once."""
     counts = {}
 
-    def note(module, _, output):
+    def note(module: Any, _: Any, output: Any) -> None:
         positions = output[0, 0].numel() if output.dim() > 2 else 1
         counts[module] = module.weight.numel() * positions
 
@@ -191,7 +192,7 @@ def by_hooks(policy, observations):
 
 
 SMALL_IMAGE = spaces.Box(0, 255, (4, 36, 40), np.uint8)
-POLICIES = {
+POLICIES: dict[str, tuple[type[ActorCriticPolicy], Any, dict[str, Any]]] = {
     "MlpPolicy": (ActorCriticPolicy, VECTOR, {}),
     "uneven": (ActorCriticPolicy, VECTOR, {"net_arch": {"pi": [32, 16], "vf": [7]}}),
     "linear": (ActorCriticPolicy, VECTOR, {"net_arch": []}),
@@ -204,7 +205,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_count_is_that_of_the_layers_outputs(name):
+def test_the_count_is_that_of_the_layers_outputs(name: str) -> None:
     policy_class, space, options = POLICIES[name]
     policy = build(policy_class, space, **options)
     features, networks = multiplications(policy)
@@ -215,11 +216,11 @@ def test_the_count_is_that_of_the_layers_outputs(name):
     assert (features == 0) == plain and len(extractors) == (2 if name == "separate" else 1)
 
 
-def test_counting_computes_nothing():
+def test_counting_computes_nothing() -> None:
     """No forward pass, no random number, no change: the policy may be anything."""
 
     class Untouchable(ActorCriticPolicy):
-        def forward(self, *args, **kwargs):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
             raise AssertionError
 
         extract_features = evaluate_actions = predict_values = get_distribution = forward
@@ -231,9 +232,9 @@ def test_counting_computes_nothing():
     assert all(th.equal(value, state[name]) for name, value in policy.state_dict().items())
 
 
-def test_unknown_modules_count_their_weights():
+def test_unknown_modules_count_their_weights() -> None:
     class Recurrent(BaseFeaturesExtractor):
-        def __init__(self, space):
+        def __init__(self, space: Any) -> None:
             super().__init__(space, features_dim=16)
             self.memory = nn.GRU(OBSERVATIONS, 16)
 
@@ -242,7 +243,7 @@ def test_unknown_modules_count_their_weights():
 
 
 @pytest.mark.parametrize("where", ["parameter", "buffer", "attribute"])
-def test_tensors_that_a_policy_puts_on_the_gpu_are_found(where):
+def test_tensors_that_a_policy_puts_on_the_gpu_are_found(where: str) -> None:
     """With a fake tensor, whose device is a GPU that is not there."""
     from torch._subclasses import FakeTensorMode
 
@@ -259,6 +260,6 @@ def test_tensors_that_a_policy_puts_on_the_gpu_are_found(where):
     assert is_on_gpu(policy)
 
 
-def test_spaces_without_a_shape_do_no_harm():
+def test_spaces_without_a_shape_do_no_harm() -> None:
     assert multiplications(build(ActorCriticPolicy, spaces.Discrete(5)))[0] == 0
     assert multiplications(nn.Linear(3, 4)) == (0, 12)

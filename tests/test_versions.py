@@ -44,30 +44,31 @@ def lower_bound(specifiers: SpecifierSet) -> "Version | None":
     return next((Version(one.version) for one in specifiers if one.operator == ">="), None)
 
 
-def test_the_versions_of_python_were_found():
+def test_the_versions_of_python_were_found() -> None:
     assert PYTHONS[0] == "3.10" and f'requires-python = ">={PYTHONS[0]}"' in PROJECT
     assert {"hatchling", "torch", "optuna", "envpool", "pytest"} <= {one.name for one in SUPPORTED}
 
 
-def test_every_requirement_says_where_it_begins():
+def test_every_requirement_says_where_it_begins() -> None:
     assert [one.name for one in SUPPORTED if lower_bound(one.specifier) is None] == []
 
 
-def test_a_package_begins_at_the_same_version_everywhere():
+def test_a_package_begins_at_the_same_version_everywhere() -> None:
     bounds = {(canonicalize_name(one.name), lower_bound(one.specifier)) for one in SUPPORTED}
     assert len(bounds) == len({name for name, _ in bounds})
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
-def test_both_ends_are_pinned_within_the_bounds(file, python):
+def test_both_ends_are_pinned_within_the_bounds(file: str, python: str) -> None:
     pinned = pins(file, python)
     for one in SUPPORTED:
         if applies(one, python):
-            assert pinned.get(canonicalize_name(one.name)) in one.specifier, f"{one} in {file} for Python {python}"
+            pin = pinned.get(canonicalize_name(one.name))
+            assert pin is not None and pin in one.specifier, f"{one} in {file} for Python {python}"
 
 
-def test_the_lowest_pins_are_the_bounds():
+def test_the_lowest_pins_are_the_bounds() -> None:
     """A later pin is allowed where a version of Python came after the bound's wheels: another Python tries the bound."""
     for one in SUPPORTED:
         name = canonicalize_name(one.name)
@@ -75,7 +76,7 @@ def test_the_lowest_pins_are_the_bounds():
         assert lowest == lower_bound(one.specifier), str(one)
 
 
-def test_every_part_has_fast_tests():
+def test_every_part_has_fast_tests() -> None:
     """Those apart whose tests start processes or need a GPU."""
     files = list((ROOT / "tests").glob("*/test_*.py"))
     fast = {file.parent.name for file in files if "mark.fast" in file.read_text(encoding="utf-8")}

@@ -60,6 +60,10 @@ def load_plain(text: str, name: str, loader: type[PlainLoader] = PlainLoader) ->
     return mapping
 
 
+LINE_BREAKS = "\x85\u2028\u2029"
+"""Characters beyond ASCII at which a line ends."""
+
+
 def dump_plain(mapping: Mapping[str, object]) -> str:
     """
     Write a mapping as YAML that any loader reads.
@@ -67,7 +71,10 @@ def dump_plain(mapping: Mapping[str, object]) -> str:
     :param mapping: plain data
     :return: the YAML, keys in their order
     """
-    return str(yaml.safe_dump(_plain(mapping), sort_keys=False, allow_unicode=True))
+    text = str(yaml.safe_dump(_plain(mapping), sort_keys=False, allow_unicode=True))
+    if any(character in text for character in LINE_BREAKS):  # which PyYAML writes as they are, and reads as spaces
+        text = str(yaml.safe_dump(_plain(mapping), sort_keys=False, allow_unicode=False))
+    return text
 
 
 def _plain(value: object) -> object:

@@ -41,7 +41,7 @@ class SequencedRows(RolloutData[th.Tensor]):
 
     def whole(self) -> Iterator[Batch[th.Tensor]]:
         """All transitions in one batch."""
-        yield self._batch(np.arange(self.rollout.size), self.cuts)
+        yield self.batch_of(np.arange(self.rollout.size), self.cuts)
 
     def minibatches(self, batch_size: int, normalized: bool) -> Iterator[Batch[th.Tensor]]:
         """With ``sequence_length`` one ``np.random.permutation`` of the sequences a pass; else one ``np.random.randint``."""
@@ -53,10 +53,10 @@ class SequencedRows(RolloutData[th.Tensor]):
             order = np.concatenate([sequences[number] for number in np.random.permutation(len(sequences))])
         for start in range(0, size, batch_size):
             rows = order[start : start + batch_size]
-            batch = self._batch(rows, self.cuts[rows])
+            batch = self.batch_of(rows, self.cuts[rows])
             yield batch.normalized() if normalized else batch
 
-    def _batch(self, rows: NumpyArray, starts: NumpyArray) -> Batch[th.Tensor]:
+    def batch_of(self, rows: NumpyArray, starts: NumpyArray) -> Batch[th.Tensor]:
         """
         Some rows, with their sequences.
 

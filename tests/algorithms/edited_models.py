@@ -12,11 +12,11 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, st
 
 from sb3_policyopt import PPO, TRPO
 
-OPTIONS = {
+OPTIONS: dict[type[Any], dict[str, Any]] = {
     PPO: {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"},
     TRPO: {"n_steps": 8, "batch_size": 16, "n_critic_updates": 2, "cg_max_steps": 4, "seed": 0, "device": "cpu"},
 }
-STOCK = {PPO: StockPPO, TRPO: StockTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: StockTRPO}
 POLICIES = {"box": "MlpPolicy", "dict": "MultiInputPolicy"}  # closed form and hybrid
 TOLERANCE = 2e-5
 """Of parameters of order 1 after two updates. A step of Adam is 3e-4; an edit that an engine misses moves more than that."""
@@ -32,9 +32,12 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         observations, actions = self.locals["obs_tensor"], th.as_tensor(np.asarray(self.locals["actions"]))
-        actions = actions.reshape(len(actions), *self.model.action_space.shape)
+        shape = self.model.action_space.shape
+        assert shape is not None
+        actions = actions.reshape(len(actions), *shape)
         with th.no_grad():
-            values, log_prob, _ = self.model.policy.evaluate_actions(observations, actions)
+            policy: Any = self.model.policy
+            values, log_prob, _ = policy.evaluate_actions(observations, actions)
             np.testing.assert_allclose(self.locals["values"].flatten(), values.flatten(), rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(self.locals["log_probs"].flatten(), log_prob, rtol=1e-4, atol=1e-4)
         for when, edit in self.edits:

@@ -132,7 +132,8 @@ def save_and_load_parameters(model: Any) -> None:
 
 
 def renew_optimizer(model: Any, kind: type[th.optim.Optimizer] = th.optim.Adam, **options: Any) -> None:
-    model.policy.optimizer = kind(model.policy.parameters(), lr=3e-4, **options)
+    make: Any = kind  # Any: each optimizer has its own arguments
+    model.policy.optimizer = make(model.policy.parameters(), lr=3e-4, **options)
 
 
 def replace_parameters(model: Any) -> None:

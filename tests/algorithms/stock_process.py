@@ -8,12 +8,13 @@ stock class, predicts actions, writes parameters and optimizer state to "out", t
 import importlib.abc
 import json
 import sys
+from typing import Any
 
 
 class Blocked(importlib.abc.MetaPathFinder):
     """Makes sb3_policyopt look as if it were not installed."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         if fullname.split(".")[0] == "sb3_policyopt":
             raise ModuleNotFoundError(f"No module named {fullname!r}")
 

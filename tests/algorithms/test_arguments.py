@@ -3,11 +3,13 @@
 import inspect
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
 from toy_environments import toy
 
 from sb3_policyopt import PPO, TRPO
@@ -24,7 +26,7 @@ NUMBERS = [-0.1, -math.inf, "lin_-0.1", *FINITE]
 OR_INFINITE = [value for value in NUMBERS if value != math.inf]
 FRACTIONS = [-0.01, 1.01, NAN, "0.9", None, [0.9]]
 FLAGS = ["yes", "", 2, -1, NAN, [], [True]]
-SHARED = {
+SHARED: dict[str, Any] = {
     "learning_rate": [*NUMBERS, None],
     "n_steps": COUNTS,
     "batch_size": COUNTS,
@@ -71,12 +73,12 @@ CASES = [(cls, name, value) for cls, table in TABLES.items() for name, values in
 
 
 @pytest.fixture(scope="module")
-def env():
+def env() -> VecEnv:
     return toy(n_envs=2)
 
 
 @pytest.mark.parametrize(("cls", "name", "value"), CASES, ids=lambda x: getattr(x, "__name__", repr(x)))
-def test_nonsense_is_refused_by_name(cls, name, value, env):
+def test_nonsense_is_refused_by_name(cls: type[Any], name: str, value: Any, env: VecEnv) -> None:
     with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
         cls("MlpPolicy", env, **{name: value}, device="cpu", _init_setup_model=False)
 
@@ -92,7 +94,7 @@ SCHEDULED = [
 
 @pytest.mark.parametrize(("cls", "name"), SCHEDULED, ids=lambda x: getattr(x, "__name__", x))
 @pytest.mark.parametrize("late", [False, True], ids=["at the start", "later"])
-def test_nonsense_of_a_schedule_is_refused_by_name_when_it_is_used(cls, name, late, env):
+def test_nonsense_of_a_schedule_is_refused_by_name_when_it_is_used(cls: type[Any], name: str, late: bool, env: VecEnv) -> None:
     """NaN at the start of training, or in the middle of it; SB3 goes on with it, and its parameters become NaN."""
     with pytest.raises(ValueError, match=rf"\b{name.replace('_', '.')}\b"):  # torch's own: "Invalid learning rate: nan"
         schedule = lambda progress: 1e-3 if late and progress > 0.4 else NAN  # noqa: E731
@@ -100,9 +102,10 @@ def test_nonsense_of_a_schedule_is_refused_by_name_when_it_is_used(cls, name, la
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "vf_coef", "max_grad_norm"])
-def test_a_negative_value_of_a_schedule_is_refused_by_name(name, env):
+def test_a_negative_value_of_a_schedule_is_refused_by_name(name: str, env: VecEnv) -> None:
     with pytest.raises(ValueError, match=rf"\b{name}\b.* at least 0"):
-        PPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **{name: lambda progress: progress - 0.5}).learn(96)
+        schedule: dict[str, Any] = {name: lambda progress: progress - 0.5}
+        PPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **schedule).learn(96)
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
@@ -121,25 +124,25 @@ def test_a_negative_value_of_a_schedule_is_refused_by_name(name, env):
     ],
     ids=lambda arguments: "callable" if any(map(inspect.isfunction, arguments.values())) else str(arguments),
 )
-def test_sense_is_accepted(cls, arguments, env):
+def test_sense_is_accepted(cls: type[Any], arguments: dict[str, Any], env: VecEnv) -> None:
     cls("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **arguments)
 
 
 @pytest.mark.parametrize(
     "arguments", [{"max_grad_norm": math.inf}, {"ent_coef": 0}, {"clip_range_vf": None}, {"target_kl": None}], ids=str
 )
-def test_sense_is_accepted_by_ppo(arguments, env):
+def test_sense_is_accepted_by_ppo(arguments: dict[str, Any], env: VecEnv) -> None:
     PPO("MlpPolicy", env, n_steps=16, batch_size=32, device="cpu", **arguments)
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_a_truncated_minibatch_warns_with_the_numbers(cls, env):
+def test_a_truncated_minibatch_warns_with_the_numbers(cls: type[Any], env: VecEnv) -> None:
     with pytest.warns(UserWarning, match=r"mini-batch size of 24[\s\S]*= 32[\s\S]*truncated mini-batch of size 8"):
         cls("MlpPolicy", env, n_steps=16, batch_size=24, device="cpu")
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_a_rollout_of_one_transition_cannot_be_normalised(cls):
+def test_a_rollout_of_one_transition_cannot_be_normalised(cls: type[Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match="n_steps"):
@@ -147,16 +150,17 @@ def test_a_rollout_of_one_transition_cannot_be_normalised(cls):
         cls("MlpPolicy", toy(n_envs=1), n_steps=1, normalize_advantage=False, device="cpu")
 
 
-def test_a_minibatch_of_one_transition_cannot_be_normalised(env):
+def test_a_minibatch_of_one_transition_cannot_be_normalised(env: VecEnv) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         PPO("MlpPolicy", env, batch_size=1, device="cpu")
 
 
-def test_the_closed_form_says_what_it_cannot_do(env):
-    for arguments, reason in [
+def test_the_closed_form_says_what_it_cannot_do(env: VecEnv) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"use_sde": True}, "StateDependentNoise"),
         ({"micro_batch_size": 8}, "micro_batch_size"),
-    ]:
+    ]
+    for arguments, reason in cases:
         model = PPO("MlpPolicy", env, engine="closed_form", n_steps=16, batch_size=32, device="cpu", **arguments)
         with pytest.raises(ValueError, match=rf"engine.*{reason}.*engine=\"auto\""):
             model.learn(32)

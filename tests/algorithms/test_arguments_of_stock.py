@@ -6,6 +6,8 @@ import json
 import math
 import warnings
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,33 +19,33 @@ from toy_environments import ACTION_SPACES, collect, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO
 
-SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 DISCRETE = ACTION_SPACES["discrete"]
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size", "ignore:Mean of empty slice")
 
 
-def warm_up(progress):
+def warm_up(progress: float) -> float:
     return 3e-4 * min(1.0, (1 - progress) / 0.1)
 
 
-def triangle(progress):
+def triangle(progress: float) -> float:
     return 1e-3 * (1 - abs(2 * progress - 1))
 
 
-def power(progress, exponent):
+def power(progress: float, exponent: int) -> float:
     return 3e-4 * (1 - progress) ** exponent
 
 
 class Callable:
-    def __call__(self, progress):
+    def __call__(self, progress: float) -> Any:
         return np.float32(3e-4 * progress)
 
 
-def zero_d(value):
+def zero_d(value: bool | float) -> np.ndarray:
     return np.array(value)
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Any] = {
     "warm-up from 0": warm_up,
     "triangle from 0": triangle,
     "partial": functools.partial(power, exponent=2),
@@ -56,8 +58,15 @@ SCHEDULES = {
     "ConstantSchedule": ConstantSchedule(1e-3),
 }
 CLIPPING = {name: SCHEDULES[name] for name in ("warm-up from 0", "gives an array", "LinearSchedule from 0")}
-FLAGS = {"1": 1, "0": 0, "np.True_": np.bool_(True), "np.False_": np.bool_(False), "array": zero_d(False), "None": None}
-SHARED = {
+FLAGS: dict[str, Any] = {
+    "1": 1,
+    "0": 0,
+    "np.True_": np.bool_(True),
+    "np.False_": np.bool_(False),
+    "array": zero_d(False),
+    "None": None,
+}
+SHARED: dict[str, dict[str, Any]] = {
     "learning_rate": {"0": 0, "0.0": 0.0, "np.float64": np.float64(1e-3), **SCHEDULES},
     "n_steps": {"np.int64": np.int64(16), "np.int32": np.int32(8), "array": zero_d(16)},
     "batch_size": {
@@ -112,15 +121,15 @@ OURS_ALONE = {
 }
 
 
-def cases(table):
+def cases(table: dict[str, dict[str, Any]]) -> list[Any]:
     return [
         pytest.param(name, value, id=f"{name}: {label}") for name, values in table.items() for label, value in values.items()
     ]
 
 
-def pair(ours, stock, name, value, **options):
+def pair(ours: type[Any], stock: type[Any], name: str, value: Any, **options: Any) -> list[Any]:
     """Models of stock and of ours with the same parameters, the value among their arguments."""
-    common = {**SMALL, name: value}
+    common: dict[str, Any] = {**SMALL, name: value}
     space = ACTION_SPACES["box_6"] if "sde" in name else DISCRETE
     if name == "sde_sample_freq":
         common["use_sde"] = True
@@ -132,7 +141,7 @@ def pair(ours, stock, name, value, **options):
     return models
 
 
-def update_both(stock, ours, progress=1.0):
+def update_both(stock: Any, ours: Any, progress: float = 1.0) -> None:
     """One rollout by stock, one update of both from it, at the same progress and with the same random numbers."""
     if ours._last_obs is None:
         start(ours)
@@ -147,13 +156,13 @@ def update_both(stock, ours, progress=1.0):
         model.train()
 
 
-def difference(stock, ours, part=""):
+def difference(stock: Any, ours: Any, part: str = "") -> float:
     theirs = ours.policy.state_dict()
     return max(float((v - theirs[name]).abs().max()) for name, v in stock.policy.state_dict().items() if part in name)
 
 
 @pytest.mark.parametrize(("name", "value"), cases(OF_PPO))
-def test_ppo_trains_with_it_to_the_parameters_of_stock(name, value, engine):
+def test_ppo_trains_with_it_to_the_parameters_of_stock(name: str, value: Any, engine: str) -> None:
     stock, ours = pair(PPO, StockPPO, name, value, engine=engine)
     # A clip range of exactly 0, as some of the schedules have it at 1, leaves to a rounding error what is clipped.
     for progress in (0.95, 0.5) if "clip" in name else (1.0, 0.95, 0.5):
@@ -162,7 +171,7 @@ def test_ppo_trains_with_it_to_the_parameters_of_stock(name, value, engine):
 
 
 @pytest.mark.parametrize(("name", "value"), cases(OF_TRPO))
-def test_trpo_trains_with_it_and_its_critic_is_that_of_stock(name, value):
+def test_trpo_trains_with_it_and_its_critic_is_that_of_stock(name: str, value: Any) -> None:
     """The policies differ on purpose (another solver); the critic, which has parameters of its own, does not."""
     stock, ours = pair(TRPO, ContribTRPO, name, value)
     before = copy.deepcopy(ours.policy.state_dict())
@@ -173,14 +182,14 @@ def test_trpo_trains_with_it_and_its_critic_is_that_of_stock(name, value):
     assert moved == ((name, value) not in [("target_kl", 0), ("line_search_max_iter", 0)])
 
 
-def learnt(cls, name, value):
-    options = {**SMALL, name: value}
+def learnt(cls: type[Any], name: str, value: Any) -> Any:
+    options: dict[str, Any] = {**SMALL, name: value}
     if name == "sde_sample_freq":
         options["use_sde"] = True
     return cls("MlpPolicy", toy(action=ACTION_SPACES["box_1"] if "sde" in name else DISCRETE), **options).learn(128)
 
 
-def assert_its_zip_opens(model, stock, name, path):
+def assert_its_zip_opens(model: Any, stock: type[Any], name: str, path: Path) -> None:
     model.save(path)
     with zipfile.ZipFile(path) as file:
         data = json.loads(file.read("data"))
@@ -202,13 +211,15 @@ LEARNING = [
 
 
 @pytest.mark.parametrize(("ours", "stock", "name", "value"), LEARNING)
-def test_it_learns_and_its_zip_opens_in_stock(ours, stock, name, value, tmp_path):
+def test_it_learns_and_its_zip_opens_in_stock(
+    ours: type[Any], stock: type[Any], name: str, value: Any, tmp_path: Path
+) -> None:
     learnt(stock, name, value)
     assert_its_zip_opens(learnt(ours, name, value), stock, name, tmp_path / "model.zip")
 
 
 @pytest.mark.parametrize(("name", "value"), cases(OURS_ALONE))
-def test_it_is_taken_here_too(name, value, tmp_path):
+def test_it_is_taken_here_too(name: str, value: Any, tmp_path: Path) -> None:
     assert_its_zip_opens(learnt(PPO, name, value), StockPPO, name, tmp_path / "model.zip")
 
 
@@ -234,14 +245,14 @@ ASSIGNED = [
 
 
 @pytest.mark.parametrize(("ours", "stock", "name", "value"), ASSIGNED, ids=lambda x: getattr(x, "__name__", str(x)))
-def test_it_may_be_assigned_between_updates(ours, stock, name, value, engine):
+def test_it_may_be_assigned_between_updates(ours: type[Any], stock: type[Any], name: str, value: Any, engine: str) -> None:
     models = pair(ours, stock, "verbose", 0, engine=engine)
     update_both(*models)
     for model in models:
         setattr(model, name, value)
     for progress in (0.98, 0.5):
-        update_both(*models, progress)
-    assert difference(*models, "value" if ours is TRPO else "") <= 3e-6
+        update_both(models[0], models[1], progress)
+    assert difference(models[0], models[1], "value" if ours is TRPO else "") <= 3e-6
 
 
 @pytest.mark.parametrize(("ours", "stock"), [(PPO, StockPPO), (TRPO, ContribTRPO)])
@@ -255,27 +266,27 @@ def test_it_may_be_assigned_between_updates(ours, stock, name, value, engine):
     ],
     ids=["learning_rate", "custom_objects", "NumPy", "flag"],
 )
-def test_it_may_be_given_to_load(ours, stock, changes, tmp_path):
+def test_it_may_be_given_to_load(ours: type[Any], stock: type[Any], changes: dict[str, Any], tmp_path: Path) -> None:
     stock("MlpPolicy", toy(), **SMALL).save(tmp_path / "model")
     models = [cls.load(tmp_path / "model", env=toy(), device="cpu", **changes) for cls in (stock, ours)]
     for model in models:
         model.set_random_seed(0)
     for progress in (1.0, 0.5):
-        update_both(*models, progress)
-    assert difference(*models, "value" if ours is TRPO else "") <= 3e-6
+        update_both(models[0], models[1], progress)
+    assert difference(models[0], models[1], "value" if ours is TRPO else "") <= 3e-6
 
 
 @pytest.mark.parametrize(("ours", "stock"), [(PPO, StockPPO), (TRPO, ContribTRPO)])
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
-def test_a_schedule_is_called_when_stock_calls_it(ours, stock, name):
+def test_a_schedule_is_called_when_stock_calls_it(ours: type[Any], stock: type[Any], name: str) -> None:
     """A schedule may count its calls, or give another number each time."""
     if ours is TRPO and name != "learning_rate":
         return
     calls = []
     for cls in (stock, ours):
-        seen = []
+        seen: list[Any] = []
 
-        def schedule(progress, seen=seen):
+        def schedule(progress: float, seen: list[Any] = seen) -> float:
             seen.append(float(progress))
             return 1e-3 / (1 + len(seen))
 
@@ -287,13 +298,14 @@ def test_a_schedule_is_called_when_stock_calls_it(ours, stock, name):
 @pytest.mark.parametrize("ours", [PPO, TRPO])
 @pytest.mark.parametrize("name", ["total_timesteps"])
 @pytest.mark.parametrize("value", [192.0, np.int64(192), np.float64(150.5), True, 0])
-def test_learn_takes_the_steps_that_stock_takes(ours, name, value):
-    stock = {PPO: StockPPO, TRPO: ContribTRPO}[ours]
+def test_learn_takes_the_steps_that_stock_takes(ours: type[Any], name: str, value: Any) -> None:
+    of_stock: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
+    stock = of_stock[ours]
     steps = [cls("MlpPolicy", toy(), **SMALL).learn(**{name: value}).num_timesteps for cls in (stock, ours)]
     assert steps[0] == steps[1]
 
 
-REFUSED_BY_BOTH = {
+REFUSED_BY_BOTH: dict[str, list[Any]] = {
     "learning_rate": [None, "3e-4", [1e-3], -1e-3, math.nan],
     "n_steps": [0, -1, 1.5, "8", None],
     "batch_size": [None, 1.5, "8"],
@@ -308,8 +320,8 @@ REFUSED_BY_BOTH = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED_BY_BOTH.items() for value in values])
-def test_what_stock_refuses_or_dies_of_is_refused_by_name(name, value):
-    arguments = {**SMALL, name: value}
+def test_what_stock_refuses_or_dies_of_is_refused_by_name(name: str, value: Any) -> None:
+    arguments: dict[str, Any] = {**SMALL, name: value}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         with pytest.raises(Exception):  # noqa: B017  of any kind, and somewhere
@@ -319,11 +331,11 @@ def test_what_stock_refuses_or_dies_of_is_refused_by_name(name, value):
 
 
 @pytest.mark.parametrize(("ours", "stock"), [(PPO, StockPPO), (TRPO, ContribTRPO)])
-def test_a_schedule_that_is_negative_after_the_last_step_is_taken_as_in_stock(ours, stock):
+def test_a_schedule_that_is_negative_after_the_last_step_is_taken_as_in_stock(ours: type[Any], stock: type[Any]) -> None:
     """The zoo's linear schedules are, where a rollout ends after total_timesteps: 64 steps are asked for and 192 made."""
     rates = []
     for cls in (stock, ours):
-        options = {"learning_rate": lambda p: 1e-3 * p}
+        options: dict[str, Any] = {"learning_rate": lambda p: 1e-3 * p}
         if "PPO" in cls.__name__:
             options["ent_coef"] = 0.0
         model = cls("MlpPolicy", toy(), **{**SMALL, **options})

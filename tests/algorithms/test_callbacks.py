@@ -1,6 +1,9 @@
 """SB3's callbacks find everything where SB3 has it."""
 
 import copy
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,8 +26,8 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, all_obse
 
 from sb3_policyopt import PPO, TRPO
 
-SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 both = pytest.mark.parametrize("cls", [PPO, TRPO])
 
 
@@ -33,32 +36,35 @@ class Locals(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.at_step, self.at_rollout_end, self.at_start, self.events = {}, {}, {}, []
+        self.at_step: dict[str, Any] = {}
+        self.at_rollout_end: dict[str, Any] = {}
+        self.at_start: dict[str, Any] = {}
+        self.events: list[str] = []
 
-    def describe(self):
-        def description(value):
+    def describe(self) -> dict[str, Any]:
+        def description(value: Any) -> tuple[Any, ...] | type[Any]:
             array_like = isinstance(value, (np.ndarray, th.Tensor))
             return (type(value), tuple(value.shape), str(value.dtype)) if array_like else type(value)
 
         return {name: description(value) for name, value in self.locals.items()}
 
-    def _on_training_start(self):
+    def _on_training_start(self) -> None:
         self.at_start = self.describe()
         self.events.append("training_start")
 
-    def _on_rollout_start(self):
+    def _on_rollout_start(self) -> None:
         self.events.append("rollout_start")
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         self.at_step = self.describe()
         self.events.append("step")
         return True
 
-    def _on_rollout_end(self):
+    def _on_rollout_end(self) -> None:
         self.at_rollout_end = self.describe()
         self.events.append("rollout_end")
 
-    def _on_training_end(self):
+    def _on_training_end(self) -> None:
         self.events.append("training_end")
 
 
@@ -73,9 +79,10 @@ class Locals(BaseCallback):
         ("multi_binary", "multi_binary"),
     ],
 )
-def test_locals_are_those_of_sb3(cls, observation, action, engine):
+def test_locals_are_those_of_sb3(cls: type[Any], observation: str, action: str, engine: str) -> None:
     notes = []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {"engine": engine})):
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {"engine": engine})]
+    for algorithm, options in sides:
         callback = Locals()
         model = algorithm("MlpPolicy", toy(OBSERVATION_SPACES[observation], ACTION_SPACES[action]), **SMALL, **options)
         model.learn(128, callback=callback)
@@ -94,7 +101,7 @@ def test_locals_are_those_of_sb3(cls, observation, action, engine):
 
 
 @both
-def test_locals_with_dict_observations(cls):
+def test_locals_with_dict_observations(cls: type[Any]) -> None:
     callback = Locals()
     model = cls("MultiInputPolicy", toy(OBSERVATION_SPACES["dict"]), **SMALL)
     model.learn(64, callback=callback)
@@ -120,7 +127,7 @@ class Keep(BaseCallback):
 @both
 @pytest.mark.parametrize("width", [3, 3000], ids=["copied", "viewed"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_tensors_that_a_callback_keeps_do_not_change(cls, width, dtype):
+def test_tensors_that_a_callback_keeps_do_not_change(cls: type[Any], width: int, dtype: type[Any]) -> None:
     keep = Keep()
     env = toy(spaces.Box(-1, 1, (width,), dtype), ACTION_SPACES["box_6"], n_envs=2)
     cls("MlpPolicy", env, n_steps=8, batch_size=16, policy_kwargs={"net_arch": [4]}, seed=0).learn(32, callback=keep)
@@ -140,7 +147,7 @@ class StopAfter(BaseCallback):
 
 
 @both
-def test_a_stop_in_mid_rollout_makes_no_update_and_can_go_on(cls, engine):
+def test_a_stop_in_mid_rollout_makes_no_update_and_can_go_on(cls: type[Any], engine: str) -> None:
     model = cls("MlpPolicy", toy(), engine=engine, **SMALL)
     before = parameter_vector(model.policy)
     model.learn(1000, callback=StopAfter(5))
@@ -151,7 +158,7 @@ def test_a_stop_in_mid_rollout_makes_no_update_and_can_go_on(cls, engine):
 
 
 @both
-def test_evaluation_checkpoints_and_stopping(cls, tmp_path):
+def test_evaluation_checkpoints_and_stopping(cls: type[Any], tmp_path: Path) -> None:
     env = make_vec_env("CartPole-v1", n_envs=4, seed=0)
     stop = StopTrainingOnRewardThreshold(reward_threshold=5, verbose=0)
     evaluation = EvalCallback(
@@ -179,7 +186,7 @@ def test_evaluation_checkpoints_and_stopping(cls, tmp_path):
 
 
 @both
-def test_vec_normalize(cls, engine):
+def test_vec_normalize(cls: type[Any], engine: str) -> None:
     env = VecNormalize(toy())
     model = cls("MlpPolicy", env, engine=engine, **SMALL).learn(128)
     assert model.get_vec_normalize_env() is env
@@ -187,14 +194,14 @@ def test_vec_normalize(cls, engine):
 
 
 @both
-def test_progress_bar(cls, capfd):
+def test_progress_bar(cls: type[Any], capfd: pytest.CaptureFixture[str]) -> None:
     cls("MlpPolicy", toy(), **SMALL).learn(128, progress_bar=True)
     captured = capfd.readouterr()
     assert "128/128" in captured.out + captured.err
 
 
 @both
-def test_tensorboard(cls, tmp_path):
+def test_tensorboard(cls: type[Any], tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     model = cls("MlpPolicy", toy(), tensorboard_log=str(tmp_path), **SMALL).learn(192)
     (run,) = tmp_path.iterdir()
@@ -209,20 +216,29 @@ def test_tensorboard(cls, tmp_path):
 class ScaledRewards(RolloutBuffer):
     """A buffer whose ``add`` is its own; SB3 hands it discrete actions as a column."""
 
-    def __init__(self, *args, scale=1.0, **kwargs):
+    def __init__(self, *args: Any, scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.scale, self.shapes = scale, set()
+        self.scale = scale
+        self.shapes: set[tuple[Any, ...]] = set()
 
-    def add(self, obs, action, reward, episode_start, value, log_prob):
+    def add(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
+    ) -> None:
         self.shapes.add((action.shape, value.shape, log_prob.shape, type(value), type(log_prob)))
         super().add(obs, action, self.scale * reward, episode_start, value, log_prob)
 
 
 @both
 @pytest.mark.parametrize("action", ["discrete", "box_6"])
-def test_a_buffer_with_its_own_add(cls, action):
+def test_a_buffer_with_its_own_add(cls: type[Any], action: str) -> None:
     env = toy(action=ACTION_SPACES[action])
-    options = {"rollout_buffer_class": ScaledRewards, "rollout_buffer_kwargs": {"scale": 0.0}}
+    options: dict[str, Any] = {"rollout_buffer_class": ScaledRewards, "rollout_buffer_kwargs": {"scale": 0.0}}
     stock = STOCK[cls]("MlpPolicy", env, **SMALL, **options).learn(64)
     ours = cls("MlpPolicy", env, **SMALL, **options).learn(64)
     assert ours.rollout_buffer.shapes == stock.rollout_buffer.shapes
@@ -234,14 +250,14 @@ class Halves(RolloutBuffer):
 
     calls = 0
 
-    def get(self, batch_size=None):
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         type(self).calls += 1
         np.random.seed(0)  # whatever order, it is not drawn from the generator of the training
         yield from super().get(self.buffer_size * self.n_envs // 2)
 
 
 @both
-def test_a_buffer_with_its_own_get(cls):
+def test_a_buffer_with_its_own_get(cls: type[Any]) -> None:
     calls = {}
     for algorithm in (STOCK[cls], cls):
         Halves.calls = 0
@@ -258,20 +274,20 @@ def test_a_buffer_with_its_own_get(cls):
 class DictBuffer(DictRolloutBuffer):
     """A buffer with its own everything, for Dict observations."""
 
-    def add(self, *args, **kwargs):
+    def add(self, *args: Any, **kwargs: Any) -> None:
         super().add(*args, **kwargs)
 
-    def get(self, batch_size=None):
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         yield from super().get(batch_size)
 
-    def compute_returns_and_advantage(self, last_values, dones):
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         super().compute_returns_and_advantage(last_values, dones)
         self.advantages *= 2
 
 
 @both
 @pytest.mark.parametrize("value_target", ["td_lambda", "td_zero", "monte_carlo"])
-def test_a_dict_buffer_of_its_own(cls, value_target):
+def test_a_dict_buffer_of_its_own(cls: type[Any], value_target: str) -> None:
     env = toy(OBSERVATION_SPACES["dict"])
     model = cls("MultiInputPolicy", env, rollout_buffer_class=DictBuffer, value_target=value_target, **SMALL)
     assert model.learn(128)._n_updates > 0
@@ -279,7 +295,7 @@ def test_a_dict_buffer_of_its_own(cls, value_target):
 
 @both
 @pytest.mark.parametrize("value_target", ["td_lambda", "td_zero", "monte_carlo"])
-def test_value_targets_by_their_recursions(cls, value_target, engine):
+def test_value_targets_by_their_recursions(cls: type[Any], value_target: str, engine: str) -> None:
     """G = r + γ V(s'), the return to the end of the episode (or V after the rollout), or A + V; written as plain loops."""
     model = cls("MlpPolicy", toy(), engine=engine, value_target=value_target, gamma=0.9, gae_lambda=0.8, **SMALL)
     buffer = collect(model)
@@ -299,7 +315,7 @@ def test_value_targets_by_their_recursions(cls, value_target, engine):
 
 
 @both
-def test_predict(cls, engine):
+def test_predict(cls: type[Any], engine: str) -> None:
     model = cls("MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, **SMALL).learn(64)
     one = VECTOR.sample()
     action, state = model.predict(one)
@@ -310,7 +326,7 @@ def test_predict(cls, engine):
 
 
 @both
-def test_a_deep_copy_of_the_policy_is_its_own(cls, engine):
+def test_a_deep_copy_of_the_policy_is_its_own(cls: type[Any], engine: str) -> None:
     model = cls("MlpPolicy", toy(), engine=engine, **SMALL).learn(128)
     twin = copy.deepcopy(model.policy)
     before = parameter_vector(twin)
@@ -321,7 +337,7 @@ def test_a_deep_copy_of_the_policy_is_its_own(cls, engine):
 
 
 @both
-def test_a_replaced_policy_is_the_one_that_trains(cls, engine):
+def test_a_replaced_policy_is_the_one_that_trains(cls: type[Any], engine: str) -> None:
     model = cls("MlpPolicy", toy(), engine=engine, **SMALL).learn(128)
     old = model.policy
     model.policy = copy.deepcopy(old)
@@ -335,7 +351,7 @@ def test_a_replaced_policy_is_the_one_that_trains(cls, engine):
 
 
 @both
-def test_moving_the_policy(cls):
+def test_moving_the_policy(cls: type[Any]) -> None:
     """``to`` may give the parameters new storage; training goes on with what the policy has."""
     model = cls("MlpPolicy", toy(), **SMALL).learn(128)
     model.policy.to("cpu")
@@ -347,7 +363,7 @@ def test_moving_the_policy(cls):
 
 
 @both
-def test_freezing_parameters_midway(cls):
+def test_freezing_parameters_midway(cls: type[Any]) -> None:
     model = cls("MlpPolicy", toy(), **SMALL).learn(128)
     frozen = [model.policy.mlp_extractor.policy_net[0].weight, model.policy.mlp_extractor.value_net[0].weight]
     for parameter in frozen:
@@ -366,7 +382,7 @@ def test_freezing_parameters_midway(cls):
 
 
 @both
-def test_a_wholly_frozen_actor_is_refused_with_a_sentence(cls):
+def test_a_wholly_frozen_actor_is_refused_with_a_sentence(cls: type[Any]) -> None:
     model = cls("MlpPolicy", toy(), **SMALL)
     model.policy.requires_grad_(False)
     with pytest.raises(ValueError, match=r"trainable|frozen"):

@@ -1,5 +1,7 @@
 """A VecEnv written by hand may give numbers of any type and containers of any kind; training on it is SB3's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -35,13 +37,17 @@ class Hand(VecEnv):
     :param n_envs: number of environments
     """
 
-    def __init__(self, observation_space, action_space, how, n_envs=2):
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], how: dict[str, Any], n_envs: int = 2
+    ) -> None:
         super().__init__(n_envs, observation_space, action_space)
-        self.how, self.rng, self.t, self.memory = how, np.random.default_rng(0), np.zeros(n_envs, int), {}
+        self.how, self.rng, self.t = how, np.random.default_rng(0), np.zeros(n_envs, int)
+        self.memory: dict[str | None, np.ndarray] = {}
 
-    def draw(self, space, key=None):
+    def draw(self, space: spaces.Space[Any], key: str | None = None) -> Any:
         if isinstance(space, spaces.Dict):
             return {key: self.draw(part, key) for key, part in space.spaces.items()}
+        assert space.shape is not None
         shape = (self.num_envs, *space.shape)
         if isinstance(space, spaces.Box):
             drawn = self.rng.uniform(-1, 1, shape).astype(space.dtype)
@@ -54,19 +60,19 @@ class Hand(VecEnv):
             drawn = self.memory[key]
         return drawn
 
-    def reset(self):
+    def reset(self) -> dict[str, np.ndarray] | np.ndarray:
         self.t[:] = 0
         return self.draw(self.observation_space)
 
-    def step_async(self, actions):
+    def step_async(self, actions: np.ndarray) -> None:
         self.actions = actions
 
-    def step_wait(self):
+    def step_wait(self) -> tuple[Any, ...]:
         self.t += 1
         dones = self.t >= 3 + np.arange(self.num_envs)
         rewards = (np.asarray(self.actions).reshape(self.num_envs, -1)[:, 0] > 0).astype(self.how["rewards"])
         observations = self.draw(self.observation_space)
-        infos = [{"text": "x" * 100, "array": np.zeros(100)} for _ in range(self.num_envs)]
+        infos: list[dict[str, Any]] = [{"text": "x" * 100, "array": np.zeros(100)} for _ in range(self.num_envs)]
         for k in np.flatnonzero(dones):
             of_env = {key: part[k].copy() for key, part in observations.items()} if isinstance(observations, dict) else None
             infos[k]["terminal_observation"] = observations[k].copy() if of_env is None else of_env
@@ -74,19 +80,19 @@ class Hand(VecEnv):
             self.t[k] = 0
         return observations, rewards, dones.astype(self.how["dones"]), self.how["infos"](infos)
 
-    def close(self):
+    def close(self) -> None:
         pass
 
-    def get_attr(self, attr_name, indices=None):
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[None]:
         return [getattr(self, attr_name, None)] * self.num_envs
 
-    def set_attr(self, attr_name, value, indices=None):
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         pass
 
-    def env_method(self, method_name, *args, indices=None, **kwargs):
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
         return [None] * self.num_envs
 
-    def env_is_wrapped(self, wrapper_class, indices=None):
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         return [False] * self.num_envs
 
 
@@ -102,8 +108,8 @@ HOW = st.fixed_dictionaries(
 )
 
 
-def make(cls, observation, action, how, monitored=False, **options):
-    env = Hand(OBSERVATIONS[observation], ACTIONS[action], how)
+def make(cls: type[Any], observation: str, action: str, how: dict[str, Any], monitored: bool = False, **options: Any) -> Any:
+    env: VecEnv = Hand(OBSERVATIONS[observation], ACTIONS[action], how)
     policy = "MultiInputPolicy" if observation == "dict" else "MlpPolicy"
     kwargs = {"net_arch": [8]}
     few = {"n_epochs": 2} if "PPO" in cls.__name__ else {"n_critic_updates": 2, "cg_max_steps": 4}
@@ -111,7 +117,7 @@ def make(cls, observation, action, how, monitored=False, **options):
     return cls(policy, env, n_steps=N_STEPS, batch_size=8, seed=0, device="cpu", policy_kwargs=kwargs, **few, **options)
 
 
-def as_float_rewards(how):
+def as_float_rewards(how: dict[str, Any]) -> dict[str, Any]:
     """
     SB3 adds γ V to the array of rewards that the environment gave. Where that holds integers the sum is cut to one, by which
     an episode that a time limit cut off counts as if it had ended; ours is what SB3's is for the same rewards as floats.
@@ -121,7 +127,7 @@ def as_float_rewards(how):
 
 @settings(max_examples=30)
 @given(observation=st.sampled_from(list(OBSERVATIONS)), action=st.sampled_from(list(ACTIONS)), how=HOW)
-def test_ppo_on_autograd_is_sb3s(observation, action, how):
+def test_ppo_on_autograd_is_sb3s(observation: str, action: str, how: dict[str, Any]) -> None:
     """Two rollouts and updates, from the same seed and with the same random numbers."""
     monitored = how["infos"] is list
     stock = make(StockPPO, observation, action, as_float_rewards(how), monitored).learn(2 * 2 * N_STEPS)
@@ -144,7 +150,7 @@ def test_ppo_on_autograd_is_sb3s(observation, action, how):
 
 @settings(max_examples=15)
 @given(observation=st.sampled_from(list(OBSERVATIONS)), action=st.sampled_from(list(ACTIONS)), how=HOW)
-def test_the_fastest_engines_update_from_sb3s_own_rollout_is_sb3s(observation, action, how):
+def test_the_fastest_engines_update_from_sb3s_own_rollout_is_sb3s(observation: str, action: str, how: dict[str, Any]) -> None:
     """They draw other random numbers while they act; the update is compared on what SB3 collected."""
     stock = make(StockPPO, observation, action, how)
     ours = make(PPO, observation, action, how, engine="auto")
@@ -161,7 +167,7 @@ def test_the_fastest_engines_update_from_sb3s_own_rollout_is_sb3s(observation, a
 
 @settings(max_examples=15)
 @given(observation=st.sampled_from(list(OBSERVATIONS)), action=st.sampled_from(list(ACTIONS)), how=HOW)
-def test_trpo_on_autograd_acts_as_sb3_contribs(observation, action, how):
+def test_trpo_on_autograd_acts_as_sb3_contribs(observation: str, action: str, how: dict[str, Any]) -> None:
     """The first rollout, before any update."""
     stock = collect(make(ContribTRPO, observation, action, as_float_rewards(how)))
     ours = collect(make(TRPO, observation, action, how, engine="autograd"))
@@ -174,12 +180,13 @@ def test_trpo_on_autograd_acts_as_sb3_contribs(observation, action, how):
 @given(how=HOW)
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 @pytest.mark.parametrize("observation", ["box", "box of float64"])
-def test_the_fastest_engine_acts_on_whatever_it_is_given(cls, observation, how):
+def test_the_fastest_engine_acts_on_whatever_it_is_given(cls: type[Any], observation: str, how: dict[str, Any]) -> None:
     """What is in the buffer is what the policy says of the observations in it."""
     model = make(cls, observation, "discrete", {**how, "one memory": False}, engine="auto")
-    buffer = collect(model)
+    buffer, shape = collect(model), OBSERVATIONS[observation].shape
+    assert shape is not None
     with th.no_grad():
-        observations = th.as_tensor(buffer.observations.reshape(-1, *OBSERVATIONS[observation].shape))
+        observations = th.as_tensor(buffer.observations.reshape(-1, *shape))
         actions = th.as_tensor(buffer.actions.reshape(-1))
         values, log_probs, _ = model.policy.evaluate_actions(observations, actions)
     # Observations of two bytes reach the networks and the buffer alike, as they are.
@@ -188,12 +195,18 @@ def test_the_fastest_engine_acts_on_whatever_it_is_given(cls, observation, how):
     assert parameter_vector(model.learn(2 * N_STEPS).policy).isfinite().all()
 
 
-def test_rewards_of_integers_are_bootstrapped_without_cutting_off_the_fraction():
+def test_rewards_of_integers_are_bootstrapped_without_cutting_off_the_fraction() -> None:
     """The one difference: see :func:`as_float_rewards`. SB3's rewards stay integers where a value was added."""
-    how = {"observations": None, "rewards": np.int64, "dones": bool, "infos": list, "one memory": False, "truncates": True}
-    stock, ours = (
-        collect(make(cls, "box", "discrete", how, **o)) for cls, o in ((StockPPO, {}), (PPO, {"engine": "autograd"}))
-    )
+    how: dict[str, Any] = {
+        "observations": None,
+        "rewards": np.int64,
+        "dones": bool,
+        "infos": list,
+        "one memory": False,
+        "truncates": True,
+    }
+    stock = collect(make(StockPPO, "box", "discrete", how))
+    ours = collect(make(PPO, "box", "discrete", how, engine="autograd"))
     assert (stock.rewards == np.round(stock.rewards)).all()
     cut = np.concatenate((ours.episode_starts[1:], ours.episode_starts[:1] * 0)) == 1
     assert (ours.rewards[cut] != np.round(ours.rewards[cut])).all() and cut.any()

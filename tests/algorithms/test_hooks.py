@@ -1,5 +1,7 @@
 """A subclass changes what is optimised by one small method, and everything it uses trains."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -7,31 +9,32 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_environments import OBSERVATION_SPACES, collect, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.models import choose_model
 from sb3_policyopt.objectives import Objective
 
-SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 
 
 class SamePPO(PPO):
     """Overrides without changing anything, which sends the computation to autograd."""
 
-    def loss(self, batch, coefficients):
+    def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
         return super().loss(batch, coefficients)
 
 
 class SameTRPO(TRPO):
     """Likewise."""
 
-    def surrogate(self, batch, log_prob):
+    def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
         return super().surrogate(batch, log_prob)
 
-    def value_loss(self, batch):
+    def value_loss(self, batch: Any) -> tuple[th.Tensor, Terms]:
         return super().value_loss(batch)
 
 
 @pytest.mark.parametrize(("cls", "sub"), [(PPO, SamePPO), (TRPO, SameTRPO)])
-def test_an_override_is_honoured_and_both_engines_agree(cls, sub):
+def test_an_override_is_honoured_and_both_engines_agree(cls: type[Any], sub: type[Any]) -> None:
     plain = cls("MlpPolicy", toy(), engine="autograd", **SMALL).learn(64)
     overridden = sub("MlpPolicy", toy(), **SMALL).learn(64)
     assert overridden.engine_in_use.name == "autograd"
@@ -40,9 +43,10 @@ def test_an_override_is_honoured_and_both_engines_agree(cls, sub):
         sub("MlpPolicy", toy(), engine="closed_form", **SMALL).learn(64)
 
 
-def test_a_hook_may_be_replaced_on_the_object():
-    model = PPO("MlpPolicy", toy(), **SMALL)
-    original, calls = model.loss, []
+def test_a_hook_may_be_replaced_on_the_object() -> None:
+    model: Any = PPO("MlpPolicy", toy(), **SMALL)
+    original = model.loss
+    calls: Any = []
     model.loss = lambda *arguments: calls.append(1) or original(*arguments)
     model.learn(64)
     assert len(calls) == 10 * 2
@@ -51,24 +55,27 @@ def test_a_hook_may_be_replaced_on_the_object():
 class HeadPolicy(ActorCriticPolicy):
     """A policy with a further head, which neither actions nor values depend on."""
 
-    def _build(self, lr_schedule):
+    def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
+        assert self.observation_space.shape is not None
         self.next_observation = th.nn.Linear(self.mlp_extractor.latent_dim_pi, self.observation_space.shape[0])
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        make: Any = self.optimizer_class  # Any: each optimizer has its own arguments
+        self.optimizer = make(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
 
 class PredictingPPO(PPO):
     """Also predicts the negated observation from the actor's features, as a stand-in for any auxiliary task."""
 
-    def loss(self, batch, coefficients):
+    def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
         loss, terms = super().loss(batch, coefficients)
-        features = self.policy.mlp_extractor.forward_actor(self.policy.extract_features(batch.observations))
-        error = ((self.policy.next_observation(features) + batch.observations) ** 2).mean()
+        policy: Any = self.policy
+        features = policy.mlp_extractor.forward_actor(policy.extract_features(batch.observations))
+        error = ((policy.next_observation(features) + batch.observations) ** 2).mean()
         return loss + error, {**terms, "prediction_error": error.detach()}
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 8])
-def test_a_head_that_only_the_loss_uses_is_trained(micro_batch_size):
+def test_a_head_that_only_the_loss_uses_is_trained(micro_batch_size: int | None) -> None:
     model = PredictingPPO(HeadPolicy, toy(), learning_rate=3e-3, micro_batch_size=micro_batch_size, **SMALL)
     errors = []
     for _ in range(4):
@@ -78,9 +85,9 @@ def test_a_head_that_only_the_loss_uses_is_trained(micro_batch_size):
     assert errors[-1] < 0.5 * errors[0]
 
 
-def test_its_gradient_is_that_of_one_minibatch():
+def test_its_gradient_is_that_of_one_minibatch() -> None:
     """Nothing of the minibatch before is left in it: with a learning rate of zero each pass gives the same gradient."""
-    model = PredictingPPO(HeadPolicy, toy(), learning_rate=1e-3, **SMALL)
+    model: Any = PredictingPPO(HeadPolicy, toy(), learning_rate=1e-3, **SMALL)
     collect(model)
     used = model.start_update()
     (rollout,) = used.data(model.rollout_buffer).whole()
@@ -95,12 +102,14 @@ def test_its_gradient_is_that_of_one_minibatch():
 class EntropyTRPO(TRPO):
     """The surrogate with an entropy bonus."""
 
-    def surrogate(self, batch, log_prob):
-        entropy = self.policy.get_distribution(batch.observations).entropy().mean()
+    def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
+        entropies = self.policy.get_distribution(batch.observations).entropy()
+        assert entropies is not None
+        entropy = entropies.mean()
         return super().surrogate(batch, log_prob) + 100 * entropy
 
 
-def test_trpo_maximises_what_the_hook_says():
+def test_trpo_maximises_what_the_hook_says() -> None:
     """With a huge entropy bonus the standard deviation grows at every step."""
     model = EntropyTRPO("MlpPolicy", toy(), **SMALL)
     stds = []
@@ -116,13 +125,13 @@ def test_trpo_maximises_what_the_hook_says():
 class HuberTRPO(TRPO):
     """A critic with another loss, which logs what it likes."""
 
-    def value_loss(self, batch):
+    def value_loss(self, batch: Any) -> tuple[th.Tensor, Terms]:
         values = self.policy.predict_values(batch.observations).flatten()
         loss = th.nn.functional.smooth_l1_loss(values, batch.returns)
         return loss, {"value_loss": loss.detach(), "value_mean": values.mean().detach()}
 
 
-def test_trpo_fits_what_the_hook_says():
+def test_trpo_fits_what_the_hook_says() -> None:
     model = HuberTRPO("MlpPolicy", toy(), **SMALL)
     collect(model)
     returns = model.rollout_buffer.returns.copy()
@@ -135,9 +144,9 @@ def test_trpo_fits_what_the_hook_says():
     assert log["train/value_mean"] == pytest.approx(float(np.mean(values)), rel=1e-3, abs=1e-5)
 
 
-def test_a_policy_with_its_own_methods_goes_to_autograd():
+def test_a_policy_with_its_own_methods_goes_to_autograd() -> None:
     class Custom(ActorCriticPolicy):
-        def predict_values(self, obs):
+        def predict_values(self, obs: Any) -> Any:
             return 2 * super().predict_values(obs)
 
     model = PPO(Custom, toy(), **SMALL)
@@ -146,7 +155,7 @@ def test_a_policy_with_its_own_methods_goes_to_autograd():
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy"])
-def test_an_objective_without_slopes_that_is_no_hook_is_refused_with_what_to_do(policy):
+def test_an_objective_without_slopes_that_is_no_hook_is_refused_with_what_to_do(policy: str) -> None:
     """The closed form would not know what to compute: an algorithm of somebody's has not named its method in ``hooks``."""
     model = PPO(policy, toy(OBSERVATION_SPACES["dict" if policy == "MultiInputPolicy" else "box"]), **SMALL)
     collect(model)

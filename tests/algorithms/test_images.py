@@ -1,5 +1,7 @@
 """Images lie channels last in memory where SB3's own convolutions take them, which is faster; the numbers are the same."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -10,18 +12,18 @@ from toy_environments import ACTION_SPACES, VECTOR, collect, copy_rollout, param
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.models.torch_policy import to_channels_last
 
-SMALL = {"n_steps": 4, "batch_size": 8, "seed": 0, "device": "cpu"}
-FEW = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 1}}
+SMALL: dict[str, Any] = {"n_steps": 4, "batch_size": 8, "seed": 0, "device": "cpu"}
+FEW: dict[type[Any], dict[str, Any]] = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 1}}
 
 
-def image(channels):
+def image(channels: int) -> spaces.Space[Any]:
     return spaces.Box(0, 255, (36, 36, channels), np.uint8)
 
 
 class RowsCNN(NatureCNN):
     """A user's extractor that looks at its input as rows of numbers, which torch allows in the usual order alone."""
 
-    def forward(self, observations):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
         assert observations.view(len(observations), -1).shape[1] == observations[0].numel()
         return super().forward(observations)
 
@@ -29,12 +31,12 @@ class RowsCNN(NatureCNN):
 class RowsPPO(PPO):
     """A user's loss that does so."""
 
-    def loss(self, batch, coefficients):
+    def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
         assert batch.observations.view(len(batch.observations), -1).shape[1] == batch.observations[0].numel()
         return super().loss(batch, coefficients)
 
 
-def model_of(cls, space, channels_last, **options):
+def model_of(cls: type[Any], space: spaces.Space[Any], channels_last: bool, **options: Any) -> Any:
     policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy"
     model = cls(policy, toy(space, ACTION_SPACES["discrete"]), **SMALL, **FEW[cls], **options)
     engine = model.prepare_engine()
@@ -51,8 +53,8 @@ def model_of(cls, space, channels_last, **options):
     ids=["one channel", "four channels", "in a dict"],
 )
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-def test_an_update_is_the_same_to_rounding(cls, space, shared):
-    options = {"policy_kwargs": {"share_features_extractor": shared}}
+def test_an_update_is_the_same_to_rounding(cls: type[Any], space: spaces.Space[Any], shared: bool) -> None:
+    options: dict[str, dict[str, Any]] = {"policy_kwargs": {"share_features_extractor": shared}}
     usual, fast = model_of(cls, space, False, **options), model_of(cls, space, True, **options)
     collect(usual)
     start(fast)
@@ -71,9 +73,9 @@ def test_an_update_is_the_same_to_rounding(cls, space, shared):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_numbers_stay_and_only_their_order_in_memory_changes(channels):
+def test_the_numbers_stay_and_only_their_order_in_memory_changes(channels: int) -> None:
     images = th.arange(5 * channels * 6 * 7).reshape(5, channels, 6, 7)
-    laid_out = to_channels_last({"image": images, "vector": images[:, 0, 0]})
+    laid_out: Any = to_channels_last({"image": images, "vector": images[:, 0, 0]})
     assert th.equal(laid_out["image"], images)
     assert laid_out["vector"].data_ptr() == images.data_ptr()
     pixel_by_pixel = (6 * 7 * channels, 1, 7 * channels, channels)
@@ -82,14 +84,14 @@ def test_the_numbers_stay_and_only_their_order_in_memory_changes(channels):
     assert minibatch.stride() == pixel_by_pixel
 
 
-def test_code_that_is_not_of_sb3_gets_images_in_the_usual_order():
+def test_code_that_is_not_of_sb3_gets_images_in_the_usual_order() -> None:
     # Channels first already, as SB3's transposition of other images hands them on in the other order itself.
     env = toy(spaces.Box(0, 255, (3, 36, 36), np.uint8), ACTION_SPACES["discrete"])
-    model = PPO("CnnPolicy", env, **SMALL, policy_kwargs={"features_extractor_class": RowsCNN}).learn(16)
+    model: Any = PPO("CnnPolicy", env, **SMALL, policy_kwargs={"features_extractor_class": RowsCNN}).learn(16)
     assert not model.engine_in_use.channels_last
     model = RowsPPO("CnnPolicy", env, **SMALL).learn(16)
     assert not model.engine_in_use.channels_last
-    stock = PPO("CnnPolicy", env, **SMALL)
+    stock: Any = PPO("CnnPolicy", env, **SMALL)
     collect(stock)
     assert stock.engine_in_use.channels_last
     with pytest.raises(RuntimeError, match="view"):  # what they would get otherwise

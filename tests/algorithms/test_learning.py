@@ -17,7 +17,7 @@ from toy_environments import ACTION_SPACES, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
 
-ALGORITHMS = {
+ALGORITHMS: dict[type[Any], dict[str, Any]] = {
     PPO: {"n_steps": 32, "batch_size": 64, "n_epochs": 4, "learning_rate": 1e-2},
     TRPO: {"n_steps": 32, "batch_size": 64, "n_critic_updates": 4, "learning_rate": 1e-2, "target_kl": 0.05},
 }
@@ -62,7 +62,7 @@ class Probe(gym.Env):
         return self.observe(), reward, over, False, {}
 
 
-def trained(cls, kind, engine, timesteps):
+def trained(cls: type[Any], kind: str, engine: str, timesteps: int) -> tuple[list[float], list[float]]:
     env = make_vec_env(lambda: Probe(kind), 8, seed=0)
     model = cls("MlpPolicy", env, engine=engine, gamma=0.5, seed=0, device="cpu", **ALGORITHMS[cls]).learn(timesteps)
     observations = th.tensor([[-1.0], [1.0]])
@@ -73,32 +73,32 @@ def trained(cls, kind, engine, timesteps):
 
 
 @both
-def test_the_critic_learns_a_constant(cls, engine):
+def test_the_critic_learns_a_constant(cls: type[Any], engine: str) -> None:
     values, _ = trained(cls, "constant", engine, 3_000)
     assert values[0] == pytest.approx(1, abs=0.1)
 
 
 @both
-def test_the_critic_tells_observations_apart(cls, engine):
+def test_the_critic_tells_observations_apart(cls: type[Any], engine: str) -> None:
     values, _ = trained(cls, "observation", engine, 3_000)
     assert values == pytest.approx([-1, 1], abs=0.15)
 
 
 @both
-def test_the_critic_discounts(cls, engine):
+def test_the_critic_discounts(cls: type[Any], engine: str) -> None:
     """V of the last step is 1, and V of the one before γ·1 = 0.5."""
     values, _ = trained(cls, "delayed", engine, 4_000)
     assert values == pytest.approx([0.5, 1], abs=0.1)
 
 
 @both
-def test_the_actor_learns_the_better_action(cls, engine):
+def test_the_actor_learns_the_better_action(cls: type[Any], engine: str) -> None:
     _, p_one = trained(cls, "action", engine, 3_000)
     assert p_one[0] > 0.9
 
 
 @both
-def test_the_actor_learns_the_better_action_of_each_observation(cls, engine):
+def test_the_actor_learns_the_better_action_of_each_observation(cls: type[Any], engine: str) -> None:
     values, p_one = trained(cls, "both", engine, 4_000)
     assert p_one[0] < 0.1 and p_one[1] > 0.9
     assert values == pytest.approx([1, 1], abs=0.2)
@@ -109,19 +109,26 @@ def test_the_actor_learns_the_better_action_of_each_observation(cls, engine):
 @pytest.mark.parametrize(
     "env", [IdentityEnv(2), IdentityEnvMultiDiscrete(2), IdentityEnvMultiBinary(2)], ids=lambda env: type(env).__name__
 )
-def test_sb3s_identity_environments(cls, env, engine):
+def test_sb3s_identity_environments(cls: type[Any], env: Any, engine: str) -> None:
     """SB3's own learning test, with its discount, seed and threshold: at least 90 of 100 rewards."""
-    options = {"n_steps": 256, "batch_size": 64, "learning_rate": 1e-3, "gamma": 0.4, "seed": 1, "device": "cpu"}
+    options: dict[str, Any] = {
+        "n_steps": 256,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "gamma": 0.4,
+        "seed": 1,
+        "device": "cpu",
+    }
     if cls is TRPO:
         options["target_kl"] = 0.05
     model = cls("MlpPolicy", env, engine=engine, **options).learn(6_000)
     mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=20, warn=False)
-    assert mean > 90
+    assert isinstance(mean, float) and mean > 90
 
 
 @both
 @pytest.mark.parametrize("action", ["box_6", "discrete"])
-def test_two_seeded_runs_are_equal_bit_for_bit(cls, action, engine):
+def test_two_seeded_runs_are_equal_bit_for_bit(cls: type[Any], action: str, engine: str) -> None:
     vectors = []
     for seed in (3, 3, 4):
         model = cls(

@@ -1,5 +1,7 @@
 """S5, T11, P6: collect N × T transitions, update from them, discard them, repeat."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from toy_environments import toy
@@ -10,16 +12,16 @@ N, T = 4, 16
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_S5_T11_P6_every_update_is_made_from_new_transitions_and_from_all_of_them(cls, engine):
+def test_S5_T11_P6_every_update_is_made_from_new_transitions_and_from_all_of_them(cls: type[Any], engine: str) -> None:
     model = cls("MlpPolicy", toy(n_envs=N), engine=engine, n_steps=T, batch_size=32, seed=0, device="cpu")
     step, train, seen, used, order = model.env.step, model.train, [], [], []
 
-    def watched_step(actions):
+    def watched_step(actions: np.ndarray) -> tuple[Any, ...]:
         order.append("step")
         seen.append(model._last_obs.copy())
         return step(actions)
 
-    def watched_train():
+    def watched_train() -> None:
         order.append("update")
         used.append(model.rollout_buffer.observations.copy().reshape(T, N, -1))
         train()

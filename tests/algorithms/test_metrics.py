@@ -1,6 +1,9 @@
 """What is logged is true, complete, and belongs to the rollout it is logged with."""
 
 import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from toy_environments import ACTION_SPACES, collect, toy
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.maths.terms import value_of
 
-SMALL = {"n_steps": 16, "batch_size": 24, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 24, "seed": 0, "device": "cpu"}
 TIME = {"time/iterations", "time/fps", "time/time_elapsed", "time/total_timesteps"}
 SHARED = (
     TIME
@@ -33,7 +36,7 @@ SHARED = (
     }
 )
 REFUSALS = [f"line_search_{reason}" for reason in ("kl_exceeded", "no_improvement", "non_finite", "zero_step")]
-OWN = {
+OWN: dict[type[Any], set[str]] = {
     PPO: {
         *("entropy_loss", "policy_gradient_loss", "approx_kl", "clip_fraction", "loss", "clip_range"),
         *("ratio_max", "effective_sample_size"),
@@ -43,11 +46,11 @@ OWN = {
         *("step_fraction", *REFUSALS, "surrogate_improvement", "cg_iterations", "cg_residual"),
     },
 }
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 
 
-def rows(model, folder, timesteps, **options):
+def rows(model: Any, folder: Path, timesteps: int, **options: Any) -> list[dict[str, str]]:
     model.set_logger(configure(str(folder), ["csv"]))
     model.learn(timesteps, **options)
     with open(folder / "progress.csv") as file:
@@ -55,7 +58,7 @@ def rows(model, folder, timesteps, **options):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_names_hold_those_of_sb3(cls, engine, tmp_path):
+def test_names_hold_those_of_sb3(cls: type[Any], engine: str, tmp_path: Path) -> None:
     table = rows(cls("MlpPolicy", toy(), engine=engine, **SMALL), tmp_path / "ours", 192)
     stock = rows(STOCK[cls]("MlpPolicy", toy(), **SMALL), tmp_path / "stock", 192)
     assert set(table[0]) >= SHARED | {f"train/{name}" for name in OWN[cls]}
@@ -66,12 +69,12 @@ def test_names_hold_those_of_sb3(cls, engine, tmp_path):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_a_row_holds_the_update_made_from_its_rollout(cls, engine, tmp_path):
+def test_a_row_holds_the_update_made_from_its_rollout(cls: type[Any], engine: str, tmp_path: Path) -> None:
     """Each iteration's own numbers, noted when the update ends, are those of the row with its timestep; the last one too."""
     model = cls("MlpPolicy", toy(), engine=engine, **SMALL)
     train, noted = model.train, []
 
-    def watched():
+    def watched() -> None:
         train()
         noted.append((model.num_timesteps, model._n_updates, model.logger.name_to_value["train/value_loss"]))
 
@@ -84,19 +87,20 @@ def test_a_row_holds_the_update_made_from_its_rollout(cls, engine, tmp_path):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_log_interval(cls, tmp_path):
+def test_log_interval(cls: type[Any], tmp_path: Path) -> None:
     table = rows(cls("MlpPolicy", toy(), **SMALL), tmp_path, 5 * 64, log_interval=2)
     assert [int(row["time/iterations"]) for row in table] == [2, 4]
     model = cls("MlpPolicy", toy(), **SMALL)
     model.learn(64, log_interval=None)
 
 
-def test_ppo_logs_means_over_all_minibatches(engine):
+def test_ppo_logs_means_over_all_minibatches(engine: str) -> None:
     """64 transitions in minibatches of 24, 24 and 16, two epochs: six minibatches, each counting once, as in SB3."""
     model = PPO("MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, n_epochs=2, learning_rate=3e-3, **SMALL)
     collect(model)
-    used = model.prepare_engine()
-    gradient, noted = used.gradient, []
+    used: Any = model.prepare_engine()
+    gradient = used.gradient
+    noted: Any = []
     used.gradient = lambda *arguments: noted.append(gradient(*arguments)) or noted[-1]
     model.train()
     log = model.logger.name_to_value
@@ -108,10 +112,12 @@ def test_ppo_logs_means_over_all_minibatches(engine):
     assert len({float(terms["approx_kl"]) for terms in noted}) == 6
 
 
-def test_ppo_terms_by_hand(engine):
+def test_ppo_terms_by_hand(engine: str) -> None:
     """The first minibatch, before any step: π_θ = π_old, so that ratio, KL, clip fraction and sample size are known."""
     env = toy(action=ACTION_SPACES["discrete"])
-    model = PPO("MlpPolicy", env, engine=engine, n_epochs=1, n_steps=16, batch_size=64, ent_coef=0.3, seed=0, device="cpu")
+    model: Any = PPO(
+        "MlpPolicy", env, engine=engine, n_epochs=1, n_steps=16, batch_size=64, ent_coef=0.3, seed=0, device="cpu"
+    )
     buffer = collect(model)
     returns, values = buffer.returns.copy(), buffer.values.copy()
     observations = th.as_tensor(buffer.observations.reshape(64, -1))
@@ -132,7 +138,7 @@ def test_ppo_terms_by_hand(engine):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_std_of_a_gaussian(cls, engine):
+def test_std_of_a_gaussian(cls: type[Any], engine: str) -> None:
     model = cls("MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, **SMALL).learn(64)
     std = model.policy.log_std.detach().exp()
     assert model.logger.name_to_value == {} or "train/std" in model.logger.name_to_value
@@ -144,10 +150,10 @@ def test_std_of_a_gaussian(cls, engine):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_success_rate(cls, tmp_path):
-    env = toy()
+def test_success_rate(cls: type[Any], tmp_path: Path) -> None:
+    env: Any = toy()
 
-    def step_wait(original=env.step_wait):
+    def step_wait(original: Callable[..., Any] = env.step_wait) -> tuple[Any, ...]:
         observations, rewards, dones, infos = original()
         for done, info in zip(dones, infos, strict=True):
             if done:
@@ -159,7 +165,7 @@ def test_success_rate(cls, tmp_path):
     assert float(table[-1]["rollout/success_rate"]) == 1.0
 
 
-def test_trpo_predicted_kl_shrinks_with_the_square_of_the_step(engine):
+def test_trpo_predicted_kl_shrinks_with_the_square_of_the_step(engine: str) -> None:
     """½(βʲΔ)ᵀF(βʲΔ) = β²ʲ δ: what is logged for the step that was taken, not for the one that was tried."""
     model = TRPO("MlpPolicy", toy(), engine=engine, target_kl=0.05, line_search_shrinking_factor=0.5, **SMALL)
     fractions = set()
@@ -173,9 +179,10 @@ def test_trpo_predicted_kl_shrinks_with_the_square_of_the_step(engine):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_skipped_minibatches_are_counted(cls, engine):
+def test_skipped_minibatches_are_counted(cls: type[Any], engine: str) -> None:
     """64 transitions in minibatches of 24, 24 and 16, two passes; the one NaN is in one minibatch of each pass."""
-    passes = {PPO: "n_epochs", TRPO: "n_critic_updates"}[cls]
+    name_of: dict[type[Any], str] = {PPO: "n_epochs", TRPO: "n_critic_updates"}
+    passes = name_of[cls]
     model = cls("MlpPolicy", toy(), engine=engine, **{**SMALL, passes: 2})
     buffer = collect(model)
     buffer.returns[3, 1] = np.nan

@@ -1,10 +1,12 @@
 """``micro_batch_size`` bounds memory and changes nothing else: sums over pieces are sums over the whole, to rounding."""
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from toy_environments import (
     ACTION_SPACES,
     IMAGE,
@@ -20,8 +22,8 @@ from toy_environments import (
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.models import torch_policy
 
-SMALL = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
-POLICIES = {
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+POLICIES: dict[str, tuple[spaces.Space[Any], str, dict[str, Any]]] = {
     "MlpPolicy": (VECTOR, "box_6", {}),
     "MlpPolicy, discrete": (VECTOR, "multi_discrete", {}),
     "MlpPolicy, gSDE": (VECTOR, "box_1", {"use_sde": True}),
@@ -30,7 +32,7 @@ POLICIES = {
 }
 
 
-def twins(cls, name, micro_batch_size, **options):
+def twins(cls: type[Any], name: str, micro_batch_size: int, **options: Any) -> list[Any]:
     observation, action, arguments = POLICIES[name]
     policy = name.partition(",")[0]
     models = [
@@ -52,7 +54,7 @@ def twins(cls, name, micro_batch_size, **options):
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("size", [5, 1000])
-def test_ppo(name, size):
+def test_ppo(name: str, size: int) -> None:
     models = twins(PPO, name, size, n_epochs=1, ent_coef=0.01)
     for model in models:
         np.random.seed(0)
@@ -67,7 +69,7 @@ def test_ppo(name, size):
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("thinning", [1, 3])
-def test_trpo(name, thinning):
+def test_trpo(name: str, thinning: int) -> None:
     models = twins(TRPO, name, 7, cg_max_steps=4, n_critic_updates=1, sub_sampling_factor=thinning)
     regions, v = [], None
     for model in models:
@@ -89,12 +91,13 @@ def test_trpo(name, thinning):
         assert logs[1][f"train/{key}"] == pytest.approx(logs[0][f"train/{key}"], rel=0.02, abs=1e-5), key
 
 
-def test_one_graph_at_a_time(monkeypatch):
+def test_one_graph_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the memory of a TRPO update would be that of two pieces."""
-    alive, most = weakref.WeakSet(), []
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most: list[int] = []
 
     class Counted(torch_policy.TorchPass):
-        def __init__(self, *arguments):
+        def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             alive.add(self)
             most.append(len(alive))

@@ -5,7 +5,9 @@ import gc
 import io
 import pickle
 import weakref
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +24,7 @@ from torch import nn
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives import Objective
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters, is_held_elsewhere
@@ -41,7 +44,7 @@ def model_of(cls: type, space: str = "box", action: str = "box_6", **options: An
 @SPACES
 @pytest.mark.parametrize("when", ["before", "between"])
 @pytest.mark.parametrize("what", ["state_dict", "arrays", "shared", "sent"])
-def test_what_a_user_holds_follows_the_training(what, when, space, cls, engine):
+def test_what_a_user_holds_follows_the_training(what: str, when: str, space: str, cls: type[Any], engine: str) -> None:
     engine = "auto" if engine == "closed_form" else engine
     model = model_of(cls, space, engine=engine)
     if when == "between":
@@ -66,7 +69,7 @@ def test_what_a_user_holds_follows_the_training(what, when, space, cls, engine):
 
 
 @ALGORITHMS
-def test_the_fast_engine_goes_on_when_weights_are_sent_to_workers(cls):
+def test_the_fast_engine_goes_on_when_weights_are_sent_to_workers(cls: type[Any]) -> None:
     model = model_of(cls).learn(32)
     ForkingPickler.dumps(model.policy.state_dict())
     model.learn(32, reset_num_timesteps=False)
@@ -74,7 +77,7 @@ def test_the_fast_engine_goes_on_when_weights_are_sent_to_workers(cls):
 
 
 @SPACES
-def test_gradients_that_a_user_keeps_stay_as_they_are(space, engine):
+def test_gradients_that_a_user_keeps_stay_as_they_are(space: str, engine: str) -> None:
     engine = "auto" if engine == "closed_form" else engine
     model = model_of(PPO, space, engine=engine).learn(32)
     kept = [parameter.grad for parameter in model.policy.parameters()]
@@ -84,7 +87,7 @@ def test_gradients_that_a_user_keeps_stay_as_they_are(space, engine):
     assert not th.equal(model.policy.value_net.weight.grad, copies[-2])
 
 
-def test_memory_is_given_back():
+def test_memory_is_given_back() -> None:
     """An engine that is replaced, and the model itself, leave nothing behind."""
     model = model_of(PPO).learn(32)
     engine = weakref.ref(model.engine_in_use)
@@ -101,7 +104,7 @@ def test_memory_is_given_back():
 # ------------------------------------------------------------------ flat parameters
 
 
-def test_each_parameter_has_a_storage_of_its_own_in_one_memory():
+def test_each_parameter_has_a_storage_of_its_own_in_one_memory() -> None:
     parameters = [nn.Parameter(th.randn(shape)) for shape in ((3, 2), (4,), ())]
     before = [parameter.detach().clone() for parameter in parameters]
     flat = FlatParameters(parameters)
@@ -116,7 +119,7 @@ def test_each_parameter_has_a_storage_of_its_own_in_one_memory():
     assert not any(p.any() for p in parameters)  # the memory lives as long as a parameter does
 
 
-def test_parameters_that_are_not_separate_numbers_are_refused():
+def test_parameters_that_are_not_separate_numbers_are_refused() -> None:
     one = nn.Parameter(th.zeros(4))
     with pytest.raises(ValueError, match="stands twice"):
         FlatParameters([one, one])
@@ -126,7 +129,7 @@ def test_parameters_that_are_not_separate_numbers_are_refused():
         FlatParameters([one, nn.Parameter(one.data[2:])])
 
 
-def test_a_parameter_of_another_kind_needs_another_vector():
+def test_a_parameter_of_another_kind_needs_another_vector() -> None:
     module = nn.Linear(2, 2)
     flat = FlatParameters([*module.parameters()])
     assert flat.pull()
@@ -143,8 +146,9 @@ def test_a_parameter_of_another_kind_needs_another_vector():
 
 @ALGORITHMS
 @SPACES
-def test_pickles_are_no_larger_than_stocks(space, cls):
-    stock = {PPO: StockPPO, TRPO: StockTRPO}[cls]
+def test_pickles_are_no_larger_than_stocks(space: str, cls: type[Any]) -> None:
+    of_stock: dict[type[Any], Any] = {PPO: StockPPO, TRPO: StockTRPO}
+    stock = of_stock[cls]
     sizes = []
     for kind in (stock, cls):
         model = kind(POLICIES[space], toy(OBSERVATION_SPACES[space]), **OPTIONS[cls]).learn(32)
@@ -166,7 +170,7 @@ def test_pickles_are_no_larger_than_stocks(space, cls):
 @ALGORITHMS
 @SPACES
 @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
-def test_a_copy_of_the_model_trains_on_by_itself(how, space, cls):
+def test_a_copy_of_the_model_trains_on_by_itself(how: str, space: str, cls: type[Any]) -> None:
     model = model_of(cls, space).learn(32)
     before = parameters_of(model)
     twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
@@ -175,7 +179,7 @@ def test_a_copy_of_the_model_trains_on_by_itself(how, space, cls):
     assert twin.engine_in_use.policy is twin.policy and twin.engine_in_use.name == model.engine_in_use.name
 
 
-def test_weights_are_written_with_safetensors(tmp_path):
+def test_weights_are_written_with_safetensors(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     model = model_of(PPO).learn(32)
     safetensors.save_model(model.policy, str(tmp_path / "policy.safetensors"))
@@ -197,7 +201,9 @@ def test_weights_are_written_with_safetensors(tmp_path):
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_a_method_replaced_on_a_class_is_honoured(owner, name, replacement, monkeypatch):
+def test_a_method_replaced_on_a_class_is_honoured(
+    owner: type[Any], name: str, replacement: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(PPO).learn(32)
     assert model.engine_in_use.name == "closed_form"
     with monkeypatch.context() as patch:
@@ -210,7 +216,7 @@ def test_a_method_replaced_on_a_class_is_honoured(owner, name, replacement, monk
 
 
 @ALGORITHMS
-def test_autocast_is_honoured(cls):
+def test_autocast_is_honoured(cls: type[Any]) -> None:
     model = model_of(cls, "box", "discrete")
     with th.autocast("cpu", dtype=th.float16):
         model.learn(32)
@@ -221,7 +227,7 @@ def test_autocast_is_honoured(cls):
 @pytest.mark.parametrize(
     ("activation", "constant"), [(nn.LeakyReLU, "negative_slope"), (nn.ELU, "alpha"), (nn.Softplus, "beta")]
 )
-def test_constants_of_activations_are_read_anew(activation, constant, cls):
+def test_constants_of_activations_are_read_anew(activation: type[Any], constant: str, cls: type[Any]) -> None:
     model = model_of(cls, policy_kwargs={"activation_fn": activation}).learn(32)
     modules = [module for module in model.policy.modules() if type(module) is activation]
     observation = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
@@ -244,7 +250,7 @@ def test_constants_of_activations_are_read_anew(activation, constant, cls):
 class Dangling(ActorCriticPolicy):
     """Has a layer that no loss depends on."""
 
-    def _build(self, lr_schedule):
+    def _build(self, lr_schedule: Any) -> None:
         self.dangling = nn.Linear(2, 2)
         super()._build(lr_schedule)
 
@@ -262,13 +268,13 @@ class PartlyUsed(BaseFeaturesExtractor):
 
 @pytest.mark.parametrize("where", ["policy", "extractor"])
 @pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.AdamW, th.optim.SGD])
-def test_what_no_loss_depends_on_is_not_stepped(where, optimizer):
+def test_what_no_loss_depends_on_is_not_stepped(where: str, optimizer: type[Any]) -> None:
     """Weight decay would shrink it; stock leaves it, as it has no gradient."""
     policy = Dangling if where == "policy" else "MlpPolicy"
     kwargs = {"optimizer_class": optimizer, "optimizer_kwargs": {"weight_decay": 0.5}}
     if where == "extractor":
         kwargs["features_extractor_class"] = PartlyUsed
-    models = [kind(policy, toy(), **OPTIONS[PPO], policy_kwargs=kwargs) for kind in (StockPPO, PPO)]
+    models: list[Any] = [kind(policy, toy(), **OPTIONS[PPO], policy_kwargs=kwargs) for kind in (StockPPO, PPO)]
     stock, ours = models
     before = parameters_of(ours)
     for model in models:
@@ -296,7 +302,7 @@ class Meddling(PPO):
 
     meddle: Any = None
 
-    def loss(self, batch, coefficients):
+    def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
         self.calls = getattr(self, "calls", 0) + 1
         if self.calls % 2 == 0:
             self.meddle(self.policy.optimizer)
@@ -309,9 +315,10 @@ class MeddlingStock(StockPPO):
     meddle: Any = None
 
     def train(self) -> None:
-        policy, evaluate = self.policy, self.policy.evaluate_actions
+        policy: Any = self.policy
+        evaluate = policy.evaluate_actions
 
-        def evaluate_actions(*arguments):
+        def evaluate_actions(*arguments: Any) -> Any:
             self.calls = getattr(self, "calls", 0) + 1
             if self.calls % 2 == 0:
                 self.meddle(policy.optimizer)
@@ -364,7 +371,7 @@ def step_by_hand(optimizer: th.optim.Optimizer) -> None:
     ],
     ids=["scale", "replace", "share", "forget_one", "step", "zero_grad", "load", "clear", "lr"],
 )
-def test_a_loss_hook_may_change_the_optimizer(meddle):
+def test_a_loss_hook_may_change_the_optimizer(meddle: Callable[..., Any]) -> None:
     models = [kind("MlpPolicy", toy(), **OPTIONS[PPO]) for kind in (MeddlingStock, Meddling)]
     stock, ours = models
     for model in models:
@@ -383,7 +390,7 @@ def test_a_loss_hook_may_change_the_optimizer(meddle):
 
 
 @pytest.mark.parametrize("space", POLICIES)
-def test_gradients_that_nobody_zeroes_add_up_as_in_stock(space):
+def test_gradients_that_nobody_zeroes_add_up_as_in_stock(space: str) -> None:
     """They count in the norm by which the others are clipped."""
     models = models_of(PPO, space, "box_6")
     for model in models.values():
@@ -404,18 +411,20 @@ def test_gradients_that_nobody_zeroes_add_up_as_in_stock(space):
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
-def test_a_head_in_the_optimizer_that_is_not_the_policys_is_trained(micro_batch_size):
+def test_a_head_in_the_optimizer_that_is_not_the_policys_is_trained(micro_batch_size: int | None) -> None:
     """Its gradient is that of each minibatch alone."""
 
     class WithHead(PPO):
-        def loss(self, batch, coefficients):
+        head: nn.Module
+
+        def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
             loss, terms = super().loss(batch, coefficients)
             features = self.policy.mlp_extractor.policy_net(batch.observations)
             return loss + (self.head(features) - batch.observations[:, :1]).pow(2).mean(), terms
 
     runs = []
     for inside in (True, False):
-        model = WithHead("MlpPolicy", toy(), **OPTIONS[PPO], max_grad_norm=1e9, micro_batch_size=micro_batch_size)
+        model: Any = WithHead("MlpPolicy", toy(), **OPTIONS[PPO], max_grad_norm=1e9, micro_batch_size=micro_batch_size)
         th.manual_seed(1)
         model.head = nn.Linear(64, 1)
         if inside:
@@ -431,10 +440,10 @@ def test_a_head_in_the_optimizer_that_is_not_the_policys_is_trained(micro_batch_
 
 
 @pytest.mark.parametrize("where", ["Adam", "object"])
-def test_a_step_replaced_on_the_optimizer_or_its_class_is_called(where, monkeypatch):
+def test_a_step_replaced_on_the_optimizer_or_its_class_is_called(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def step(optimizer, closure=None):
+    def step(optimizer: th.optim.Optimizer | None, closure: Any = None) -> None:
         calls.append(1)
 
     model = model_of(PPO).learn(32)
@@ -457,7 +466,7 @@ def sides(policy: Any) -> dict[str, list[nn.Parameter]]:
 
 @ALGORITHMS
 @pytest.mark.parametrize("frozen", ["actor", "critic"])
-def test_what_is_not_frozen_is_trained(frozen, cls, engine):
+def test_what_is_not_frozen_is_trained(frozen: str, cls: type[Any], engine: str) -> None:
     model = model_of(cls, engine="auto" if engine == "closed_form" else engine)
     parts = sides(model.policy)
     for parameter in parts[frozen]:
@@ -469,7 +478,7 @@ def test_what_is_not_frozen_is_trained(frozen, cls, engine):
 
 
 @ALGORITHMS
-def test_a_policy_without_trainable_parameters_is_refused(cls):
+def test_a_policy_without_trainable_parameters_is_refused(cls: type[Any]) -> None:
     model = model_of(cls)
     model.policy.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter is trainable"):
@@ -482,6 +491,7 @@ class Fickle(BaseFeaturesExtractor):
     def __init__(self, space: spaces.Box) -> None:
         super().__init__(space, 2)
         self.layer = nn.Linear(space.shape[0], 2)
+        self.seen: th.Tensor
         self.register_buffer("seen", th.zeros(()))
         self.calls: list[tuple[bool, int]] = []
 
@@ -497,11 +507,11 @@ class Fickle(BaseFeaturesExtractor):
 class FromOne(gym.Env):
     observation_space, action_space = spaces.Box(1, 9, (3,), np.float32), ACTION_SPACES["discrete"]
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         return self.np_random.uniform(1, 9, 3).astype(np.float32), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         return (
             self.np_random.uniform(1, 9, 3).astype(np.float32),
             float(action),
@@ -512,9 +522,10 @@ class FromOne(gym.Env):
 
 
 @ALGORITHMS
-def test_policies_see_real_observations_only_and_what_they_count_is_stocks(cls, engine):
-    stock = {PPO: StockPPO, TRPO: StockTRPO}[cls]
-    options = {**OPTIONS[cls], "policy_kwargs": {"features_extractor_class": Fickle}}
+def test_policies_see_real_observations_only_and_what_they_count_is_stocks(cls: type[Any], engine: str) -> None:
+    of_stock: dict[type[Any], Any] = {PPO: StockPPO, TRPO: StockTRPO}
+    stock = of_stock[cls]
+    options: dict[str, Any] = {**OPTIONS[cls], "policy_kwargs": {"features_extractor_class": Fickle}}
     models = [kind("MlpPolicy", FromOne(), **options) for kind in (stock, cls)]
     models.append(cls("MlpPolicy", FromOne(), **options, engine="autograd"))
     for model in models:
@@ -525,17 +536,17 @@ def test_policies_see_real_observations_only_and_what_they_count_is_stocks(cls, 
         assert models[2].policy.features_extractor.calls == models[0].policy.features_extractor.calls
 
 
-def test_an_actor_that_comes_to_use_the_critics_parameters_is_an_error():
+def test_an_actor_that_comes_to_use_the_critics_parameters_is_an_error() -> None:
     class Changing(ActorCriticPolicy):
         borrows = False
 
-        def get_distribution(self, obs):
-            distribution = super().get_distribution(obs)
+        def get_distribution(self, obs: Any) -> Any:
+            distribution: Any = super().get_distribution(obs)
             if self.borrows:
                 distribution.distribution.loc = distribution.distribution.loc + 0.1 * self.predict_values(obs)
             return distribution
 
-    model = TRPO(Changing, toy(), **OPTIONS[TRPO]).learn(32)
+    model: Any = TRPO(Changing, toy(), **OPTIONS[TRPO]).learn(32)
     model.policy.borrows = True
     with pytest.raises(ValueError, match=r"depends on .*value_net.*engine_in_use = None"):
         model.learn(32, reset_num_timesteps=False)
@@ -549,7 +560,7 @@ def test_an_actor_that_comes_to_use_the_critics_parameters_is_an_error():
 
 @ALGORITHMS
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64])
-def test_actions_of_any_type(dtype, cls):
+def test_actions_of_any_type(dtype: type[Any], cls: type[Any]) -> None:
     space = spaces.Box(-2, 2, (2,), dtype)
     models = [cls("MlpPolicy", toy(action=space), **OPTIONS[cls], engine=engine) for engine in ("auto", "autograd")]
     if cls is PPO:
@@ -571,13 +582,13 @@ def test_actions_of_any_type(dtype, cls):
 @pytest.mark.parametrize(
     "space", [spaces.Discrete(3, start=2), spaces.Discrete(3, start=-1), spaces.MultiDiscrete([3, 2], start=[-1, 0])]
 )
-def test_discrete_observations_out_of_range_are_named(space, cls):
+def test_discrete_observations_out_of_range_are_named(space: spaces.Space[Any], cls: type[Any]) -> None:
     with pytest.raises(ValueError, match=r"none of 0 … 2.*start"):
         cls("MlpPolicy", toy(space), **OPTIONS[cls]).learn(64)
 
 
 @ALGORITHMS
-def test_a_large_discrete_space_needs_no_square_of_it(cls):
+def test_a_large_discrete_space_needs_no_square_of_it(cls: type[Any]) -> None:
     model = cls("MlpPolicy", toy(spaces.Discrete(3_000), n_envs=1), **{**OPTIONS[cls], "n_steps": 16})
     model.prepare_engine()
     features = model.engine_in_use.features(np.array([0.0, 2_999.0]))
@@ -587,7 +598,7 @@ def test_a_large_discrete_space_needs_no_square_of_it(cls):
 # ------------------------------------------------------------------ which engine, and why
 
 
-def test_the_reason_is_said(capsys):
+def test_the_reason_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(PPO, verbose=1).learn(32)
     assert "Engine: closed_form (all of the policy has a closed form; on cpu: " in capsys.readouterr().out
     model.learn(32, reset_num_timesteps=False)
@@ -599,7 +610,7 @@ def test_the_reason_is_said(capsys):
 
 
 @ALGORITHMS
-def test_every_name_of_an_engine_can_be_asked_for(cls):
+def test_every_name_of_an_engine_can_be_asked_for(cls: type[Any]) -> None:
     for name in ("closed_form", "hybrid", "autograd"):
         model = model_of(cls, engine=name).learn(32)
         assert model.engine_in_use.name == name
@@ -608,25 +619,26 @@ def test_every_name_of_an_engine_can_be_asked_for(cls):
         model_of(cls, engine="hybrid", micro_batch_size=3).learn(32)
 
 
-def test_an_algorithm_of_another_package_is_served_by_autograd():
+def test_an_algorithm_of_another_package_is_served_by_autograd() -> None:
     """Its hooks are its own: no closed form can know them."""
 
     class Reinforce(PolicyOptimization):
         hooks = ("loss",)
 
-        def loss(self, batch, coefficients):
+        def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, Terms]:
             values, log_prob, _ = self.policy.evaluate_actions(batch.observations, batch.actions)
             loss = (values.flatten() - batch.returns).pow(2).mean() - (log_prob * batch.advantages).mean()
             return loss, {"value_loss": loss.detach()}
 
-        def train(self):
+        def train(self) -> None:
             model, objective = self.start_update(), Objective.of(self.loss, None)
             with model.updating(self.batch_size) as optimiser:
                 for batch in model.data(self.rollout_buffer).minibatches(self.batch_size, normalized=False):
-                    optimiser.step(0.5, model.gradient(objective, batch)["loss"])
+                    loss: Any = model.gradient(objective, batch)["loss"]
+                    optimiser.step(0.5, loss)
 
-    options = {"gamma": 0.99, "gae_lambda": 1.0, "normalize_advantage": False, "seed": 0, "device": "cpu"}
-    model = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **options)
+    options: dict[str, Any] = {"gamma": 0.99, "gae_lambda": 1.0, "normalize_advantage": False, "seed": 0, "device": "cpu"}
+    model: Any = Reinforce("MlpPolicy", toy(), learning_rate=1e-3, n_steps=8, batch_size=16, **options)
     before = parameters_of(model)
     model.learn(32)
     assert model.engine_in_use.name == "autograd" and "loss" in model.engine_in_use.reason
@@ -636,7 +648,7 @@ def test_an_algorithm_of_another_package_is_served_by_autograd():
 class ResettingPPO(PPO):
     """Loads moments of 0 before every epoch, as a subclass may."""
 
-    def run_epoch(self, *arguments):
+    def run_epoch(self, *arguments: Any) -> Any:
         state = copy.deepcopy(self.policy.optimizer.state_dict())
         for moments in state["state"].values():
             moments["exp_avg"].zero_()
@@ -645,7 +657,7 @@ class ResettingPPO(PPO):
         return super().run_epoch(*arguments)
 
 
-def test_moments_that_a_subclass_loads_between_epochs_are_those_that_are_stepped():
+def test_moments_that_a_subclass_loads_between_epochs_are_those_that_are_stepped() -> None:
     models = {}
     for cls in (PPO, ResettingPPO):
         for engine in ("closed_form", "autograd"):

@@ -23,7 +23,7 @@ TOLERANCE = 1e-6
 class ScaledExtractor(FlattenExtractor):
     """A features extractor with parameters, shared by actor and critic unless told otherwise."""
 
-    def __init__(self, observation_space: spaces.Space) -> None:
+    def __init__(self, observation_space: spaces.Space[Any]) -> None:
         super().__init__(observation_space)
         self.layer = th.nn.Linear(self.features_dim, self.features_dim)
 
@@ -35,8 +35,8 @@ class Case(NamedTuple):
     """One way to configure PPO."""
 
     arguments: dict[str, Any] = {}
-    action: spaces.Space = BOX
-    observation: spaces.Space = VECTOR
+    action: spaces.Space[Any] = BOX
+    observation: spaces.Space[Any] = VECTOR
     policy: str = "MlpPolicy"
 
 
@@ -92,15 +92,13 @@ OTHER_CASES = {
 
 def twins(case: Case, **ours: Any) -> tuple[StockPPO, PPO]:
     """SB3's model and ours with the same parameters."""
-    arguments = {"n_steps": 32, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu", **case.arguments}
+    arguments: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu", **case.arguments}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        models = [
-            cls(case.policy, toy(case.observation, case.action), **copy.deepcopy(arguments), **options)
-            for cls, options in ((StockPPO, {}), (PPO, ours))
-        ]
-    models[1].policy.load_state_dict(models[0].policy.state_dict())
-    return tuple(models)
+        stock = StockPPO(case.policy, toy(case.observation, case.action), **copy.deepcopy(arguments))
+        model = PPO(case.policy, toy(case.observation, case.action), **copy.deepcopy(arguments), **ours)
+    model.policy.load_state_dict(stock.policy.state_dict())
+    return stock, model
 
 
 def update_both(stock: StockPPO, ours: PPO, seed: int, progress_remaining: float = 1.0) -> None:
@@ -164,10 +162,10 @@ def names(cases: dict[str, Case]) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", names(MLP_CASES))
-def test_P5_P6_an_update_is_sb3s(name, engine):
+def test_P5_P6_an_update_is_sb3s(name: str, engine: str) -> None:
     assert_equal_to_rounding(MLP_CASES[name], engine=engine)
 
 
 @pytest.mark.parametrize("name", names(OTHER_CASES))
-def test_P5_P6_an_update_of_other_policies_is_sb3s(name):
+def test_P5_P6_an_update_of_other_policies_is_sb3s(name: str) -> None:
     assert_equal_to_rounding(OTHER_CASES[name])

@@ -1,5 +1,8 @@
 """Methods of the rollout buffer that somebody replaced, on a class or on the object, do what they do in SB3."""
 
+from collections.abc import Callable, Generator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -17,20 +20,20 @@ from sb3_policyopt import PPO, NonFiniteError
 METHODS = ("reset", "add", "compute_returns_and_advantage", "get", "_get_samples", "swap_and_flatten", "to_torch")
 
 
-def counted(calls, name, original):
-    def method(*args, **kwargs):
+def counted(calls: dict[str, Any], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def method(*args: Any, **kwargs: Any) -> Any:
         calls[name] = calls.get(name, 0) + 1
         return original(*args, **kwargs)
 
     return method
 
 
-def on_the_object(model, names, calls, monkeypatch):
+def on_the_object(model: Any, names: tuple[Any, ...], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in names:
         setattr(model.rollout_buffer, name, counted(calls, name, getattr(model.rollout_buffer, name)))
 
 
-def on_sb3s_class(model, names, calls, monkeypatch):
+def on_sb3s_class(model: Any, names: tuple[Any, ...], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     cls = type(model.rollout_buffer)
     for name in names:
         method = counted(calls, name, getattr(cls, name))
@@ -41,9 +44,13 @@ def on_sb3s_class(model, names, calls, monkeypatch):
 @pytest.mark.parametrize("replace", [on_the_object, on_sb3s_class])
 @pytest.mark.parametrize("observation", ["box", "dict"])
 @pytest.mark.parametrize("names", [*((name,) for name in METHODS), METHODS], ids=lambda names: "+".join(names)[:30])
-def test_replaced_methods_are_called_as_often_as_in_sb3(cls, monkeypatch, replace, observation, names):
-    calls, parameters = [], []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {}), (cls, {"engine": "autograd"})):
+def test_replaced_methods_are_called_as_often_as_in_sb3(
+    cls: type[Any], monkeypatch: pytest.MonkeyPatch, replace: Callable[..., Any], observation: str, names: tuple[Any, ...]
+) -> None:
+    calls: list[dict[str, int]] = []
+    parameters = []
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {}), (cls, {"engine": "autograd"})]
+    for algorithm, options in sides:
         with monkeypatch.context() as patch:
             model = make(cls, algorithm, OBSERVATION_SPACES[observation], **options)
             calls.append({})
@@ -55,11 +62,21 @@ def test_replaced_methods_are_called_as_often_as_in_sb3(cls, monkeypatch, replac
         assert float((parameters[2] - parameters[0]).abs().max()) < 3e-6
 
 
-REPLACEMENTS = {
-    "reset": lambda buffer, reset: lambda: (reset(), setattr(buffer, "gamma", 0.0))[0],
+def reset_and_set_gamma(buffer: Any, reset: Callable[[], None]) -> None:
+    reset()
+    buffer.gamma = 0.0
+
+
+def compute_and_square(buffer: Any, compute: Callable[..., None], last_values: th.Tensor, dones: np.ndarray) -> None:
+    compute(last_values, dones)
+    buffer.advantages = buffer.advantages**2
+
+
+REPLACEMENTS: dict[str, Callable[[Any, Callable[..., Any]], Callable[..., Any]]] = {
+    "reset": lambda buffer, reset: lambda: reset_and_set_gamma(buffer, reset),
     "add": lambda buffer, add: lambda obs, action, reward, *rest: add(obs, action, reward * 3 - 1, *rest),
     "compute_returns_and_advantage": lambda buffer, compute: (
-        lambda last_values, dones: (compute(last_values, dones), setattr(buffer, "advantages", buffer.advantages**2))[0]
+        lambda last_values, dones: compute_and_square(buffer, compute, last_values, dones)
     ),
     "get": lambda buffer, get: (
         lambda batch_size=None: (batch._replace(advantages=batch.advantages**2) for batch in get(batch_size))
@@ -71,14 +88,15 @@ REPLACEMENTS = {
 
 
 @pytest.mark.parametrize("name", REPLACEMENTS)
-def test_what_a_replaced_method_does_reaches_the_parameters_as_in_sb3(name, engine):
+def test_what_a_replaced_method_does_reaches_the_parameters_as_in_sb3(name: str, engine: str) -> None:
     """From one stock rollout and one seed, through the closed form's own loading too where it may serve."""
     after = {}
-    for what, algorithm, options in (
+    sides: list[tuple[str, type[Any], dict[str, Any]]] = [
         ("stock", StockPPO, {}),
         ("ours", PPO, {"engine": "auto" if engine == "closed_form" else engine}),
         ("without", PPO, {"engine": "autograd"}),
-    ):
+    ]
+    for what, algorithm, options in sides:
         model = make(PPO, algorithm, **options)
         buffer, callback = model.rollout_buffer, start(model)
         if what != "without":
@@ -95,7 +113,7 @@ def test_what_a_replaced_method_does_reaches_the_parameters_as_in_sb3(name, engi
     assert float((after["without"] - after["stock"]).abs().max()) > 1e-4, "the replacement makes no difference"
 
 
-def collect_by_autograd(model, callback):
+def collect_by_autograd(model: Any, callback: BaseCallback) -> None:
     """A rollout with the random numbers of SB3 for an engine that draws others."""
     model.engine, wanted = "autograd", model.engine
     th.manual_seed(0)
@@ -106,22 +124,31 @@ def collect_by_autograd(model, callback):
 class Elsewhere(RolloutBuffer):
     """Keeps its steps in lists of its own and gives them out by itself, as a buffer for other storage does."""
 
-    def reset(self):
+    def reset(self) -> None:
         super().reset()
-        self.observations = self.actions = self.values = self.log_probs = None
-        self.steps = []
+        for name in ("observations", "actions", "values", "log_probs"):
+            setattr(self, name, None)
+        self.steps: list[Any] = []
 
-    def add(self, obs, action, reward, episode_start, value, log_prob):
+    def add(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
+    ) -> None:
         self.steps.append((obs.copy(), action.copy(), value.clone(), log_prob.clone()))
         self.rewards[self.pos], self.episode_starts[self.pos] = reward, episode_start
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def compute_returns_and_advantage(self, last_values, dones):
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         self.values = np.stack([step[2].numpy().flatten() for step in self.steps])
         super().compute_returns_and_advantage(last_values, dones)
 
-    def get(self, batch_size=None):
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         columns = [np.stack([np.asarray(step[k]) for step in self.steps]) for k in range(4)]
         columns += [self.advantages, self.returns]
         flat = [array.swapaxes(0, 1).reshape(self.buffer_size * self.n_envs, -1).astype(np.float32) for array in columns]
@@ -133,7 +160,7 @@ class Elsewhere(RolloutBuffer):
 
 
 @both
-def test_a_buffer_that_keeps_its_steps_elsewhere(cls):
+def test_a_buffer_that_keeps_its_steps_elsewhere(cls: type[Any]) -> None:
     models = []
     for algorithm in (STOCK[cls], cls):
         model = make(cls, algorithm, rollout_buffer_class=Elsewhere)
@@ -147,11 +174,11 @@ def test_a_buffer_that_keeps_its_steps_elsewhere(cls):
 
 
 @both
-def test_a_buffer_with_its_own_methods_lets_nothing_in_that_is_not_finite(cls):
-    env = toy(action=ACTION_SPACES["discrete"])
+def test_a_buffer_with_its_own_methods_lets_nothing_in_that_is_not_finite(cls: type[Any]) -> None:
+    env: Any = toy(action=ACTION_SPACES["discrete"])
     step_wait = env.step_wait
 
-    def poisoned():
+    def poisoned() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, bool]]]:
         observations, rewards, dones, infos = step_wait()
         rewards[2] = np.nan
         return observations, rewards, dones, infos
@@ -163,19 +190,19 @@ def test_a_buffer_with_its_own_methods_lets_nothing_in_that_is_not_finite(cls):
 
 
 @both
-def test_a_dict_buffer_whose_class_adds_a_column(cls):
+def test_a_dict_buffer_whose_class_adds_a_column(cls: type[Any]) -> None:
     """Its ``get`` flattens what it added only if nobody has flattened the rest."""
 
     class Costs(DictRolloutBuffer):
-        def reset(self):
+        def reset(self) -> None:
             super().reset()
             self.costs = np.zeros((self.buffer_size, self.n_envs), np.float32)
 
-        def add(self, *args, **kwargs):
+        def add(self, *args: Any, **kwargs: Any) -> None:
             self.costs[self.pos] = self.pos
             super().add(*args, **kwargs)
 
-        def get(self, batch_size=None):
+        def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
             if not self.generator_ready:
                 self.costs = self.swap_and_flatten(self.costs)
             for samples in super().get(batch_size):
@@ -188,31 +215,34 @@ def test_a_dict_buffer_whose_class_adds_a_column(cls):
 class InTheMiddle(BaseCallback):
     """Changes the buffer in the middle of the second rollout."""
 
-    def __init__(self, change):
+    model: Any  # to SB3 it is any algorithm
+
+    def __init__(self, change: Callable[..., Any]) -> None:
         super().__init__()
         self.change = change
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         if self.n_calls == N_STEPS + 5:
             self.change(self.model.rollout_buffer)
         return True
 
 
-def triple_rewards_from_now_on(buffer):
+def triple_rewards_from_now_on(buffer: Any) -> None:
     add = buffer.add
     buffer.add = lambda obs, action, reward, *rest: add(obs, action, reward * 3, *rest)
 
 
-def other_arrays(buffer):
+def other_arrays(buffer: Any) -> None:
     for name in ("observations", "rewards", "values"):
         setattr(buffer, name, getattr(buffer, name).copy())
 
 
 @both
 @pytest.mark.parametrize("change", [triple_rewards_from_now_on, other_arrays])
-def test_a_change_in_the_middle_of_a_rollout(cls, change):
+def test_a_change_in_the_middle_of_a_rollout(cls: type[Any], change: Callable[..., Any]) -> None:
     buffers = []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {"engine": "autograd"})):
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {"engine": "autograd"})]
+    for algorithm, options in sides:
         model = make(cls, algorithm, **options)
         callback = InTheMiddle(change)
         callback.init_callback(model)
@@ -226,7 +256,7 @@ def test_a_change_in_the_middle_of_a_rollout(cls, change):
 
 
 @both
-def test_a_reset_in_the_middle_of_a_rollout_leaves_it_unfit_for_an_update(cls, engine):
+def test_a_reset_in_the_middle_of_a_rollout_leaves_it_unfit_for_an_update(cls: type[Any], engine: str) -> None:
     with pytest.raises(AssertionError):
         make(cls, STOCK[cls]).learn(100, callback=InTheMiddle(lambda buffer: buffer.reset()))
     with pytest.raises(ValueError, match="12 of its 16 steps"):  # the 5th step of the 16 is stored after it, the first of 12

@@ -1,6 +1,9 @@
 """The rollout buffer is as in SB3 what it holds when, who keeps its arrays, and how full it has to be."""
 
 import copy
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,33 +20,39 @@ from sb3_policyopt import PPO, TRPO
 # ---------------------------------------------------------------------- what is kept of it
 
 
-class Keep(BaseCallback):
+class AtRollouts(BaseCallback):
+    """A callback of an on-policy algorithm: SB3 declares the model as any algorithm."""
+
+    model: Any
+
+
+class Keep(AtRollouts):
     """Keeps the buffer's arrays, views of them and a shallow copy of the buffer at each rollout's end, and what they held."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.kept = []
+        self.kept: list[Any] = []
 
-    def keep(self):
+    def keep(self) -> None:
         buffer = copy.copy(self.model.rollout_buffer)
         if isinstance(buffer.observations, dict):  # SB3's own get() puts flat arrays into the dict that a shallow copy shares
             buffer.observations = dict(buffer.observations)
-        pieces = list(arrays(buffer).values())
+        pieces: list[Any] = list(arrays(buffer).values())
         pieces += [piece[1:] for piece in pieces] + [memoryview(piece) for piece in pieces] + [piece[-1] for piece in pieces]
         self.kept.append((pieces, [np.array(piece) for piece in pieces], buffer, copy.deepcopy(buffer)))
 
-    def _on_rollout_end(self):
+    def _on_rollout_end(self) -> None:
         self.keep()
 
-    def _on_rollout_start(self):
+    def _on_rollout_start(self) -> None:
         if len(self.kept):  # the arrays as the update has left them are gone by now, in SB3 too
             assert not self.model.rollout_buffer.full
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         return True
 
 
-def assert_kept(kept):
+def assert_kept(kept: list[tuple[list[Any], list[Any], Any, Any]]) -> None:
     for pieces, truth, buffer, copied in kept:
         for piece, was in zip(pieces, truth, strict=True):
             np.testing.assert_array_equal(np.asarray(piece), was)
@@ -56,7 +65,9 @@ def assert_kept(kept):
 @pytest.mark.parametrize("observation", ["box", "discrete", "dict"])
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("name", ["auto", "autograd"])
-def test_arrays_of_a_rollout_that_somebody_keeps_do_not_change(cls, observation, n_envs, name):
+def test_arrays_of_a_rollout_that_somebody_keeps_do_not_change(
+    cls: type[Any], observation: str, n_envs: int, name: str
+) -> None:
     keep = Keep()
     model = make(cls, observation=OBSERVATION_SPACES[observation], n_envs=n_envs, engine=name)
     model.learn(4 * N_STEPS * n_envs, callback=keep)
@@ -67,22 +78,23 @@ def test_arrays_of_a_rollout_that_somebody_keeps_do_not_change(cls, observation,
     assert_kept(keep.kept)
 
 
-def test_arrays_that_are_kept_while_they_are_filled(engine):
+def test_arrays_that_are_kept_while_they_are_filled(engine: str) -> None:
     """Who takes them at the start of a rollout sees them being filled, advantages too, as in SB3."""
 
-    class Take(BaseCallback):
-        def _on_rollout_start(self):
+    class Take(AtRollouts):
+        def _on_rollout_start(self) -> None:
             self.taken = arrays(self.model.rollout_buffer)
 
-        def _on_step(self):
+        def _on_step(self) -> bool:
             return True
 
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             buffer = self.model.rollout_buffer
             self.same = {name for name, array in arrays(buffer).items() if array is self.taken[name]}
 
     same = []
-    for algorithm, options in ((StockPPO, {}), (PPO, {"engine": engine})):
+    sides: list[tuple[Any, ...]] = [(StockPPO, {}), (PPO, {"engine": engine})]
+    for algorithm, options in sides:
         callback = Take()
         make(PPO, algorithm, **options).learn(2 * N_STEPS, callback=callback)
         same.append(callback.same)
@@ -96,7 +108,7 @@ def test_arrays_that_are_kept_while_they_are_filled(engine):
 @pytest.mark.parametrize("observation", ["box", "discrete", "dict"])
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("name", ["auto", "autograd"])
-def test_after_learning_it_is_as_sb3_leaves_it(cls, observation, n_envs, name):
+def test_after_learning_it_is_as_sb3_leaves_it(cls: type[Any], observation: str, n_envs: int, name: str) -> None:
     """The same shapes, flags and order of rows."""
     models = [
         make(cls, algorithm, OBSERVATION_SPACES[observation], n_envs, **options).learn(2 * N_STEPS * n_envs)
@@ -118,14 +130,14 @@ def test_after_learning_it_is_as_sb3_leaves_it(cls, observation, n_envs, name):
 
 
 @both
-def test_a_callback_may_flatten_it_before_the_update(cls, engine):
+def test_a_callback_may_flatten_it_before_the_update(cls: type[Any], engine: str) -> None:
     """As imitation and reward models do that take their samples by ``get`` when the rollout ends."""
 
-    class Sampling(BaseCallback):
-        def _on_step(self):
+    class Sampling(AtRollouts):
+        def _on_step(self) -> bool:
             return True
 
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             state = np.random.get_state()
             self.returns = sum(float(batch.returns.sum()) for batch in self.model.rollout_buffer.get(8))
             np.random.set_state(state)
@@ -138,12 +150,12 @@ def test_a_callback_may_flatten_it_before_the_update(cls, engine):
 
 
 @both
-def test_what_a_callback_writes_into_it_is_trained_on(cls, engine):
-    class Shaping(BaseCallback):
-        def _on_step(self):
+def test_what_a_callback_writes_into_it_is_trained_on(cls: type[Any], engine: str) -> None:
+    class Shaping(AtRollouts):
+        def _on_step(self) -> bool:
             return True
 
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             buffer = self.model.rollout_buffer
             buffer.advantages = buffer.advantages * 0
             buffer.returns = buffer.values.copy()
@@ -157,7 +169,7 @@ def test_what_a_callback_writes_into_it_is_trained_on(cls, engine):
 
 
 @both
-def test_two_updates_from_one_rollout(cls, engine):
+def test_two_updates_from_one_rollout(cls: type[Any], engine: str) -> None:
     model = make(cls, engine=engine)
     collect(model)
     model.train()
@@ -167,7 +179,7 @@ def test_two_updates_from_one_rollout(cls, engine):
 
 
 @pytest.mark.parametrize("cls", [PPO])
-def test_images(cls):
+def test_images(cls: type[Any]) -> None:
     """Large arrays of bytes: new ones each rollout, flat after the update."""
     keep = Keep()
     model = cls("CnnPolicy", toy(IMAGE, ACTION_SPACES["discrete"], 2), n_steps=4, batch_size=8, n_epochs=1, device="cpu")
@@ -179,23 +191,25 @@ def test_images(cls):
 # ---------------------------------------------------------------------- how full it is
 
 
-class Resize(BaseCallback):
+class Resize(AtRollouts):
     """Changes n_steps at the start of a rollout, which holds from the next one on."""
 
-    def __init__(self, n_steps):
+    def __init__(self, n_steps: int) -> None:
         super().__init__()
         self.n_steps = n_steps
 
-    def _on_rollout_start(self):
+    def _on_rollout_start(self) -> None:
         self.model.n_steps = self.n_steps
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         return True
 
 
 @both
 @pytest.mark.parametrize(("n_steps", "error"), [(10, AssertionError), (20, IndexError)])
-def test_another_n_steps_than_the_buffer_has_is_refused_with_both_numbers(cls, engine, n_steps, error):
+def test_another_n_steps_than_the_buffer_has_is_refused_with_both_numbers(
+    cls: type[Any], engine: str, n_steps: int, error: type[Any]
+) -> None:
     """SB3 refuses both, without a word of why."""
     with pytest.raises(error):
         make(cls, STOCK[cls]).learn(100, callback=Resize(n_steps))
@@ -208,7 +222,7 @@ def test_another_n_steps_than_the_buffer_has_is_refused_with_both_numbers(cls, e
 
 
 @both
-def test_what_the_errors_advise(cls, engine, tmp_path):
+def test_what_the_errors_advise(cls: type[Any], engine: str, tmp_path: Path) -> None:
     model = make(cls, engine=engine).learn(2 * N_STEPS)
     model.save(tmp_path / "model")
     loaded = cls.load(tmp_path / "model", env=model.env, n_steps=10, device="cpu").learn(40)
@@ -223,8 +237,9 @@ def test_what_the_errors_advise(cls, engine, tmp_path):
 
 @both
 @pytest.mark.parametrize("n_collected", [0, 10])
-def test_train_and_load_by_hand_refuse_a_buffer_that_is_not_full(cls, engine, n_collected):
-    for algorithm, options, error in ((STOCK[cls], {}, AssertionError), (cls, {"engine": engine}, ValueError)):
+def test_train_and_load_by_hand_refuse_a_buffer_that_is_not_full(cls: type[Any], engine: str, n_collected: int) -> None:
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}, AssertionError), (cls, {"engine": engine}, ValueError)]
+    for algorithm, options, error in sides:
         model = make(cls, algorithm, **options)
         callback = start(model)
         collect(model)
@@ -242,10 +257,11 @@ def test_train_and_load_by_hand_refuse_a_buffer_that_is_not_full(cls, engine, n_
 
 
 @both
-def test_fewer_steps_than_it_has_rows_look_as_in_sb3(cls):
+def test_fewer_steps_than_it_has_rows_look_as_in_sb3(cls: type[Any]) -> None:
     """They may be collected, if not trained on: the other rows are zero, not those of the last rollout."""
     buffers = []
-    for algorithm, options in ((STOCK[cls], {}), (cls, {"engine": "autograd"})):
+    sides: list[tuple[Any, ...]] = [(STOCK[cls], {}), (cls, {"engine": "autograd"})]
+    for algorithm, options in sides:
         model = make(cls, algorithm, **options)
         callback = start(model)
         for n_steps in (16, 10):
@@ -259,10 +275,11 @@ def test_fewer_steps_than_it_has_rows_look_as_in_sb3(cls):
         np.testing.assert_allclose(arrays(ours)[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_a_buffer_of_ones_own_beside_the_models(engine):
+def test_a_buffer_of_ones_own_beside_the_models(engine: str) -> None:
     """``collect_rollouts`` by hand; the buffer's γ and λ count, as in SB3, not those of the model."""
     buffers = []
-    for algorithm, options in ((StockPPO, {}), (PPO, {"engine": engine})):
+    sides: list[tuple[Any, ...]] = [(StockPPO, {}), (PPO, {"engine": engine})]
+    for algorithm, options in sides:
         model = make(PPO, algorithm, **options)
         callback = start(model)
         own = RolloutBuffer(10, model.observation_space, model.action_space, "cpu", gae_lambda=0.3, gamma=0.5, n_envs=2)
@@ -278,15 +295,15 @@ def test_a_buffer_of_ones_own_beside_the_models(engine):
 
 
 @both
-def test_a_callback_changes_the_buffers_discount(cls, engine):
-    class Annealing(BaseCallback):
-        def _on_rollout_start(self):
+def test_a_callback_changes_the_buffers_discount(cls: type[Any], engine: str) -> None:
+    class Annealing(AtRollouts):
+        def _on_rollout_start(self) -> None:
             self.model.rollout_buffer.gamma, self.model.rollout_buffer.gae_lambda = 0.0, 0.0
 
-        def _on_step(self):
+        def _on_step(self) -> bool:
             return True
 
-        def _on_rollout_end(self):
+        def _on_rollout_end(self) -> None:
             buffer = self.model.rollout_buffer
             np.testing.assert_allclose(buffer.returns, buffer.rewards, rtol=1e-4, atol=1e-5)
 
@@ -296,7 +313,7 @@ def test_a_callback_changes_the_buffers_discount(cls, engine):
 class AsFarAsItGoes(RolloutBuffer):
     """A buffer that is made for rollouts of any length up to its size, with a ``get`` of its own."""
 
-    def get(self, batch_size=None):
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         rows = self.pos * self.n_envs
         flat = [
             array[: self.pos].swapaxes(0, 1).reshape(rows, -1)
@@ -306,13 +323,13 @@ class AsFarAsItGoes(RolloutBuffer):
         for first in range(0, rows, batch_size or rows):
             yield from [self.samples(flat, order[first : first + (batch_size or rows)])]
 
-    def samples(self, flat, rows):
+    def samples(self, flat: list[np.ndarray], rows: np.ndarray) -> RolloutBufferSamples:
         observations, actions, *scalars = (th.as_tensor(array[rows].astype(np.float32)) for array in flat)
         return RolloutBufferSamples(observations, actions, *(scalar.flatten() for scalar in scalars))
 
 
 @both
-def test_a_get_of_ones_own_decides_by_itself_whether_it_is_full_enough(cls):
+def test_a_get_of_ones_own_decides_by_itself_whether_it_is_full_enough(cls: type[Any]) -> None:
     models = []
     for algorithm in (STOCK[cls], cls):
         model = make(cls, algorithm, rollout_buffer_class=AsFarAsItGoes)
@@ -328,9 +345,9 @@ def test_a_get_of_ones_own_decides_by_itself_whether_it_is_full_enough(cls):
 
 
 @both
-def test_a_get_of_ones_own_that_calls_sb3s_is_refused_in_words_too(cls):
+def test_a_get_of_ones_own_that_calls_sb3s_is_refused_in_words_too(cls: type[Any]) -> None:
     class Counted(RolloutBuffer):
-        def get(self, batch_size=None):
+        def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
             yield from super().get(batch_size)
 
     model = make(cls, rollout_buffer_class=Counted)
@@ -341,9 +358,9 @@ def test_a_get_of_ones_own_that_calls_sb3s_is_refused_in_words_too(cls):
 
 
 @both
-def test_an_assertion_of_a_get_of_ones_own_is_left_alone(cls):
+def test_an_assertion_of_a_get_of_ones_own_is_left_alone(cls: type[Any]) -> None:
     class Asserting(RolloutBuffer):
-        def get(self, batch_size=None):
+        def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
             assert batch_size == 7, "seven"
             yield
 

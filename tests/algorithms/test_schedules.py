@@ -1,5 +1,8 @@
 """Every coefficient follows a schedule: a number, a callable of progress_remaining, or "lin_X"."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,7 +16,7 @@ COEFFICIENTS = [
     *((PPO, name) for name in ("ent_coef", "vf_coef", "max_grad_norm", "target_kl")),
     *((TRPO, name) for name in ("learning_rate", "target_kl", "cg_damping")),
 ]
-SMALL = {"n_steps": 8, "batch_size": 32, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 8, "batch_size": 32, "seed": 0, "device": "cpu"}
 
 
 class Log(BaseCallback):
@@ -21,22 +24,23 @@ class Log(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = []
+        self.rows: list[dict[str, Any]] = []
 
     def _on_training_start(self) -> None:
-        dump = self.logger.dump
+        logger: Any = self.logger
+        dump = logger.dump
 
-        def keep_and_dump(step=0):
+        def keep_and_dump(step: int = 0) -> None:
             self.rows.append(dict(self.logger.name_to_value))
             dump(step)
 
-        self.logger.dump = keep_and_dump
+        logger.dump = keep_and_dump
 
     def _on_step(self) -> bool:
         return True
 
 
-def logged(model, name, timesteps, callback=None, **options):
+def logged(model: Any, name: str, timesteps: int, callback: Any = None, **options: Any) -> list[float]:
     log = Log()
     model.learn(timesteps, callback=[log, *([callback] if callback else [])], **options)
     return [row[f"train/{name}"] for row in log.rows]
@@ -44,7 +48,7 @@ def logged(model, name, timesteps, callback=None, **options):
 
 @pytest.mark.parametrize(("cls", "name"), COEFFICIENTS)
 @pytest.mark.parametrize("value", ["lin_0.08", lambda progress: 0.08 * progress], ids=["lin_X", "callable"])
-def test_the_current_value_is_used_and_logged(cls, name, value):
+def test_the_current_value_is_used_and_logged(cls: type[Any], name: str, value: Any) -> None:
     model = cls("MlpPolicy", toy(), **{**SMALL, name: value})
     # Four iterations of 32 transitions; the update after the k-th sees the progress 1 − k/4.
     assert logged(model, name, 128) == pytest.approx([0.06, 0.04, 0.02, 0.0])
@@ -57,7 +61,7 @@ def test_the_current_value_is_used_and_logged(cls, name, value):
 
 
 @pytest.mark.parametrize(("cls", "name"), COEFFICIENTS)
-def test_the_schedule_is_what_the_update_uses(cls, name, engine):
+def test_the_schedule_is_what_the_update_uses(cls: type[Any], name: str, engine: str) -> None:
     """A schedule that gives 0.02 at the first update leads where the number 0.02 leads."""
     results = []
     for value in (0.02, lambda progress: 0.02 + 0.3 * (progress - 0.5)):
@@ -91,7 +95,7 @@ class Assign(BaseCallback):
     ids=lambda x: getattr(x, "__name__", x),
 )
 @pytest.mark.parametrize("first", [0.08, "lin_0.08"])
-def test_a_coefficient_assigned_during_training_takes_effect(cls, name, first):
+def test_a_coefficient_assigned_during_training_takes_effect(cls: type[Any], name: str, first: float | str) -> None:
     model = cls("MlpPolicy", toy(), **{**SMALL, name: first})
     model.learn(128, callback=Assign(name, 0.05))
     assert getattr(model, name) == 0.05
@@ -104,7 +108,7 @@ def test_a_coefficient_assigned_during_training_takes_effect(cls, name, first):
     assert getattr(model, name) == pytest.approx(0.1)
 
 
-def test_nonsense_assigned_during_training_is_refused():
+def test_nonsense_assigned_during_training_is_refused() -> None:
     model = PPO("MlpPolicy", toy(), **SMALL)
     with pytest.raises(ValueError, match="ent_coef"):
         model.learn(128, callback=Assign("ent_coef", "lin_x"))
@@ -112,13 +116,13 @@ def test_nonsense_assigned_during_training_is_refused():
 
 @pytest.mark.parametrize(("cls", "name"), COEFFICIENTS)
 @pytest.mark.parametrize("value", ["lin_0.08", lambda progress: 0.08 * progress], ids=["lin_X", "callable"])
-def test_schedules_survive_save_and_load(cls, name, value, tmp_path):
+def test_schedules_survive_save_and_load(cls: type[Any], name: str, value: Any, tmp_path: Path) -> None:
     cls("MlpPolicy", toy(), **{**SMALL, name: value}).learn(32).save(tmp_path / "model")
     model = cls.load(tmp_path / "model", env=toy(), device="cpu")
     assert logged(model, name, 128) == pytest.approx([0.06, 0.04, 0.02, 0.0])
 
 
-def test_a_longer_training_goes_on_where_the_schedule_stands():
+def test_a_longer_training_goes_on_where_the_schedule_stands() -> None:
     model = PPO("MlpPolicy", toy(), ent_coef="lin_0.08", **SMALL)
     assert logged(model, "ent_coef", 32) == pytest.approx([0.0])
     # SB3 counts the further 96 steps on top of the 32: three iterations, the first of which ends at 64 of 128.
@@ -126,7 +130,8 @@ def test_a_longer_training_goes_on_where_the_schedule_stands():
 
 
 @pytest.mark.parametrize("name", ["clip_range", "max_grad_norm"])
-def test_an_infinite_coefficient_stays_so_past_the_end_of_training(name):
+def test_an_infinite_coefficient_stays_so_past_the_end_of_training(name: str) -> None:
     """64 steps a rollout: the second ends 28 steps after the 100 that were asked for."""
-    model = PPO("MlpPolicy", toy(), n_steps=16, batch_size=16, n_epochs=1, **{name: float("inf")})
+    infinite: dict[str, Any] = {name: float("inf")}
+    model = PPO("MlpPolicy", toy(), n_steps=16, batch_size=16, n_epochs=1, **infinite)
     assert model.learn(100).num_timesteps == 128

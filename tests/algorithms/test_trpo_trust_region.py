@@ -70,12 +70,12 @@ def assert_within(results: list[tuple[float, dict[str, Any]]], target: float, di
 
 
 @pytest.mark.parametrize("space", ACTION_SPACES)
-def test_T2_kl_of_every_update_is_within_the_trust_region(space, engine):
+def test_T2_kl_of_every_update_is_within_the_trust_region(space: str, engine: str) -> None:
     model = TRPO("MlpPolicy", toy(action=ACTION_SPACES[space]), target_kl=TARGET, engine=engine, **ARGUMENTS)
     assert_within(updates(model, 6), TARGET)
 
 
-OTHERS: dict[str, tuple[str, spaces.Space, str, dict[str, Any]]] = {
+OTHERS: dict[str, tuple[str, spaces.Space[Any], str, dict[str, Any]]] = {
     "gSDE": ("MlpPolicy", VECTOR, "box_6", {"use_sde": True}),
     "gSDE, squashed": ("MlpPolicy", VECTOR, "box_1", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
     "images": ("CnnPolicy", IMAGE, "box_1", {"n_steps": 8, "batch_size": 32, "cg_max_steps": 5}),
@@ -88,7 +88,7 @@ OTHERS: dict[str, tuple[str, spaces.Space, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_T2_kl_of_other_policies_is_within_the_trust_region(name):
+def test_T2_kl_of_other_policies_is_within_the_trust_region(name: str) -> None:
     policy, observation, action, options = OTHERS[name]
     model = TRPO(policy, toy(observation, ACTION_SPACES[action]), target_kl=TARGET, **{**ARGUMENTS, **options})
     assert_within(updates(model, 5), TARGET)
@@ -96,22 +96,20 @@ def test_T2_kl_of_other_policies_is_within_the_trust_region(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "HalfCheetah-v5", "Humanoid-v5", "CartPole-v1"])
-def test_kl_on_real_environments(env_id, engine):
+def test_kl_on_real_environments(env_id: str, engine: str) -> None:
     model = TRPO("MlpPolicy", gym.make(env_id), target_kl=TARGET, n_steps=1024, seed=0, device="cpu", engine=engine)
     assert_within(updates(model, 10), TARGET)
 
 
 @pytest.mark.parametrize("space", ["box_6", "multi_binary", "discrete", "multi_discrete"])
-def test_mean_reduction_is_the_sum_with_a_larger_bound(space, engine):
+def test_mean_reduction_is_the_sum_with_a_larger_bound(space: str, engine: str) -> None:
     """The mean over d dimensions is 1/d of the sum, and F/d its Fisher matrix: δ and λ for it are d·δ and d·λ for the sum."""
     d = {"box_6": 6, "multi_binary": 5}.get(space, 1)  # sb3-contrib sums the other two
-    models = [
-        TRPO("MlpPolicy", toy(action=ACTION_SPACES[space]), engine=engine, **ARGUMENTS, **options)
-        for options in (
-            {"kl_reduction": "mean", "target_kl": TARGET, "cg_damping": 0.1},
-            {"kl_reduction": "sum", "target_kl": d * TARGET, "cg_damping": d * 0.1},
-        )
+    both: list[dict[str, Any]] = [
+        {"kl_reduction": "mean", "target_kl": TARGET, "cg_damping": 0.1},
+        {"kl_reduction": "sum", "target_kl": d * TARGET, "cg_damping": d * 0.1},
     ]
+    models = [TRPO("MlpPolicy", toy(action=ACTION_SPACES[space]), engine=engine, **ARGUMENTS, **options) for options in both]
     logs = []
     for model in models:
         results = updates(model, 3)
@@ -122,9 +120,9 @@ def test_mean_reduction_is_the_sum_with_a_larger_bound(space, engine):
 
 
 @pytest.mark.parametrize("space", ["box_6", "box_17", "multi_binary", "discrete"])
-def test_mean_reduction_steps_in_sb3_contribs_direction(space, engine):
+def test_mean_reduction_steps_in_sb3_contribs_direction(space: str, engine: str) -> None:
     env = ACTION_SPACES[space]
-    options = {"cg_max_steps": 50, **ARGUMENTS}
+    options: dict[str, Any] = {"cg_max_steps": 50, **ARGUMENTS}
     contrib = ContribTRPO("MlpPolicy", toy(action=env), target_kl=1e-4, **options)
     ours = TRPO("MlpPolicy", toy(action=env), target_kl=1e-4, kl_reduction="mean", engine=engine, **options)
     ours.policy.load_state_dict(contrib.policy.state_dict())
@@ -137,11 +135,11 @@ def test_mean_reduction_steps_in_sb3_contribs_direction(space, engine):
         before = th.cat([p.detach().flatten().clone() for p in actor])
         model.train()
         steps.append(th.cat([p.detach().flatten() for p in actor]) - before)
-    cosine = float(th.nn.functional.cosine_similarity(*steps, dim=0))
+    cosine = float(th.nn.functional.cosine_similarity(steps[0], steps[1], dim=0))
     assert cosine > 0.999
 
 
-def test_without_line_search_the_step_is_the_bare_scaled_one(engine):
+def test_without_line_search_the_step_is_the_bare_scaled_one(engine: str) -> None:
     model = TRPO("MlpPolicy", toy(), engine=engine, line_search=False, target_kl=0.5, **ARGUMENTS)
     collect(model)
     old = torch_distributions(model)
@@ -154,7 +152,7 @@ def test_without_line_search_the_step_is_the_bare_scaled_one(engine):
 
 
 @pytest.mark.parametrize("target", [1e-3, 1e-5])
-def test_predicted_and_true_kl_agree_for_small_steps(target, engine):
+def test_predicted_and_true_kl_agree_for_small_steps(target: float, engine: str) -> None:
     """T4: KL(θ_old‖θ_old + Δ) = ½ΔᵀFΔ + O(|Δ|³)."""
     model = TRPO(
         "MlpPolicy", toy(action=ACTION_SPACES["box_6"]), engine=engine, target_kl=target, line_search=False, **ARGUMENTS
@@ -164,11 +162,11 @@ def test_predicted_and_true_kl_agree_for_small_steps(target, engine):
     assert kl == pytest.approx(target, rel=0.1)
 
 
-def test_a_rejected_step_leaves_the_policy_bit_for_bit(engine):
+def test_a_rejected_step_leaves_the_policy_bit_for_bit(engine: str) -> None:
     """A surrogate that every step lowers: nothing can be accepted."""
 
     class Unimprovable(TRPO):
-        def surrogate(self, batch, log_prob):
+        def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
             ratio = th.exp(log_prob - batch.old_log_prob)
             return -((ratio - 1) ** 2).mean() + 1e-3 * (ratio - ratio.detach()).mean()
 
@@ -188,7 +186,7 @@ def test_a_rejected_step_leaves_the_policy_bit_for_bit(engine):
         assert value.data_ptr() == addresses[name]
 
 
-def test_a_rejection_by_kl_leaves_the_policy_bit_for_bit(engine):
+def test_a_rejection_by_kl_leaves_the_policy_bit_for_bit(engine: str) -> None:
     model = TRPO("MlpPolicy", toy(), engine=engine, target_kl=5.0, line_search_max_iter=1, **ARGUMENTS)
     collect(model)
     actor = {name: value for name, value in model.policy.named_parameters() if "value" not in name}
@@ -204,11 +202,11 @@ class CountedIdentity(th.autograd.Function):
     backward_passes = 0
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
         CountedIdentity.backward_passes += 1
         return gradient.clone()
 
@@ -221,7 +219,8 @@ class SharedExtractor(BaseFeaturesExtractor):
         self.value_embedding = th.nn.Linear(observation_space.shape[0], 8)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
-        return th.tanh(CountedIdentity.apply(self.value_embedding(observations)))
+        identity: Any = CountedIdentity.apply
+        return th.tanh(identity(self.value_embedding(observations)))
 
 
 def shared_model(share: bool = True) -> TRPO:
@@ -229,22 +228,22 @@ def shared_model(share: bool = True) -> TRPO:
     return TRPO("MlpPolicy", toy(), policy_kwargs=policy_kwargs, n_steps=64, batch_size=64, seed=0, device="cpu")
 
 
-def test_an_actor_layer_named_value_embedding_trains():
-    model = shared_model()
-    layer = model.policy.features_extractor.value_embedding.weight
+def test_an_actor_layer_named_value_embedding_trains() -> None:
+    model: Any = shared_model()
+    layer: Any = model.policy.features_extractor.value_embedding.weight
     before = layer.detach().clone()
     assert_within(updates(model, 3), TARGET)
     assert float((layer.detach() - before).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_the_critic_never_moves_an_actor_parameter(share):
-    model = shared_model(share)
+def test_the_critic_never_moves_an_actor_parameter(share: bool) -> None:
+    model: Any = shared_model(share)
     collect(model)
     policy_update = model.update_policy
     after_policy_update = {}
 
-    def watched(engine, rollout):
+    def watched(engine: str, rollout: Any) -> dict[str, float]:
         terms = policy_update(engine, rollout)
         after_policy_update.update({name: value.detach().clone() for name, value in model.policy.named_parameters()})
         return terms
@@ -259,7 +258,7 @@ def test_the_critic_never_moves_an_actor_parameter(share):
     assert any(name.startswith("vf_features_extractor") for name in moved) != share
 
 
-def test_a_shared_extractor_costs_the_critic_no_backward_pass():
+def test_a_shared_extractor_costs_the_critic_no_backward_pass() -> None:
     model = shared_model()
     collect(model)
     used = model.start_update()
@@ -269,11 +268,11 @@ def test_a_shared_extractor_costs_the_critic_no_backward_pass():
     CountedIdentity.backward_passes = 0
     model.update_critic(used, data)
     assert CountedIdentity.backward_passes == 0
-    model.policy.predict_values(rollout.observations).sum().backward()
+    model.policy.predict_values(rollout.observations).sum().backward()  # type: ignore[no-untyped-call]  # torch does not type it
     assert CountedIdentity.backward_passes == 1  # the counter counts
 
 
-def test_the_critic_follows_sb3_contribs(engine):
+def test_the_critic_follows_sb3_contribs(engine: str) -> None:
     """The same rollout, seed and critic give the same critic as sb3-contrib's, whatever the policy's step was."""
     contrib = ContribTRPO("MlpPolicy", toy(), **ARGUMENTS)
     ours = TRPO("MlpPolicy", toy(), engine=engine, **ARGUMENTS)
@@ -283,15 +282,17 @@ def test_the_critic_follows_sb3_contribs(engine):
     copy_rollout(contrib.rollout_buffer, ours.rollout_buffer)
     np.random.seed(0)
     ours.train()
-    permutation, shuffles = np.random.permutation, []
+    random: Any = np.random
+    permutation = random.permutation
+    shuffles: Any = []
     try:
         # sb3-contrib draws one permutation more, to put the whole rollout in a random order.
         np.random.seed(0)
         order = np.arange(contrib.rollout_buffer.buffer_size * contrib.n_envs)
-        np.random.permutation = lambda n: shuffles.append(n) or (order if len(shuffles) == 1 else permutation(n))
+        random.permutation = lambda n: shuffles.append(n) or (order if len(shuffles) == 1 else permutation(n))
         contrib.train()
     finally:
-        np.random.permutation = permutation
+        random.permutation = permutation
     mine = dict(ours.policy.named_parameters())
     for name, value in contrib.policy.named_parameters():
         if "value" in name:

@@ -1,6 +1,8 @@
 """A row holds a rollout and its own update, and callbacks read the update's numbers during the next rollout, as in SB3."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sb3_contrib import TRPO as ContribTRPO
@@ -11,41 +13,42 @@ from toy_environments import toy
 
 from sb3_policyopt import PPO, TRPO
 
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 N_STEPS, N_ENVS = 16, 2
 ROLLOUT = N_STEPS * N_ENVS
-SMALL = {"n_steps": N_STEPS, "batch_size": 16, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 16, "seed": 0, "device": "cpu"}
 both = pytest.mark.parametrize("cls", [PPO, TRPO])
 
 
 class Rows(KVWriter):
     """An output of somebody's own, under a name that nobody here knows; it honours exclusions as SB3's do."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
 
-    def write(self, key_values, key_excluded, step=0):
+    def write(self, key_values: Any, key_excluded: dict[str, Any], step: int = 0) -> None:
         assert key_values.keys() == key_excluded.keys()
         self.rows.append({"step": step, **filter_excluded_keys(key_values, key_excluded, "mine")})
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
 class Seen(BaseCallback):
     """What is readable at the start of each rollout, at each step and at the end; may dump by itself at some steps."""
 
-    def __init__(self, dump_at=()):
+    def __init__(self, dump_at: tuple[Any, ...] = ()) -> None:
         super().__init__()
-        self.seen, self.dump_at = [], dump_at
+        self.seen: list[Any] = []
+        self.dump_at = dump_at
 
-    def note(self):
+    def note(self) -> None:
         self.seen.append(dict(self.logger.name_to_value))
 
-    def _on_rollout_start(self):
+    def _on_rollout_start(self) -> None:
         self.note()
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         self.note()
         if self.n_calls in self.dump_at:
             self.logger.record("eval/mine", self.n_calls)
@@ -53,14 +56,20 @@ class Seen(BaseCallback):
             self.note()
         return True
 
-    def _on_rollout_end(self):
+    def _on_rollout_end(self) -> None:
         self.note()
 
-    def _on_training_end(self):
+    def _on_training_end(self) -> None:
         self.note()
 
 
-def trained(cls, callback, n_rollouts=4, algorithm_options=None, **options):
+def trained(
+    cls: type[Any],
+    callback: BaseCallback,
+    n_rollouts: int = 4,
+    algorithm_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[Any, ...]:
     """A model after some rollouts, and the rows of its log."""
     output = Rows()
     model = cls("MlpPolicy", toy(n_envs=N_ENVS), **SMALL, **(algorithm_options or {}))
@@ -81,8 +90,10 @@ SITUATIONS = {
 
 @both
 @pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
-def test_callbacks_read_what_they_read_in_sb3_and_each_update_is_written_once(cls, engine, situation):
-    options = dict(situation)
+def test_callbacks_read_what_they_read_in_sb3_and_each_update_is_written_once(
+    cls: type[Any], engine: str, situation: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = dict(situation)
     callbacks = [Seen(options.get("dump_at", ())) for _ in range(2)]
     options.pop("dump_at", None)
     trained(STOCK[cls], callbacks[0], **options)
@@ -91,7 +102,7 @@ def test_callbacks_read_what_they_read_in_sb3_and_each_update_is_written_once(cl
     assert_each_update_written_once(model, rows, options.get("log_interval", 1))
 
 
-def assert_same_readings(theirs, mine, same_numbers):
+def assert_same_readings(theirs: list[dict[str, Any]], mine: list[dict[str, Any]], same_numbers: bool) -> None:
     """Moment by moment; the autograd engine of PPO draws the random numbers of SB3."""
     assert len(theirs) == len(mine) and any("train/value_loss" in seen for seen in theirs)
     for moment, (stock, ours) in enumerate(zip(theirs, mine, strict=True)):
@@ -105,7 +116,7 @@ def assert_same_readings(theirs, mine, same_numbers):
                 assert ours[name] == pytest.approx(stock[name], rel=1e-3, abs=1e-5), (moment, name)
 
 
-def assert_each_update_written_once(model, rows, log_interval):
+def assert_each_update_written_once(model: Any, rows: list[Any], log_interval: int | None) -> None:
     updates = [row["train/n_updates"] for row in rows if "train/n_updates" in row]
     assert updates == sorted(set(updates))
     for row in rows:  # a row has all of an update or nothing of it
@@ -120,7 +131,7 @@ def assert_each_update_written_once(model, rows, log_interval):
 
 
 @both
-def test_no_output_of_sb3_writes_an_update_twice(cls, tmp_path, capsys):
+def test_no_output_of_sb3_writes_an_update_twice(cls: type[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     model = cls("MlpPolicy", toy(n_envs=N_ENVS), **SMALL)
     model.set_logger(configure(str(tmp_path), ["stdout", "log", "json", "csv", "tensorboard"]))
@@ -147,14 +158,14 @@ def test_no_output_of_sb3_writes_an_update_twice(cls, tmp_path, capsys):
 class Recording(BaseCallback):
     """Records under names of its own, some of them under ``train/``, in every way that the logger has."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.first = []
+        self.first: list[Any] = []
 
-    def _on_rollout_start(self):
+    def _on_rollout_start(self) -> None:
         self.first.append({name for name in self.logger.name_to_value if "mine" in name})
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         self.logger.record("train/mine", self.n_calls)
         self.logger.record_mean("train/mine_mean", float(self.n_calls))
         self.logger.record_mean("mine/mean", float(self.n_calls), exclude="mine")
@@ -165,7 +176,7 @@ class Recording(BaseCallback):
 
 @both
 @pytest.mark.parametrize("log_interval", [1, 2])
-def test_what_callbacks_record_is_written_and_forgotten_as_in_sb3(cls, engine, log_interval):
+def test_what_callbacks_record_is_written_and_forgotten_as_in_sb3(cls: type[Any], engine: str, log_interval: int) -> None:
     callbacks, tables = [Recording(), Recording()], []
     for callback, algorithm, options in zip(callbacks, (STOCK[cls], cls), ({}, {"engine": engine}), strict=True):
         _, rows = trained(algorithm, callback, algorithm_options=options, log_interval=log_interval)
@@ -178,14 +189,14 @@ def test_what_callbacks_record_is_written_and_forgotten_as_in_sb3(cls, engine, l
 class Averaging(BaseCallback):
     """Averages under a name that the update records too."""
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         if self.num_timesteps > ROLLOUT:
             self.logger.record_mean("train/value_loss", 1e6)
         return True
 
 
 @both
-def test_a_mean_of_a_callbacks_own_under_an_updates_name(cls):
+def test_a_mean_of_a_callbacks_own_under_an_updates_name(cls: type[Any]) -> None:
     """It does not mix with what was written, and the update's record ends it."""
     seen = Seen()
     _, rows = trained(cls, CallbackList([Averaging(), seen]), n_rollouts=2)
@@ -193,11 +204,11 @@ def test_a_mean_of_a_callbacks_own_under_an_updates_name(cls):
     assert [values["train/value_loss"] for values in seen.seen[-N_STEPS - 2 : -2]] == [pytest.approx(1e6)] * N_STEPS
 
 
-def with_odd_updates(base):
+def with_odd_updates(base: type[Any]) -> type[Any]:
     """A subclass as users write it: numbers of its own in ``train``, one of them in odd updates only."""
 
     class Odd(base):
-        def train(self):
+        def train(self) -> None:
             super().train()
             number = self.logger.name_to_value["train/n_updates"] // (10 if "PPO" in base.__name__ else 1)
             if number % 2:
@@ -211,7 +222,7 @@ def with_odd_updates(base):
 
 @both
 @pytest.mark.parametrize("log_interval", [1, 2])
-def test_a_train_that_records_more(cls, log_interval):
+def test_a_train_that_records_more(cls: type[Any], log_interval: int) -> None:
     callbacks = [Seen(), Seen()]
     for callback, base in zip(callbacks, (STOCK[cls], cls), strict=True):
         _, rows = trained(with_odd_updates(base), callback, log_interval=log_interval)
@@ -228,7 +239,7 @@ def test_a_train_that_records_more(cls, log_interval):
 
 
 @both
-def test_evaluation_callbacks(cls, engine):
+def test_evaluation_callbacks(cls: type[Any], engine: str) -> None:
     """They dump by themselves: SB3 writes the last update with the evaluation, and nobody reads it from then on."""
     seen = [Seen(), Seen()]
     for callback, algorithm, options in zip(seen, (STOCK[cls], cls), ({}, {"engine": engine}), strict=True):
@@ -245,25 +256,25 @@ def test_evaluation_callbacks(cls, engine):
 class Naive(BaseCallback):
     """As the maintainers advise: reads without asking whether it is there; SB3's dict answers 0 then."""
 
-    def __init__(self, below):
+    def __init__(self, below: float) -> None:
         super().__init__()
         self.below = below
 
-    def _on_step(self):
+    def _on_step(self) -> bool:
         return self.num_timesteps <= ROLLOUT or not self.logger.name_to_value["train/value_loss"] < self.below
 
 
 @both
 @pytest.mark.parametrize("below", [-1.0, 1e9])
-def test_stopping_by_the_value_loss(cls, engine, below):
+def test_stopping_by_the_value_loss(cls: type[Any], engine: str, below: float) -> None:
     models = [trained(STOCK[cls], Naive(below))[0], trained(cls, Naive(below), algorithm_options={"engine": engine})[0]]
     assert models[0].num_timesteps == models[1].num_timesteps == (4 * ROLLOUT if below < 0 else ROLLOUT + N_ENVS)
 
 
 @both
-def test_a_read_before_anything_was_recorded_is_no_number_of_an_update(cls):
+def test_a_read_before_anything_was_recorded_is_no_number_of_an_update(cls: type[Any]) -> None:
     class Reading(BaseCallback):
-        def _on_step(self):
+        def _on_step(self) -> bool:
             assert self.logger.name_to_value["train/value_loss"] >= 0
             return True
 
@@ -275,11 +286,11 @@ def test_a_read_before_anything_was_recorded_is_no_number_of_an_update(cls):
 
 
 @both
-def test_a_dump_logs_of_ones_own(cls):
+def test_a_dump_logs_of_ones_own(cls: type[Any]) -> None:
     """It decides when a row is written; what it leaves is written later."""
 
     class Rarely(cls):
-        def dump_logs(self, iteration=0):
+        def dump_logs(self, iteration: int = 0) -> None:
             if iteration == 3:
                 super().dump_logs(iteration)
 
@@ -290,7 +301,7 @@ def test_a_dump_logs_of_ones_own(cls):
 
 
 @both
-def test_a_disabled_logger(cls):
+def test_a_disabled_logger(cls: type[Any]) -> None:
     model = cls("MlpPolicy", toy(n_envs=N_ENVS), **SMALL)
     output = Rows()
     model.set_logger(Logger(folder=None, output_formats=[output]))
@@ -303,15 +314,15 @@ def test_a_disabled_logger(cls):
 
 
 @both
-def test_a_logger_that_a_callback_replaces(cls):
+def test_a_logger_that_a_callback_replaces(cls: type[Any]) -> None:
     class Replacing(BaseCallback):
-        outputs: list = []
+        outputs: list[Any] = []
 
-        def _on_rollout_start(self):
+        def _on_rollout_start(self) -> None:
             self.outputs.append(Rows())
             self.model.set_logger(Logger(folder=None, output_formats=[self.outputs[-1]]))
 
-        def _on_step(self):
+        def _on_step(self) -> bool:
             return True
 
     callback = Replacing()

@@ -4,6 +4,7 @@ A user may do to our models whatever stock allows, between rollouts and in the m
 The engines keep copies and views of what belongs to the policy; each test here changes what they were made from.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -22,21 +23,21 @@ from sb3_policyopt import PPO, TRPO
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 @pytest.mark.parametrize("space", POLICIES)
 @pytest.mark.parametrize("edit", BETWEEN, ids=lambda edit: edit.__name__)
-def test_an_edit_between_rollouts(edit, space, cls):
+def test_an_edit_between_rollouts(edit: Callable[..., Any], space: str, cls: type[Any]) -> None:
     check(cls, space, "box_6", [[], [edit], []], [[], [], []])
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 @pytest.mark.parametrize("space", POLICIES)
 @pytest.mark.parametrize("edit", DURING, ids=lambda edit: edit.__name__)
-def test_an_edit_in_the_middle_of_a_rollout(edit, space, cls):
+def test_an_edit_in_the_middle_of_a_rollout(edit: Callable[..., Any], space: str, cls: type[Any]) -> None:
     check(cls, space, "discrete", [[], []], [[], [(3, edit)]])
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 @settings(max_examples=15)
 @given(data=st.data())
-def test_any_edits_at_any_time(cls, data):
+def test_any_edits_at_any_time(cls: type[Any], data: Any) -> None:
     space, action = (
         data.draw(st.sampled_from(["box", "dict"])),
         data.draw(st.sampled_from(["box_6", "discrete", "multi_discrete"])),
@@ -53,7 +54,7 @@ class Editing(gym.Wrapper):
     policy: Any = None
     steps = 0
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.steps += 1
         if self.steps == 7:
             for parameter in self.policy.parameters():
@@ -65,7 +66,7 @@ class Editing(gym.Wrapper):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_an_environment_may_change_the_numbers_and_memory_of_parameters(cls):
+def test_an_environment_may_change_the_numbers_and_memory_of_parameters(cls: type[Any]) -> None:
     env = Editing(gym.make("Pendulum-v1"))
     model = cls("MlpPolicy", env, **{**OPTIONS[cls], "n_steps": 16})
     env.policy = model.policy

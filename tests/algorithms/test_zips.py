@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,11 +20,11 @@ from toy_environments import toy
 
 from sb3_policyopt import PPO, TRPO
 
-SMALL = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}
-OURS = {"PPO": PPO, "TRPO": TRPO}
-STOCK = {"PPO": StockPPO, "TRPO": ContribTRPO}
+SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}
+OURS: dict[str, Any] = {"PPO": PPO, "TRPO": TRPO}
+STOCK: dict[str, Any] = {"PPO": StockPPO, "TRPO": ContribTRPO}
 # name: class, environment, arguments
-MODELS = {
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ppo": ("PPO", "CartPole-v1", {}),
     "ppo, everything ours": (
         "PPO",
@@ -61,12 +63,14 @@ MODELS = {
 
 
 def observations(env_id: str) -> np.ndarray:
-    width = gym.make(env_id).observation_space.shape[0]
+    shape = gym.make(env_id).observation_space.shape
+    assert shape is not None
+    width = shape[0]
     return np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each of MODELS, trained and saved; and what stock SB3 did with its zip in a process without this package."""
     folder = tmp_path_factory.mktemp("zips")
     models, jobs = {}, []
@@ -88,7 +92,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_stock_sb3_opens_our_zip(name, saved):
+def test_stock_sb3_opens_our_zip(name: str, saved: Any) -> None:
     model, _, stock = saved[name]
     actions, _ = model.predict(observations(MODELS[name][1]), deterministic=True)
     np.testing.assert_allclose(stock["actions"], actions, rtol=1e-6)
@@ -104,7 +108,7 @@ def test_stock_sb3_opens_our_zip(name, saved):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_our_model_goes_on_from_our_zip_and_from_stock_sb3s(name, saved):
+def test_our_model_goes_on_from_our_zip_and_from_stock_sb3s(name: str, saved: Any) -> None:
     model, path, _ = saved[name]
     cls, env_id, _ = MODELS[name]
     same = OURS[cls].load(path, env=gym.make(env_id), device="cpu")
@@ -130,7 +134,7 @@ def test_our_model_goes_on_from_our_zip_and_from_stock_sb3s(name, saved):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_pickle_names_this_package(name, saved):
+def test_no_pickle_names_this_package(name: str, saved: Any) -> None:
     with zipfile.ZipFile(saved[name][1].with_suffix(".zip")) as archive:
         data = json.loads(archive.read("data"))
         for member in archive.namelist():
@@ -143,7 +147,7 @@ def test_no_pickle_names_this_package(name, saved):
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_our_model_goes_on_exactly_as_stock_sb3_would(cls, tmp_path):
+def test_our_model_goes_on_exactly_as_stock_sb3_would(cls: str, tmp_path: Path) -> None:
     """Stock zips open in ours, with parameters, optimizer state and counters."""
     stock = STOCK[cls]("MlpPolicy", "CartPole-v1", **SMALL).learn(128)
     stock.save(tmp_path / "stock")
@@ -163,7 +167,7 @@ def test_our_model_goes_on_exactly_as_stock_sb3_would(cls, tmp_path):
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_the_zoos_custom_objects_load(cls, tmp_path):
+def test_the_zoos_custom_objects_load(cls: str, tmp_path: Path) -> None:
     """rl-zoo3's enjoy loads with a zero learning rate and clip range, so that no schedule is unpickled."""
     OURS[cls]("MlpPolicy", "CartPole-v1", **{**SMALL, "learning_rate": "lin_0.001"}).learn(64).save(tmp_path / "model")
     custom_objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
@@ -173,7 +177,7 @@ def test_the_zoos_custom_objects_load(cls, tmp_path):
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_arguments_given_to_load_win_over_the_zip(cls, tmp_path):
+def test_arguments_given_to_load_win_over_the_zip(cls: str, tmp_path: Path) -> None:
     OURS[cls]("MlpPolicy", toy(), target_kl="lin_0.05", **SMALL).learn(256).save(tmp_path / "model")
     model = OURS[cls].load(tmp_path / "model", env=toy(), target_kl=0.03, value_target="td_zero", device="cpu")
     model.learn(256)
@@ -184,7 +188,7 @@ def test_arguments_given_to_load_win_over_the_zip(cls, tmp_path):
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_a_model_loads_without_an_environment(cls, tmp_path):
+def test_a_model_loads_without_an_environment(cls: str, tmp_path: Path) -> None:
     OURS[cls]("MlpPolicy", "CartPole-v1", **SMALL).learn(64).save(tmp_path / "model")
     model = OURS[cls].load(tmp_path / "model", device="cpu")
     assert model.predict(observations("CartPole-v1"))[0].shape == (20,)
@@ -193,7 +197,7 @@ def test_a_model_loads_without_an_environment(cls, tmp_path):
 
 
 @pytest.mark.parametrize("cls", OURS)
-def test_get_and_set_parameters(cls, engine, tmp_path):
+def test_get_and_set_parameters(cls: str, engine: str, tmp_path: Path) -> None:
     """In place: the engine's vector, the policy and the optimizer stay one."""
     first, second = (OURS[cls]("MlpPolicy", toy(), engine=engine, **{**SMALL, "n_steps": 32, "seed": seed}) for seed in (0, 1))
     first.learn(128)
@@ -214,7 +218,7 @@ def test_get_and_set_parameters(cls, engine, tmp_path):
     assert th.equal(*results)
 
 
-def test_the_clip_range_stays_a_schedule_of_sb3s(tmp_path):
+def test_the_clip_range_stays_a_schedule_of_sb3s(tmp_path: Path) -> None:
     PPO("MlpPolicy", toy(), clip_range="lin_0.3", **SMALL).save(tmp_path / "model")
     stock = StockPPO.load(tmp_path / "model", device="cpu")
     assert isinstance(stock.clip_range, FloatSchedule) and stock.clip_range(0.5) == pytest.approx(0.15)

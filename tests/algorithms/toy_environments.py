@@ -15,7 +15,7 @@ from benchmarks.environments import ToyEnv
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)
-OBSERVATION_SPACES: dict[str, spaces.Space] = {
+OBSERVATION_SPACES: dict[str, spaces.Space[Any]] = {
     "box": VECTOR,
     "matrix": spaces.Box(-1, 1, (2, 3), np.float32),
     "discrete": spaces.Discrete(5),
@@ -31,7 +31,7 @@ def box(dimensions: int) -> spaces.Box:
     return spaces.Box(-1, 1, (dimensions,), np.float32)
 
 
-ACTION_SPACES: dict[str, spaces.Space] = {
+ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "box_1": box(1),
     "box_6": box(6),
     "box_17": box(17),
@@ -42,7 +42,7 @@ ACTION_SPACES: dict[str, spaces.Space] = {
 
 
 def toy(
-    observation: spaces.Space = VECTOR, action: spaces.Space = ACTION_SPACES["box_1"], n_envs: int = 4, seed: int = 0
+    observation: spaces.Space[Any] = VECTOR, action: spaces.Space[Any] = ACTION_SPACES["box_1"], n_envs: int = 4, seed: int = 0
 ) -> VecEnv:
     """Vectorised :class:`ToyEnv`."""
     return make_vec_env(lambda: ToyEnv(observation, action), n_envs, seed=seed)

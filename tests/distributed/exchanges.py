@@ -5,6 +5,7 @@ The collective operations of the ranks in one of two ways, ``exchanges.py WAY``:
 
 import json
 import sys
+from typing import Any
 
 import torch as th
 
@@ -15,18 +16,18 @@ DTYPES = (th.float32, th.float64, th.int64)
 SIZES = (0, 1, 1000, shared_memory.CAPACITY // 4, 3 + shared_memory.CAPACITY // 4, 1, 2)
 
 
-def take(way):
+def take(way: Any) -> None:
     """Let the ranks believe that each is on a host of its own, or not."""
     if way == "several_hosts":
         shared_memory.host = lambda: f"host {launcher.rank()}"
 
 
-def said(rank, size, dtype):
+def said(rank: int, size: int, dtype: Any) -> Any:
     """Numbers of a rank: sums and maxima of them are exact."""
     return (th.arange(size) * 7 % 101 * (1 if rank % 2 else -1) + 1000 * rank).to(dtype)
 
 
-def everything(rank, world_size):
+def everything(rank: int, world_size: int) -> Any:
     """Whether each exchange gives what it should, by name."""
     results = {}
     for size in SIZES:

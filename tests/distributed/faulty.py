@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import gymnasium as gym
 import torch as th
@@ -14,11 +15,11 @@ from sb3_policyopt.parallel import launcher
 
 
 class Unlucky(gym.Wrapper):
-    def __init__(self, env, what):
+    def __init__(self, env: Any, what: Any) -> None:
         super().__init__(env)
         self.what, self.steps = what, 0
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.steps += 1
         if self.steps == 100:
             if self.what == "killed":

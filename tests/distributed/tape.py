@@ -7,10 +7,11 @@ same in one process. For what the ways are see ``exchanges.py``.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,9 +24,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.models.model import Decision
 from sb3_policyopt.parallel import launcher
 
-ACTIONS: dict[str, spaces.Space] = {"box": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}
+ACTIONS: dict[str, spaces.Space[Any]] = {"box": spaces.Box(-1, 1, (2,), np.float32), "discrete": spaces.Discrete(3)}
 TAPE = 400
 N_STEPS = 12
 
@@ -44,11 +46,11 @@ class Tape(gym.Env):
         self.length = 1000 if constant else 5 + number
         self.position = self.age = 0
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.age = 0
         return self.observations[self.position], {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.position += 1
         self.age += 1
         ended, by_time = self.age >= self.length, bool(self.position % 2)
@@ -107,23 +109,29 @@ def order(rank: int, number: int, size: int) -> np.ndarray:
     return np.random.RandomState(1000 * rank + number).permutation(size)
 
 
-class OnTape:
+if TYPE_CHECKING:
+    MixedIn: Any  # what a class has that it is mixed into, is not known here
+else:
+    MixedIn = object
+
+
+class OnTape(MixedIn):
     """Mixed into an algorithm: acts as the tape says."""
 
-    def prepare_engine(self):
+    def prepare_engine(self) -> Any:
         engine = super().prepare_engine()
         assert engine.name == self.engine_name
         engine.act = self.act_by_tape
         return engine
 
-    def act_by_tape(self, observations):
+    def act_by_tape(self, observations: Any, context: Any) -> Any:
         positions = self.env.get_attr("position")
         actions = np.stack([self.tapes[i][position] for i, position in enumerate(positions)])
         with th.no_grad():
             values, log_prob, _ = self.policy.evaluate_actions(th.as_tensor(observations), th.as_tensor(actions))
-        return actions, values.flatten().cpu().numpy(), log_prob.cpu().numpy()
+        return Decision(actions, values.flatten().cpu().numpy(), log_prob.cpu().numpy())
 
-    def train(self):
+    def train(self) -> None:
         """Remember the mean KL of the last update over this process's states, by torch's own formula."""
         if self.bad_tape in self.numbers:
             self.rollout_buffer.returns[0, self.numbers.index(self.bad_tape)] = np.nan
@@ -138,14 +146,14 @@ class OnTape:
         self.last_metrics = dict(self.logger.name_to_value)
 
 
-class InOneProcess:
+class InOneProcess(MixedIn):
     """Mixed into an algorithm: takes in one minibatch what the ranks take at a time."""
 
-    def passes(self, data, n_passes, normalized=False) -> Iterator[Iterator[Any]]:
+    def passes(self, data: Any, n_passes: int, normalized: bool = False) -> Iterator[Iterator[Any]]:
         (rollout,) = data.whole()
         return (self.one_pass(rollout, normalized and self.normalize_advantage) for _ in range(n_passes))
 
-    def one_pass(self, rollout, normalized) -> Iterator[Any]:
+    def one_pass(self, rollout: Any, normalized: Any) -> Iterator[Any]:
         parts, start = [], 0
         for rank, (n_envs, size) in enumerate(zip(self.rank_n_envs, self.rank_batch_sizes, strict=True)):
             rows = start + order(rank, self.n_passes, n_envs * N_STEPS)
@@ -157,15 +165,19 @@ class InOneProcess:
             yield batch.normalized() if normalized else batch
 
 
-def build(case: Case, numbers: range, ranks: list[int], *mixins: type):
+def monitored(number: int, actions: str, constant: bool) -> gym.Env[Any, Any]:
+    return Monitor(Tape(number, actions, constant))
+
+
+def build(case: Case, numbers: range, ranks: list[int], *mixins: type) -> Any:
     """
     :param case: what to train
     :param numbers: of the tapes
     :param ranks: to which rank each of them belongs
     :param mixins: how
     """
-    envs = [
-        lambda number=number, rank=rank: Monitor(Tape(number, case.actions, rank == case.constant_rank))
+    envs: list[Callable[[], gym.Env[Any, Any]]] = [
+        partial(monitored, number, case.actions, rank == case.constant_rank)
         for number, rank in zip(numbers, ranks, strict=True)
     ]
     algorithm = type(f"{case.algorithm.__name__}OnTape", (*mixins, OnTape, case.algorithm), {})
@@ -188,7 +200,7 @@ def build(case: Case, numbers: range, ranks: list[int], *mixins: type):
     return model
 
 
-def results(model) -> dict[str, Any]:
+def results(model: Any) -> dict[str, Any]:
     optimizer = model.policy.optimizer.state_dict()["state"]
     env = model.get_vec_normalize_env()
     return {

@@ -36,7 +36,7 @@ def others_end(what: str, unlucky: int, timeout: int) -> list[Ended]:
         pytest.param("absent", 1, 30, "rank 1 did not start training within 30 s", id="absent", marks=slow),
     ],
 )
-def test_every_other_rank_names_the_one_that_was_lost(what, unlucky, timeout, said):
+def test_every_other_rank_names_the_one_that_was_lost(what: str, unlucky: int, timeout: int, said: str) -> None:
     for ended in others_end(what, unlucky, timeout):
         assert ended.code == 1, ended.output
         error = ended.output.strip().splitlines()[-1]
@@ -45,7 +45,7 @@ def test_every_other_rank_names_the_one_that_was_lost(what, unlucky, timeout, sa
 
 
 @slow
-def test_torchrun_ends_all_and_the_rank_is_named():
+def test_torchrun_ends_all_and_the_rank_is_named() -> None:
     ended = torchrun(2, HERE / "faulty.py", "raises", 1, timeout=PATIENCE)
     assert ended.code == 1
     assert "ZeroDivisionError: the simulator fell over" in ended.output

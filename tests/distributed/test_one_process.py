@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +35,7 @@ from sb3_policyopt.parallel.rollouts import increment
 from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.rollout.minibatches import RolloutData
 
-LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+LAUNCHER: dict[str, Any] = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 LEARN = """
 import torch.distributed as dist
 from sb3_policyopt import PPO
@@ -45,12 +48,12 @@ assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("launcher", [{"WORLD_SIZE": "8"}, LAUNCHER], ids=["no_launcher", "one_rank"])
-def test_nothing_is_initialised(launcher):
+def test_nothing_is_initialised(launcher: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", LEARN], env=surroundings(**launcher), check=True, timeout=600)
 
 
 @pytest.fixture
-def as_rank(monkeypatch):
+def as_rank(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend to be one of three ranks, as far as one can without meeting the others."""
 
     def pretend(rank: int) -> None:
@@ -61,7 +64,7 @@ def as_rank(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-3", "inf", "nan"])
-def test_a_timeout_must_be_a_number_of_seconds(monkeypatch, text):
+def test_a_timeout_must_be_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(launcher.TIMEOUT, text)
     with pytest.raises(ValueError, match=f"{launcher.TIMEOUT} must be a positive number of seconds, got '{text}'"):
         launcher.timeout()
@@ -70,10 +73,12 @@ def test_a_timeout_must_be_a_number_of_seconds(monkeypatch, text):
 def first_observations(n_envs: int, seed: int) -> np.ndarray:
     env = make_vec_env("CartPole-v1", n_envs=n_envs)
     PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=seed)
-    return env.reset()
+    observations = env.reset()
+    assert isinstance(observations, np.ndarray)
+    return observations
 
 
-def test_the_environments_of_all_ranks_are_seeded_as_those_of_one_process(as_rank):
+def test_the_environments_of_all_ranks_are_seeded_as_those_of_one_process(as_rank: Any) -> None:
     one_process = first_observations(6, seed=7)
     for rank in range(3):
         as_rank(rank)
@@ -89,13 +94,13 @@ class OnRank0(Custom):
     rank_zero_only = True
 
 
-def names(callback) -> list[str]:
+def names(callback: Any) -> list[str]:
     if isinstance(callback, CallbackList):
         return [name for child in callback.callbacks for name in names(child)]
     return [type(callback).__name__]
 
 
-def some_callbacks():
+def some_callbacks() -> Any:
     return [
         Custom(),
         OnRank0(),
@@ -108,7 +113,7 @@ def some_callbacks():
     ]
 
 
-def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(as_rank):
+def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(as_rank: Any) -> None:
     as_rank(0)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
     user_callbacks = ["Custom", "OnRank0", "RunRecorder", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
@@ -120,7 +125,7 @@ def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(
     assert bar is False
 
 
-def test_the_progress_bar_counts_the_steps_of_all_ranks():
+def test_the_progress_bar_counts_the_steps_of_all_ranks() -> None:
     bar = ProgressBar()
     bar.model = type("Model", (), {"num_timesteps": 100})()
     bar.locals = {"total_timesteps": 700}
@@ -133,7 +138,7 @@ def test_the_progress_bar_counts_the_steps_of_all_ranks():
     bar.on_training_end()
 
 
-def test_only_rank_0_writes_the_model(as_rank, tmp_path):
+def test_only_rank_0_writes_the_model(as_rank: Any, tmp_path: Path) -> None:
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8)
     as_rank(1)
     model.save(tmp_path / "model.zip")
@@ -147,7 +152,7 @@ numbers = st.floats(-1e3, 1e3)
 
 
 @given(st.lists(numbers, max_size=20), st.lists(numbers, min_size=1, max_size=20))
-def test_what_was_added_to_a_running_mean_is_recovered(before, added):
+def test_what_was_added_to_a_running_mean_is_recovered(before: Any, added: Any) -> None:
     moments = RunningMeanStd()
     if before:
         moments.update(np.array(before))
@@ -160,13 +165,13 @@ def test_what_was_added_to_a_running_mean_is_recovered(before, added):
     assert found.var == pytest.approx(np.var(added), abs=1e-6)
 
 
-def test_nothing_was_added():
+def test_nothing_was_added() -> None:
     moments = RunningMeanStd(shape=(2,))
     assert increment(moments, moments.copy()).count == 0
 
 
 @pytest.fixture(scope="module")
-def n_ranks():
+def n_ranks() -> Iterator[Any]:
     """Several ranks, all of which have what this process has; without any connection."""
     n = 2
     with pytest.MonkeyPatch.context() as patch:
@@ -175,26 +180,26 @@ def n_ranks():
         yield n
 
 
-def batch_of(advantages) -> Batch:
+def batch_of(advantages: Any) -> Batch[Any]:
     """A minibatch of which only the advantages matter."""
     column = np.zeros(len(advantages), np.float32)
     return Batch(column, column, column, column, advantages, column)
 
 
-class Given(RolloutData):
+class Given(RolloutData[Any]):
     """Passes with the given minibatches."""
 
-    def __init__(self, *passes) -> None:
+    def __init__(self, *passes: Any) -> None:
         self.passes = iter(passes)
 
-    def whole(self):
+    def whole(self) -> Iterator[Batch[Any]]:
         raise NotImplementedError
 
-    def minibatches(self, batch_size, normalized):
+    def minibatches(self, batch_size: int, normalized: Any) -> Any:
         return iter(next(self.passes))
 
 
-def normalized_together(pieces) -> list[np.ndarray]:
+def normalized_together(pieces: Any) -> list[np.ndarray]:
     """The advantages of the minibatches that this rank takes in one pass."""
     (one_pass,) = passes(Given([batch_of(piece) for piece in pieces]), batch_size=8, n_passes=1, normalized=True)
     return [np.asarray(batch.advantages) for batch in one_pass]
@@ -207,7 +212,9 @@ def normalized_together(pieces) -> list[np.ndarray]:
     deviation=st.floats(1e-2, 1e3),
     as_tensor=st.booleans(),
 )
-def test_minibatches_are_normalised_together_as_each_by_itself(n_ranks, seed, sizes, mean, deviation, as_tensor):
+def test_minibatches_are_normalised_together_as_each_by_itself(
+    n_ranks: int, seed: int, sizes: Any, mean: Any, deviation: Any, as_tensor: Any
+) -> None:
     rng = np.random.default_rng(seed)
     pieces = [(mean + deviation * rng.standard_normal(size)).astype(np.float32) for size in sizes]
     one = next(i for i, piece in enumerate(pieces) if len(piece))
@@ -222,12 +229,12 @@ def test_minibatches_are_normalised_together_as_each_by_itself(n_ranks, seed, si
                 np.testing.assert_allclose(normal, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_equal_advantages_become_zero(n_ranks):
+def test_equal_advantages_become_zero(n_ranks: int) -> None:
     for normal in normalized_together([np.full(5, 3.0, np.float32), np.full(7, -2.0, np.float32)]):
         np.testing.assert_allclose(normal, 0, atol=1e-6)
 
 
-def test_a_buffer_that_gives_more_minibatches_than_before_is_refused(n_ranks):
+def test_a_buffer_that_gives_more_minibatches_than_before_is_refused(n_ranks: int) -> None:
     """The ranks agreed in the first pass on how many they take together."""
     row = batch_of(np.arange(4.0, dtype=np.float32))
     three = passes(Given([row] * 3, [row] * 2, [row] * 4), batch_size=8, n_passes=3, normalized=True)
@@ -243,14 +250,16 @@ class Own(TrustRegion):
     size, fisher_size = 30, 10
     surrogate, gradient = 2.0, th.ones(3)
 
-    def fisher(self, vector):
+    def fisher(self, vector: Any) -> Any:
         return 5 * vector
 
-    def evaluate(self):
+    def evaluate(self) -> Any:
         return 4.0, 8.0
 
 
-def test_a_rank_counts_by_its_share_of_the_transitions_and_of_those_of_the_fisher_matrix(monkeypatch):
+def test_a_rank_counts_by_its_share_of_the_transitions_and_of_those_of_the_fisher_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The other rank has 10 and 5, and here nothing to say: shares of 30/40 and 10/15."""
     monkeypatch.setattr(leader, "gather", lambda mine: [mine, (10, 5)])
     monkeypatch.setattr(leader, "sum_", lambda tensor: tensor)

@@ -1,5 +1,8 @@
 """A distributed training goes on from its checkpoint: after a kill to the same bits, and with another number of ranks."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from launch import HERE, run, torchrun
@@ -10,19 +13,19 @@ STEPS = 640
 """Of all ranks; a rollout of 2 ranks takes 2 · 2 · 32 = 128 of them, one of 3 ranks 192."""
 
 
-def results(folder, n_ranks):
+def results(folder: Path, n_ranks: int) -> Any:
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(n_ranks)]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("uninterrupted")
     ended = run(2, "resumes.py", folder, STEPS)
     assert [rank.code for rank in ended] == [0, 0], ended
     return results(folder, 2)
 
 
-def test_torchrun_restarts_a_killed_rank_and_training_comes_to_the_same_bits(tmp_path, uninterrupted):
+def test_torchrun_restarts_a_killed_rank_and_training_comes_to_the_same_bits(tmp_path: Path, uninterrupted: Any) -> None:
     ended = torchrun(2, HERE / "resumes.py", tmp_path, STEPS, 300, max_restarts=2)
     assert ended.code == 0, ended.output
     assert "exitcode: -9" in ended.output or "Signal 9" in ended.output
@@ -33,7 +36,7 @@ def test_torchrun_restarts_a_killed_rank_and_training_comes_to_the_same_bits(tmp
 
 
 @pytest.mark.parametrize("n_before, n_after", [(2, 3), (3, 1), (1, 2)])
-def test_another_number_of_ranks_goes_on(tmp_path, n_before, n_after):
+def test_another_number_of_ranks_goes_on(tmp_path: Path, n_before: int, n_after: int) -> None:
     # From 2 to 3 ranks 640 = 256 + 2 · 192, from 3 to 1 it is 384 + 4 · 64, from 1 to 2 it is 256 + 3 · 128.
     assert [rank.code for rank in run(n_before, "resumes.py", tmp_path, 256)] == [0] * n_before
     ended = run(n_after, "resumes.py", tmp_path, STEPS)

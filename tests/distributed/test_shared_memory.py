@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,20 +23,21 @@ here_only = pytest.mark.skipif(mailboxes.host() is None, reason="needs Linux on 
 DTYPES = st.sampled_from([np.float32, np.float64, np.int64])
 
 
-def ignore(seconds):
+def ignore(seconds: float) -> None:
     """Report no failure."""
 
 
 @contextmanager
-def memory(n):
+def memory(n: int) -> Iterator[Any]:
     place = mailboxes.create(n)
+    assert place is not None
     try:
         yield place
     finally:
         os.close(place.descriptor)
 
 
-def on_all_ranks(n, speak, check=ignore):
+def on_all_ranks(n: int, speak: Any, check: Any = ignore) -> Any:
     """What ``speak(mailboxes, rank)`` returns on each of n ranks, which here are threads."""
     with memory(n) as place, ThreadPoolExecutor(n) as pool:
         boxes = [Mailboxes(place, rank, [os.getpid()] * n, check) for rank in range(n)]
@@ -43,7 +46,7 @@ def on_all_ranks(n, speak, check=ignore):
 
 @pytest.mark.parametrize("way", [pytest.param("one_host", marks=here_only), "several_hosts"])
 @pytest.mark.parametrize("n", [2, 3])
-def test_all_exchanges_give_what_they_say(n, way):
+def test_all_exchanges_give_what_they_say(n: int, way: str) -> None:
     for ended in run(n, "exchanges.py", way):
         assert ended.code == 0, ended.output
         assert json.loads(ended.output.splitlines()[-1]) == {"in memory": way == "one_host", "wrong": []}
@@ -51,11 +54,11 @@ def test_all_exchanges_give_what_they_say(n, way):
 
 @here_only
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 300), DTYPES), max_size=6), st.integers(0, 2**32 - 1))
-def test_sums_have_the_same_bits_on_all_ranks(n, messages, seed):
+def test_sums_have_the_same_bits_on_all_ranks(n: int, messages: Any, seed: int) -> None:
     random = np.random.default_rng(seed)
     said = [[(1000 * random.standard_normal((n, size))).astype(dtype) for size, dtype in messages] for _ in range(2)]
 
-    def speak(boxes, rank):
+    def speak(boxes: Any, rank: int) -> Any:
         sums, maxima = ([message[rank].copy() for message in messages] for messages in said)
         for one, other in zip(sums, maxima, strict=True):
             boxes.reduce_(one, np.add)
@@ -73,8 +76,8 @@ def test_sums_have_the_same_bits_on_all_ranks(n, messages, seed):
 
 
 @here_only
-def test_a_rank_that_hurries_overwrites_nothing_that_others_still_read():
-    def speak(boxes, rank):
+def test_a_rank_that_hurries_overwrites_nothing_that_others_still_read() -> None:
+    def speak(boxes: Any, rank: int) -> Any:
         sums = []
         for k in range(200):
             if (k + rank) % 7 == 0:
@@ -90,17 +93,17 @@ def test_a_rank_that_hurries_overwrites_nothing_that_others_still_read():
 
 @here_only
 @pytest.mark.parametrize("length", [0, 1, CAPACITY - 8, CAPACITY - 7])
-def test_a_message_is_gathered_if_it_fits(length):
+def test_a_message_is_gathered_if_it_fits(length: Any) -> None:
     messages = [b"x" * length, b"", b"yes"]
     for gathered in on_all_ranks(3, lambda boxes, rank: boxes.gather(messages[rank])):
         assert gathered == (messages if length <= CAPACITY - 8 else None)
 
 
 @here_only
-def test_a_waiting_rank_checks_the_others():
+def test_a_waiting_rank_checks_the_others() -> None:
     waited = []
 
-    def check(seconds):
+    def check(seconds: float) -> None:
         waited.append(seconds)
         if len(waited) == 2:
             raise RuntimeError("they will not come")
@@ -125,7 +128,7 @@ assert numbers == 3
 
 
 @here_only
-def test_what_a_process_has_said_counts_after_its_end_and_nothing_more_comes():
+def test_what_a_process_has_said_counts_after_its_end_and_nothing_more_comes() -> None:
     with memory(2) as place:
         other = subprocess.Popen([sys.executable, "-c", SPEAK_ONCE, json.dumps([place, os.getpid()])])
         boxes = Mailboxes(place, 0, [os.getpid(), other.pid], ignore)
@@ -142,7 +145,7 @@ def test_what_a_process_has_said_counts_after_its_end_and_nothing_more_comes():
 
 
 @here_only
-def test_memory_that_cannot_be_reached_is_refused(monkeypatch):
+def test_memory_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with memory(1) as place:
         Mailboxes(place, 0, [os.getpid()], ignore)
         for unreachable in (place._replace(host="elsewhere"), place._replace(descriptor=10_000)):
@@ -153,7 +156,7 @@ def test_memory_that_cannot_be_reached_is_refused(monkeypatch):
 
 
 @here_only
-def test_nothing_stays_behind():
+def test_nothing_stays_behind() -> None:
     before = set(os.listdir("/dev/shm"))
     with memory(2) as place:
         assert isinstance(place, Place)

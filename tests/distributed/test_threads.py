@@ -9,7 +9,7 @@ from launch import run
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="policies of threads are Linux's")
-def test_gloo_does_not_interrupt_the_training():
+def test_gloo_does_not_interrupt_the_training() -> None:
     for ended in run(2, "listener.py"):
         assert ended.code == 0, ended.output
         policies = json.loads(ended.output.splitlines()[-1])

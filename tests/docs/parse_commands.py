@@ -10,24 +10,26 @@ import io
 import json
 import runpy
 import sys
+from typing import Any
 
 
 class Parsed(BaseException):
     """The program has parsed its options; it ends here."""
 
 
-def parse_args(self, args=None, namespace=None):
+def parse_args(self: Any, args: Any = None, namespace: Any = None) -> None:
     """Parse as ever, then stop."""
     original(self, args, namespace)
     raise Parsed
 
 
-def answer(words):
+def answer(words: list[str]) -> str:
     """What a program says to its options."""
     program, arguments = words[0], words[1:]
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
+            code: Any
             if program == "sb3-policyopt":
                 code = main(arguments)
             else:
@@ -43,7 +45,8 @@ def answer(words):
 
 
 if __name__ == "__main__":
-    original, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, parse_args
+    original = argparse.ArgumentParser.parse_args
+    setattr(argparse.ArgumentParser, "parse_args", parse_args)  # noqa: B010 (to mypy a method cannot be assigned)
     from sb3_policyopt.cli.main import main
 
     answers = [answer(words) for words in json.load(sys.stdin)]

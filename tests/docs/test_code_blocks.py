@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def environment(folder: Path, hub: Hub | None = None) -> dict[str, str]:
 
 
 @pytest.fixture
-def hub():
+def hub() -> Iterator[Hub]:
     with Hub() as hub:
         hub.tokens = {"hf_me": "YOUR_NAME"}
         yield hub
@@ -89,7 +90,7 @@ def hub():
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [], id=page) for page in PYTHON_PAGES]
 )
-def test_python_blocks(page, tmp_path, hub):
+def test_python_blocks(page: str, tmp_path: Path, hub: Hub) -> None:
     """In order, in one process, in an empty folder; output that is quoted in a ``text`` block is compared."""
     code, expected = script(page, PRELUDES.get(page, ""), INSERTED.get(page, {}))
     (tmp_path / "page.py").write_text(code)
@@ -105,7 +106,7 @@ def test_python_blocks(page, tmp_path, hub):
             assert output.partition("\n")[2].strip() == quoted.strip(), f"{page}, block at line {line}"
 
 
-def test_every_command_is_parsed_by_its_program(tmp_path):
+def test_every_command_is_parsed_by_its_program(tmp_path: Path) -> None:
     """Options that do not exist, modules that are gone, targets that the Makefile lacks."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = set(re.findall(r"^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
@@ -157,7 +158,7 @@ def test_every_command_is_parsed_by_its_program(tmp_path):
 
 
 @pytest.mark.fast
-def test_no_entry_of_the_tables_is_out_of_date():
+def test_no_entry_of_the_tables_is_out_of_date() -> None:
     assert set(PRELUDES) | set(SLOW) <= set(PYTHON_PAGES)
     for beginning in SKIPPED:
         assert any(command.startswith(beginning) for _, _, command in EVERY_COMMAND), beginning
@@ -165,7 +166,7 @@ def test_no_entry_of_the_tables_is_out_of_date():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EXECUTED)
-def test_commands_of_a_page(page, tmp_path, hub):
+def test_commands_of_a_page(page: str, tmp_path: Path, hub: Hub) -> None:
     """In order, in one folder, with few timesteps. ``doctor`` may find something in so short a run."""
     for line, command in commands(page, inline=False):
         program, *arguments = words(command)
@@ -183,7 +184,7 @@ def test_commands_of_a_page(page, tmp_path, hub):
         assert done.returncode in allowed, f"{page}:{line}: {command}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
 
 
-def test_console_blocks(tmp_path):
+def test_console_blocks(tmp_path: Path) -> None:
     """The output that is quoted below each command, in one process."""
     (tmp_path / "logs" / "trpo" / "CartPole-v1_1").mkdir(parents=True)  # the run that the page has trained
     run = (

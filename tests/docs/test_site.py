@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from code_blocks import ROOT
@@ -12,7 +13,7 @@ pytest.importorskip("latex2mathml", reason="needs the extra docs")
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly(tmp_path):
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -18,22 +19,22 @@ UPDATES = 12
 class Scaled(gym.RewardWrapper):
     """Multiplies the reward."""
 
-    def __init__(self, env, factor):
+    def __init__(self, env: gym.Env[Any, Any], factor: float) -> None:
         super().__init__(env)
         self.factor = factor
 
-    def reward(self, reward):
+    def reward(self, reward: Any) -> float:
         return float(reward) * self.factor
 
 
 class OneOutlier(gym.RewardWrapper):
     """Unchanged rewards, except for a single very large one."""
 
-    def __init__(self, env, at):
+    def __init__(self, env: gym.Env[Any, Any], at: int) -> None:
         super().__init__(env)
         self.at, self.steps = at, 0
 
-    def reward(self, reward):
+    def reward(self, reward: Any) -> float:
         self.steps += 1
         return 1e6 if self.steps == self.at else float(reward)
 
@@ -41,11 +42,11 @@ class OneOutlier(gym.RewardWrapper):
 class EndsAtOnce(gym.Wrapper):
     """Ends every episode after one step, from some step on."""
 
-    def __init__(self, env, at):
+    def __init__(self, env: gym.Env[Any, Any], at: int) -> None:
         super().__init__(env)
         self.at, self.steps = at, 0
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         self.steps += 1
         obs, reward, terminated, truncated, info = self.env.step(action)
         return obs, reward, terminated or self.steps > self.at, truncated, info
@@ -54,30 +55,30 @@ class EndsAtOnce(gym.Wrapper):
 class Temptation(gym.Wrapper):
     """Rewards only pushes to the left: a policy that pushes left always has more reward at once and shorter episodes."""
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         obs, _, terminated, truncated, info = self.env.step(action)
         return obs, float(action == 0), terminated, truncated, info
 
 
-def cartpole():
+def cartpole() -> gym.Env[Any, Any]:
     return gym.make("CartPole-v1")
 
 
-def pendulum():
+def pendulum() -> gym.Env[Any, Any]:
     return gym.make("Pendulum-v1")
 
 
-def vanishing_coefficient(progress_remaining):
+def vanishing_coefficient(progress_remaining: float) -> float:
     """A wrong schedule: zero after the first third."""
     return 1e-3 if progress_remaining > 2 / 3 else 0.0
 
 
-def route():
+def route() -> gym.Env[Any, Any]:
     return gym.make("MaskedRoute-v0", side=4)
 
 
 # name: algorithm, environment, arguments of the constructor; "policy" is the name of its policy
-RUNS = {
+RUNS: dict[str, tuple[type[PPO] | type[TRPO], Callable[[], gym.Env[Any, Any]], dict[str, Any]]] = {
     "ppo healthy": (PPO, cartpole, {"n_steps": 512, "learning_rate": 1e-3, "gamma": 0.98}),
     "trpo healthy": (TRPO, cartpole, {"n_steps": 512}),
     "huge learning rate": (PPO, cartpole, {"learning_rate": 0.1}),
@@ -114,7 +115,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Callable[[str], Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from the name of a run to its folder, with ``progress.csv`` and its arguments in ``provenance.json``."""
     done: dict[str, Path] = {}
 

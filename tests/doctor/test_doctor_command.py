@@ -1,16 +1,19 @@
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sb3_policyopt.cli import main as command_line
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     return command_line.main(["doctor", *arguments])
 
 
-def test_command_on_a_healthy_run(trained):
+def test_command_on_a_healthy_run(trained: Callable[..., Any]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sb3_policyopt", "doctor", str(trained("ppo healthy"))], capture_output=True, text=True
     )
@@ -18,7 +21,7 @@ def test_command_on_a_healthy_run(trained):
     assert "Healthy: nothing looks wrong." in done.stdout
 
 
-def test_findings_in_plain_sentences(trained, capsys):
+def test_findings_in_plain_sentences(trained: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(trained("huge learning rate")), str(trained("ppo healthy"))]) == 1
     out = capsys.readouterr().out
     assert out.index("ERROR: Updates change the policy too much") < out.index("Healthy: nothing looks wrong.")
@@ -29,7 +32,9 @@ def test_findings_in_plain_sentences(trained, capsys):
 @pytest.mark.parametrize(
     "content, words", [(None, "There is no run folder"), ("time/total_timesteps,a\n1,2\n", "holds no update")]
 )
-def test_mistakes_are_reported_in_one_sentence(tmp_path, capsys, content, words):
+def test_mistakes_are_reported_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str
+) -> None:
     folder = tmp_path / "run"
     if content:
         folder.mkdir()
@@ -39,7 +44,7 @@ def test_mistakes_are_reported_in_one_sentence(tmp_path, capsys, content, words)
     assert words in error and error.count("\n") == 1
 
 
-def test_missing_extra_is_named_with_the_pip_line():
+def test_missing_extra_is_named_with_the_pip_line() -> None:
     code = "import sys; sys.modules['pandas'] = None; from sb3_policyopt.__main__ import main; sys.exit(main(['doctor', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2

@@ -1,4 +1,7 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,12 +47,12 @@ WITHOUT_A_RUN = {  # tests of their own, below
 }
 
 
-def found(folder):
+def found(folder: Path) -> dict[str, Any]:
     return {finding.rule: finding for finding in examine(read_run(folder)).findings}
 
 
 @pytest.mark.parametrize("name", PROVOKED)
-def test_rule_is_provoked_by_a_real_run(trained, name):
+def test_rule_is_provoked_by_a_real_run(trained: Callable[..., Any], name: str) -> None:
     findings = found(trained(name))
     assert PROVOKED[name] <= set(findings)
     for finding in findings.values():
@@ -57,19 +60,19 @@ def test_rule_is_provoked_by_a_real_run(trained, name):
         assert finding.what and finding.advice and finding.source
 
 
-def test_every_rule_has_a_test_that_provokes_it():
+def test_every_rule_has_a_test_that_provokes_it() -> None:
     assert {rule.name for rule in rules_of("")} == set().union(*PROVOKED.values()) | WITHOUT_A_RUN
 
 
 @pytest.mark.parametrize("name", ["ppo healthy", "trpo healthy", "masks healthy", "memory healthy"])
-def test_healthy_run_has_no_finding(trained, name):
+def test_healthy_run_has_no_finding(trained: Callable[..., Any], name: str) -> None:
     report = examine(read_run(trained(name)))
     assert report.findings == ()
     assert len(report.made) >= 12
     assert "Healthy: nothing looks wrong." in to_text(report)
 
 
-def test_numbers_of_the_evidence_are_those_of_the_log(trained):
+def test_numbers_of_the_evidence_are_those_of_the_log(trained: Callable[..., Any]) -> None:
     folder = trained("huge learning rate")
     kl = pd.read_csv(folder / "progress.csv")["train/approx_kl"]
     evidence = found(folder)["exploding_kl"].evidence
@@ -77,7 +80,7 @@ def test_numbers_of_the_evidence_are_those_of_the_log(trained):
     assert f"median {kl.median():.3g}, largest {kl.max():.3g}" in evidence
 
 
-def write(folder, rows):
+def write(folder: Path, rows: list[Any]) -> Path:
     logger = configure(str(folder), ["csv"])
     for row in rows:
         for key, value in row.items():
@@ -87,19 +90,19 @@ def write(folder, rows):
     return folder
 
 
-def test_nonfinite_metrics(tmp_path):
+def test_nonfinite_metrics(tmp_path: Path) -> None:
     rows = [{STEPS: 10 * i, "train/loss": float("nan") if i > 2 else 0.1, "train/value_loss": 1.0} for i in range(1, 6)]
     finding = found(write(tmp_path, rows))["nonfinite_metrics"]
     assert finding.evidence == "From step 30 on: train/loss in 3 rows."
 
 
-def test_explained_variance_may_be_undefined(tmp_path):
+def test_explained_variance_may_be_undefined(tmp_path: Path) -> None:
     """SB3 logs nan where all returns are equal."""
     rows = [{STEPS: 10 * i, "train/explained_variance": float("nan"), "train/loss": 1.0} for i in range(1, 6)]
     assert "nonfinite_metrics" not in found(write(tmp_path, rows))
 
 
-def test_skipped_updates(tmp_path):
+def test_skipped_updates(tmp_path: Path) -> None:
     rows = [{STEPS: i, "train/skipped_updates": 2.0 * (i == 7), "train/loss": 1.0} for i in range(1, 21)]
     finding = found(write(tmp_path, rows))["skipped_updates"]
     assert finding.severity == "warning" and "1 of 20 rows, 2 at most" in finding.evidence
@@ -107,11 +110,11 @@ def test_skipped_updates(tmp_path):
 
 @pytest.mark.parametrize("version", ["words", "indicators"])
 @pytest.mark.parametrize(("reason", "advice"), [("kl_exceeded", "grows faster"), ("zero_step", "gradient is zero")])
-def test_why_steps_are_rejected(tmp_path, version, reason, advice):
+def test_why_steps_are_rejected(tmp_path: Path, version: str, reason: str, advice: str) -> None:
     """Of ten steps seven are refused for one reason, one for another; earlier versions logged the reason as a word."""
     rows = []
     for i, outcome in enumerate([reason] * 7 + ["no_improvement", "accepted", "accepted"]):
-        told = {f"train/line_search_{name}": float(name == outcome) for name in REASONS}
+        told: dict[str, Any] = {f"train/line_search_{name}": float(name == outcome) for name in REASONS}
         if version == "words":
             told = {"train/line_search_reason": outcome}
         rows.append({STEPS: i, "train/is_line_search_success": float(outcome == "accepted"), **told})
@@ -120,25 +123,25 @@ def test_why_steps_are_rejected(tmp_path, version, reason, advice):
     assert advice in finding.advice
 
 
-def make_model(**arguments):
+def make_model(**arguments: Any) -> Any:
     return PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0, n_epochs=1, **arguments)
 
 
 class PowerCut(BaseCallback):
-    def _on_step(self):
+    def _on_step(self) -> bool:
         if self.num_timesteps == 300:
             raise RuntimeError("power cut")
         return True
 
 
-def test_run_that_broke_off(tmp_path):
+def test_run_that_broke_off(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path)
     with pytest.raises(RuntimeError, match="power cut"):
         make_model(n_steps=64).learn(1000, callback=[recorder, PowerCut()])
     assert "step 256 of 1000 (26%)" in found(tmp_path)["stopped_early"].evidence
 
 
-def test_run_that_came_to_its_end(tmp_path):
+def test_run_that_came_to_its_end(tmp_path: Path) -> None:
     make_model(n_steps=64).learn(256, callback=RunRecorder(tmp_path))
     assert json.loads((tmp_path / "provenance.json").read_text())["finished"]
     report = examine(read_run(tmp_path))
@@ -147,7 +150,7 @@ def test_run_that_came_to_its_end(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*mini-batch")
 @pytest.mark.parametrize("given", [{"batch_size": 48}, {}], ids=["given", "default"])
-def test_truncated_minibatch(tmp_path, given):
+def test_truncated_minibatch(tmp_path: Path, given: dict[str, Any]) -> None:
     """100 = 2 · 48 + 4 = 64 + 36; of its divisors 50 is nearest to both."""
     make_model(n_steps=100, **given).learn(300, callback=RunRecorder(tmp_path, {"n_steps": 100, **given}))
     finding = found(tmp_path)["truncated_minibatch"]
@@ -155,13 +158,13 @@ def test_truncated_minibatch(tmp_path, given):
     assert f"a rest of {rest}." in finding.evidence and "e.g. 50." in finding.advice
 
 
-def test_dividing_batch_size_is_fine(tmp_path):
+def test_dividing_batch_size_is_fine(tmp_path: Path) -> None:
     make_model(n_steps=96, batch_size=48).learn(288, callback=RunRecorder(tmp_path, {"n_steps": 96, "batch_size": 48}))
     report = examine(read_run(tmp_path))
     assert "truncated_minibatch" in report.made and not {f.rule for f in report.findings} & {"truncated_minibatch"}
 
 
-def test_normalised_rewards_have_no_unsuitable_scale(tmp_path):
+def test_normalised_rewards_have_no_unsuitable_scale(tmp_path: Path) -> None:
     rows = [{STEPS: i, "train/value_loss": 1e9, "train/explained_variance": 0.9} for i in range(1, 6)]
     write(tmp_path, rows)
     assert "reward_scale" in found(tmp_path)
@@ -170,7 +173,7 @@ def test_normalised_rewards_have_no_unsuitable_scale(tmp_path):
         assert ("reward_scale" not in found(tmp_path)) == silent
 
 
-def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path):
+def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path: Path) -> None:
     """The same metrics give findings in a run that did not learn."""
     sick = [
         {"train/explained_variance": -0.5, "train/entropy_loss": -0.7 * 0.5**i, "train/clip_fraction": 0.1} for i in range(12)
@@ -207,7 +210,7 @@ CELLS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e-30, 1e30]))
 
 @pytest.mark.fast
 @given(st.data())
-def test_no_log_breaks_a_rule(data):
+def test_no_log_breaks_a_rule(data: Any) -> None:
     """For every log, each rule returns a finding or None."""
     columns = data.draw(st.lists(st.sampled_from(COLUMNS), min_size=1, unique=True))
     rows = data.draw(st.integers(1, 25))
@@ -225,7 +228,7 @@ def test_no_log_breaks_a_rule(data):
             optional={"batch_size": st.integers(1, 100), "n_steps": st.integers(1, 100), "n_timesteps": st.integers(1, 100)},
         )
     )
-    run = Run("run", data.draw(st.sampled_from([*registry.ALGORITHMS, ""])), "", log, pd.DataFrame(), {}, settings)
+    run = Run(Path("run"), data.draw(st.sampled_from([*registry.ALGORITHMS, ""])), "", log, pd.DataFrame(), {}, settings)
     try:
         to_text(examine(run))
     except ValueError as error:
@@ -233,9 +236,9 @@ def test_no_log_breaks_a_rule(data):
 
 
 @pytest.mark.parametrize(("log_std_init", "is_found"), [(2.0, True), (0.0, False), (-5.0, True)])
-def test_first_standard_deviation_and_the_range_of_actions(tmp_path, log_std_init, is_found):
+def test_first_standard_deviation_and_the_range_of_actions(tmp_path: Path, log_std_init: float, is_found: bool) -> None:
     """Pendulum's actions are in [-2, 2], one half-range is 2: e^2 is 3.7 half-ranges, e^0 half of one, e^-5 is 0.003."""
-    options = {"n_steps": 64, "policy_kwargs": {"log_std_init": log_std_init}}
+    options: dict[str, Any] = {"n_steps": 64, "policy_kwargs": {"log_std_init": log_std_init}}
     PPO("MlpPolicy", "Pendulum-v1", device="cpu", seed=0, **options).learn(320, callback=RunRecorder(tmp_path, options))
     assert json.loads((tmp_path / "provenance.json").read_text())["action_half_range"] == 2.0
     assert ("unfitting_std" in found(tmp_path)) == is_found
@@ -250,7 +253,7 @@ def test_first_standard_deviation_and_the_range_of_actions(tmp_path, log_std_ini
         ("Ant-v5", 1800.0, False),
     ],
 )
-def test_low_mode(env, last, is_found):
+def test_low_mode(env: str, last: float, is_found: bool) -> None:
     """Returns that have stayed level since a third of the run."""
     steps = np.linspace(25_000, 1_000_000, 40)
     log = pd.DataFrame({STEPS: steps, "rollout/ep_rew_mean": last * np.minimum(1.0, steps / 300_000)})
@@ -258,7 +261,7 @@ def test_low_mode(env, last, is_found):
     assert (names["low_mode"].check(log, {"env": env}) is not None) == is_found
 
 
-def test_a_return_that_still_rises_is_in_no_low_mode():
+def test_a_return_that_still_rises_is_in_no_low_mode() -> None:
     steps = np.linspace(25_000, 1_000_000, 40)
     log = pd.DataFrame({STEPS: steps, "rollout/ep_rew_mean": 2500 * steps / 1_000_000})
     names = {rule.name: rule for rule in rules_of("ppo")}

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -10,36 +13,38 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_policyopt.envs import envpool_vec_env, make_envpool
 
 pytest.importorskip("envpool")
 
 
-def always(action, env):
+def always(action: int, env: VecEnv) -> np.ndarray:
     """The policy that ignores what it sees."""
     return np.array([action] * env.num_envs)
 
 
-def set_cartpole(env, obs):
+def set_cartpole(env: Any, obs: np.ndarray) -> None:
     env.unwrapped.state = np.array(obs, dtype=np.float64)
 
 
-def set_mountain_car(env, obs):
+def set_mountain_car(env: Any, obs: np.ndarray) -> None:
     env.unwrapped.state = np.array(obs, dtype=np.float64)
 
 
-def set_pendulum(env, obs):
+def set_pendulum(env: Any, obs: np.ndarray) -> None:
     env.unwrapped.state = np.array([np.arctan2(obs[1], obs[0]), obs[2]], dtype=np.float64)
 
 
-def set_half_cheetah(env, obs):
+def set_half_cheetah(env: Any, obs: np.ndarray) -> None:
     # The first observation leaves out only x, on which neither dynamics nor reward depend.
     env.unwrapped.set_state(np.concatenate([[0.0], obs[:8]]), np.asarray(obs[8:]))
 
 
-def replayed_episode(env_id, set_state, first_obs, actions, limit):
+def replayed_episode(
+    env_id: str, set_state: Callable[..., Any], first_obs: np.ndarray, actions: np.ndarray, limit: int
+) -> Iterator[tuple[Any, ...]]:
     """Gymnasium's own episode from the state that EnvPool started in."""
     env = Monitor(gym.make(env_id, max_episode_steps=limit))
     env.reset(seed=0)
@@ -60,7 +65,7 @@ def replayed_episode(env_id, set_state, first_obs, actions, limit):
         ("HalfCheetah-v5", set_half_cheetah, 10, 1e-5),
     ],
 )
-def test_every_step_is_gymnasiums_own(env_id, set_state, limit, tolerance):
+def test_every_step_is_gymnasiums_own(env_id: str, set_state: Callable[..., Any], limit: int, tolerance: float) -> None:
     n_envs, n_steps = 4, 60
     env = make_envpool(env_id, n_envs, seed=3, max_episode_steps=limit, num_threads=1)
     rng = np.random.default_rng(0)
@@ -71,7 +76,7 @@ def test_every_step_is_gymnasiums_own(env_id, set_state, limit, tolerance):
         # A mixture of poles that fall before the limit and poles that stand.
         actions[:, : n_envs // 2] = 1
         actions[:, n_envs // 2 :] = rng.integers(0, 2, (n_steps, n_envs - n_envs // 2))
-    obs = env.reset()
+    obs: Any = env.reset()
     started = [0] * n_envs
     replays = [replayed_episode(env_id, set_state, obs[i], actions[:, i], limit) for i in range(n_envs)]
     episodes = 0
@@ -100,33 +105,33 @@ def test_every_step_is_gymnasiums_own(env_id, set_state, limit, tolerance):
     env.close()
 
 
-def test_falling_at_the_time_limit_is_termination():
+def test_falling_at_the_time_limit_is_termination() -> None:
     """A pole pushed one way falls at its own time; with the limit at just that step it has still fallen."""
     env = make_envpool("CartPole-v1", n_envs=8, seed=1)
     env.reset()
-    lengths = {}
+    lengths: dict[int, int] = {}
     while len(lengths) < 8:
         _, _, dones, infos = env.step(always(0, env))
         for i in np.flatnonzero(dones):
-            lengths.setdefault(i, infos[i]["episode"]["l"])
+            lengths.setdefault(int(i), infos[i]["episode"]["l"])
     limit = sorted(lengths.values())[4]
     limited = make_envpool("CartPole-v1", n_envs=8, seed=1, max_episode_steps=limit)
     limited.reset()
-    ended = {}
+    ended: dict[int, tuple[int, bool]] = {}
     for _ in range(limit):
         _, _, dones, infos = limited.step(always(0, limited))
         for i in np.flatnonzero(dones):
-            ended.setdefault(i, (infos[i]["episode"]["l"], infos[i]["TimeLimit.truncated"]))
+            ended.setdefault(int(i), (infos[i]["episode"]["l"], infos[i]["TimeLimit.truncated"]))
     assert ended == {i: (min(length, limit), length > limit) for i, length in lengths.items()}
     assert (limit, False) in ended.values()
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "LunarLander-v3"])
-def test_a_fixed_policy_fares_as_in_dummy_vec_env(env_id):
+def test_a_fixed_policy_fares_as_in_dummy_vec_env(env_id: str) -> None:
     """Random start states differ, their distribution does not: mean return and length agree within 4.5 standard errors."""
     n_episodes = 100
 
-    def returns_and_lengths(env):
+    def returns_and_lengths(env: VecEnv) -> np.ndarray:
         found = []
         env.reset()
         finished = np.zeros(env.num_envs, dtype=int)
@@ -146,8 +151,8 @@ def test_a_fixed_policy_fares_as_in_dummy_vec_env(env_id):
     assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) <= 4.5 * standard_error + 1e-9).all()
 
 
-def test_seeds_are_per_environment_and_used_once():
-    def first_and_next(seed, n_envs):
+def test_seeds_are_per_environment_and_used_once() -> None:
+    def first_and_next(seed: int, n_envs: int) -> np.ndarray:
         env = make_envpool("CartPole-v1", n_envs, seed=seed, num_threads=2)
         observations = [env.reset()]
         for _ in range(30):
@@ -159,11 +164,11 @@ def test_seeds_are_per_environment_and_used_once():
     # Environment i of seed s is environment 0 of seed s + i, as SB3 counts them.
     np.testing.assert_array_equal(first_and_next(7, 4)[:, 2], first_and_next(9, 1)[:, 0])
     assert not np.array_equal(first_and_next(7, 4)[0], first_and_next(7, 4)[-1]), "a second reset goes on, it does not repeat"
-    unseeded = [make_envpool("CartPole-v1").reset() for _ in range(2)]
-    assert not np.array_equal(*unseeded)
+    one, other = (np.asarray(make_envpool("CartPole-v1").reset()) for _ in range(2))
+    assert not np.array_equal(one, other)
 
 
-def test_seed_after_the_first_reset():
+def test_seed_after_the_first_reset() -> None:
     env = make_envpool("CartPole-v1", 2)
     env.reset()
     assert env.seed(2**32 - 1) == [2**32 - 1, 2**32]
@@ -173,12 +178,12 @@ def test_seed_after_the_first_reset():
     np.testing.assert_array_equal(env.reset(), first)
 
 
-def test_returned_arrays_stay_as_they_are():
+def test_returned_arrays_stay_as_they_are() -> None:
     env = make_envpool("CartPole-v1", 3, seed=0)
-    kept = [env.reset()]
+    kept: list[Any] = [env.reset()]
     copies = [kept[0].copy()]
     for _ in range(40):
-        obs, *_ = env.step(always(0, env))
+        obs: Any = env.step(always(0, env))[0]
         kept.append(obs)
         copies.append(obs.copy())
     np.testing.assert_array_equal(np.array(kept), np.array(copies))
@@ -186,8 +191,9 @@ def test_returned_arrays_stay_as_they_are():
 
 @pytest.mark.fast
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "LunarLander-v3", "FrozenLake-v1"])
-def test_spaces_are_gymnasiums(env_id):
-    env, reference = make_envpool(env_id, 2), DummyVecEnv([lambda: gym.make(env_id)])
+def test_spaces_are_gymnasiums(env_id: str) -> None:
+    env: Any = make_envpool(env_id, 2)
+    reference: Any = DummyVecEnv([lambda: gym.make(env_id)])
     assert env.observation_space == reference.observation_space
     assert env.action_space == reference.action_space
     obs = env.reset()
@@ -197,8 +203,8 @@ def test_spaces_are_gymnasiums(env_id):
 
 
 @pytest.mark.fast
-def test_dict_observations():
-    env = make_envpool("MiniGrid-DoorKey-5x5-v0", 3, seed=0, max_episode_steps=5)
+def test_dict_observations() -> None:
+    env: Any = make_envpool("MiniGrid-DoorKey-5x5-v0", 3, seed=0, max_episode_steps=5)
     first = env.reset()
     for step in range(1, 11):
         obs, _, dones, infos = env.step(always(0, env))
@@ -213,7 +219,7 @@ def test_dict_observations():
             assert all(info["TimeLimit.truncated"] for info in infos)
 
 
-def test_atari_statistics_are_of_whole_games_and_unclipped_rewards():
+def test_atari_statistics_are_of_whole_games_and_unclipped_rewards() -> None:
     wrapper = ["stable_baselines3.common.atari_wrappers.AtariWrapper"]
     env = envpool_vec_env("BreakoutNoFrameskip-v4", 4, seed=0, env_wrapper=wrapper, frame_stack=4)
     assert env.observation_space.shape == (4, 84, 84)
@@ -240,10 +246,10 @@ def test_atari_statistics_are_of_whole_games_and_unclipped_rewards():
     env.close()
 
 
-def test_monitor_file_is_read_by_sb3(tmp_path):
+def test_monitor_file_is_read_by_sb3(tmp_path: Path) -> None:
     env = envpool_vec_env("CartPole-v1", 2, seed=0, monitor_dir=str(tmp_path), info_keywords=("elapsed_step",))
     env.reset()
-    episodes = []
+    episodes: list[Any] = []
     while len(episodes) < 6:
         _, _, _, infos = env.step(always(0, env))
         episodes += [info["episode"] for info in infos if "episode" in info]
@@ -255,7 +261,7 @@ def test_monitor_file_is_read_by_sb3(tmp_path):
 
 
 @pytest.mark.fast
-def test_the_vec_env_interface():
+def test_the_vec_env_interface() -> None:
     env = make_envpool("CartPole-v1", 3, seed=0)
     assert env.get_attr("render_mode") == [None, None, None]
     assert env.get_attr("action_space", indices=[0, 2]) == [env.action_space] * 2
@@ -279,7 +285,7 @@ def test_the_vec_env_interface():
     env.step_async(always(0, env))
     with pytest.raises(RuntimeError, match="twice"):
         env.step_async(always(0, env))
-    assert env.reset().shape == (3, 4), "a reset cancels the step under way"
+    assert np.asarray(env.reset()).shape == (3, 4), "a reset cancels the step under way"
     env.step_async(always(0, env))
     env.close()
     env.close()
@@ -289,7 +295,7 @@ def test_the_vec_env_interface():
 
 
 @pytest.mark.fast
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="no environment 'CartPole-v9'"):
         make_envpool("CartPole-v9")
     with pytest.raises(ValueError, match="n_envs"):
@@ -304,8 +310,8 @@ def test_wrong_arguments_are_named():
         env.step(np.zeros(3, dtype=int))
 
 
-def test_rendering():
-    env = make_envpool("CartPole-v1", 2, seed=0, render_mode="rgb_array")
+def test_rendering() -> None:
+    env: Any = make_envpool("CartPole-v1", 2, seed=0, render_mode="rgb_array")
     env.reset()
     assert env.render_mode == "rgb_array"
     images = env.get_images()
@@ -315,7 +321,7 @@ def test_rendering():
     assert env.render("rgb_array").shape[2] == 3
 
 
-def test_zoo_words_that_envpool_cannot_follow():
+def test_zoo_words_that_envpool_cannot_follow() -> None:
     atari_wrapper = "stable_baselines3.common.atari_wrappers.AtariWrapper"
     with pytest.raises(ValueError, match=r"gymnasium.wrappers.FlattenObservation.* cannot be applied"):
         envpool_vec_env("CartPole-v1", env_wrapper="gymnasium.wrappers.FlattenObservation")
@@ -329,10 +335,10 @@ def test_zoo_words_that_envpool_cannot_follow():
         envpool_vec_env("PongNoFrameskip-v4", env_wrapper=[{atari_wrapper: {"colour": True}}])
 
 
-def test_atari_wrapper_arguments_reach_envpool():
+def test_atari_wrapper_arguments_reach_envpool() -> None:
     wrapper = {"stable_baselines3.common.atari_wrappers.AtariWrapper": {"screen_size": 42, "terminal_on_life_loss": False}}
     env = envpool_vec_env("BreakoutNoFrameskip-v4", 1, seed=0, env_wrapper=[None, wrapper], frame_stack=2)
-    assert env.reset().shape == (1, 2, 42, 42)
+    assert np.asarray(env.reset()).shape == (1, 2, 42, 42)
     done = False
     for _ in range(2000):
         _, _, (done,), infos = env.step(np.array([1]))
@@ -342,24 +348,25 @@ def test_atari_wrapper_arguments_reach_envpool():
     assert infos[0]["lives"] == 0, "the episode ends with the game"
 
 
-def test_sb3_trains_evaluates_and_takes_the_model_elsewhere(tmp_path):
+def test_sb3_trains_evaluates_and_takes_the_model_elsewhere(tmp_path: Path) -> None:
     env = VecNormalize(make_envpool("CartPole-v1", 8, seed=0))
     model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=0, device="cpu")
     model.learn(64 * 8 * 2)
+    assert model.ep_info_buffer is not None
     lengths = [episode["l"] for episode in model.ep_info_buffer]
     assert len(lengths) > 8
     assert min(lengths) > 1, "no episode of a single step, as a swallowed reset would look like"
     evaluation = make_envpool("CartPole-v1", 2, seed=1)
     returns, episode_lengths = evaluate_policy(model, evaluation, 5, return_episode_rewards=True)
-    assert returns == [float(length) for length in episode_lengths]
+    assert isinstance(episode_lengths, list) and returns == [float(length) for length in episode_lengths]
     model.save(tmp_path / "model")
     PPO.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 8)).learn(512)
 
 
-def test_vec_monitor_agrees():
-    def first_episodes(env):
+def test_vec_monitor_agrees() -> None:
+    def first_episodes(env: VecEnv) -> list[Any]:
         env.reset()
-        episodes = []
+        episodes: list[Any] = []
         while len(episodes) < 10:
             episodes += [info["episode"] for info in env.step(always(0, env))[3] if "episode" in info]
         return [(episode["r"], episode["l"]) for episode in episodes]
@@ -369,6 +376,6 @@ def test_vec_monitor_agrees():
     assert first_episodes(counted_by_sb3) == first_episodes(make_envpool("CartPole-v1", 4, seed=0))
 
 
-def test_importing_the_module_does_not_import_envpool():
+def test_importing_the_module_does_not_import_envpool() -> None:
     code = "import sys, sb3_policyopt.envs; assert 'envpool' not in sys.modules and 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not FOLDER, reason="SB3_TESTS does not name the tests of a checkout of SB3")
 @pytest.mark.parametrize("name", ["test_vec_envs.py", "test_vec_monitor.py"])
-def test_sb3_own_tests_pass(tmp_path, name):
+def test_sb3_own_tests_pass(tmp_path: Path, name: str) -> None:
     script, nothing = tmp_path / "run.py", tmp_path / "pytest.ini"
     script.write_text(RUN)
     nothing.write_text("[pytest]\n")

@@ -3,6 +3,9 @@
 import functools
 import multiprocessing
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +31,7 @@ Shared = functools.partial(SharedMemoryVecEnv, start_method=FASTEST)
 
 
 @pytest.fixture(params=["busy wait", "by pipe"])
-def way(request, monkeypatch):
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How trainer and workers meet: as here, or as where memory gives no order."""
     if request.param == "by pipe":
         monkeypatch.setattr(memory, "SPINS", False)
@@ -36,7 +39,7 @@ def way(request, monkeypatch):
         pytest.skip("needs x86-64")
 
 
-def assert_same(one, other):
+def assert_same(one: Any, other: Any) -> None:
     """Equal in value and, but for the containers that VecEnvs return, in type."""
     if isinstance(one, dict):
         assert isinstance(other, dict) and list(one) == list(other)
@@ -52,7 +55,9 @@ def assert_same(one, other):
         np.testing.assert_array_equal(one, other)
 
 
-def sampled_actions(space, n_steps, n_envs, seed, as_list):
+def sampled_actions(
+    space: spaces.Space[Any], n_steps: int, n_envs: int, seed: int, as_list: bool
+) -> Iterator[Callable[..., Any]]:
     """Arrays as algorithms give them (float32 where the space is one of bits), or lists of single actions."""
     space.seed(seed)
     for _ in range(n_steps):
@@ -74,10 +79,12 @@ def sampled_actions(space, n_steps, n_envs, seed, as_list):
     spins=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_every_step_is_that_of_dummy_vec_env(observations, actions, infos, n_workers, flags, as_list, spins, seed):
+def test_every_step_is_that_of_dummy_vec_env(
+    observations: str, actions: str, infos: list[str], n_workers: int, flags: type[Any], as_list: bool, spins: bool, seed: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "SPINS", spins and memory.SPINS)
-        make = [functools.partial(World, observations, actions, info, flags) for info in infos]
+        make: list[Callable[[], Any]] = [functools.partial(World, observations, actions, info, flags) for info in infos]
         envs = dummy, shared = DummyVecEnv(make), Shared(make, n_workers=n_workers)
     for env in envs:
         env.seed(seed)
@@ -98,7 +105,7 @@ def test_every_step_is_that_of_dummy_vec_env(observations, actions, infos, n_wor
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)
-def test_start_methods(start_method):
+def test_start_methods(start_method: Any) -> None:
     envs = [
         DummyVecEnv([lambda: World("dict")] * 3),
         SharedMemoryVecEnv([lambda: World("dict")] * 3, start_method, n_workers=2),
@@ -114,7 +121,7 @@ def test_start_methods(start_method):
 
 
 @pytest.mark.usefixtures("way")
-def test_attributes_and_methods_of_some():
+def test_attributes_and_methods_of_some() -> None:
     env = Shared([World] * 5, n_workers=2)
     env.reset()
     for _ in range(3):
@@ -139,7 +146,7 @@ def test_attributes_and_methods_of_some():
     mixed.close()
 
 
-def test_each_environment_gets_a_value_of_its_own():
+def test_each_environment_gets_a_value_of_its_own() -> None:
     env = Shared([World] * 2, n_workers=1)
     env.set_attr("bag", [])
     env.env_method("get_wrapper_attr", "bag")
@@ -149,13 +156,14 @@ def test_each_environment_gets_a_value_of_its_own():
     env.close()
 
 
-def test_what_it_says_of_itself():
+def test_what_it_says_of_itself() -> None:
     dummy, shared = DummyVecEnv([World] * 3), Shared([World] * 3)
     assert isinstance(shared, SubprocVecEnv)  # as other packages ask
     assert shared.metadata == dummy.metadata == World.metadata
     assert shared.render_mode == "rgb_array"
     shared.reset()
-    assert shared.render().shape == (8, 8, 3)  # two by two pictures
+    picture = shared.render()
+    assert picture is not None and picture.shape == (8, 8, 3)  # two by two pictures
     shared.close()
     assert shared.closed and not any(process.is_alive() for process in shared.processes)
     shared.close()
@@ -164,9 +172,9 @@ def test_what_it_says_of_itself():
 
 
 @pytest.mark.usefixtures("way")
-def test_returned_arrays_and_given_ones_stay_as_they_are():
+def test_returned_arrays_and_given_ones_stay_as_they_are() -> None:
     env = Shared([functools.partial(World, "vector", "vector")] * 3, n_workers=2)
-    kept = [(env.reset(),)]
+    kept: list[tuple[Any, ...]] = [(env.reset(),)]
     actions = np.zeros((3, 3), np.float32)
     for _ in range(30):
         kept.append(env.step(actions)[:3])
@@ -179,7 +187,7 @@ def test_returned_arrays_and_given_ones_stay_as_they_are():
 
 
 @pytest.mark.usefixtures("way")
-def test_the_two_halves_of_a_step():
+def test_the_two_halves_of_a_step() -> None:
     env = Shared([Broken] * 3, n_workers=2)
     with pytest.raises(RuntimeError, match=r"step_wait\(\) needs"):
         env.step_wait()
@@ -197,7 +205,7 @@ def test_the_two_halves_of_a_step():
 
 
 @pytest.mark.usefixtures("way")
-def test_a_worker_that_has_slept_goes_on():
+def test_a_worker_that_has_slept_goes_on() -> None:
     env = Shared([Broken] * 2, n_workers=2)
     env.reset()
     for step in range(1, 7):
@@ -212,18 +220,18 @@ class Echo(gym.Env):
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = spaces.Discrete(10**6)
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.steps = 0
         return np.zeros(2), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.steps += 1
         info = {"steps": self.steps} if self.steps % 3 == 0 else {}
         return np.array([self.steps, action]), float(action), False, False, info
 
 
 @pytest.mark.usefixtures("way")
-def test_no_step_is_lost_or_done_twice():
+def test_no_step_is_lost_or_done_twice() -> None:
     """Some thousand steps with pauses of about the time after which workers sleep."""
     env = Shared([Echo] * 5, n_workers=3)
     env.reset()
@@ -240,7 +248,7 @@ def test_no_step_is_lost_or_done_twice():
 
 
 @given(st.integers(1, 40), st.data())
-def test_environments_are_shared_out_evenly(n_envs, data):
+def test_environments_are_shared_out_evenly(n_envs: int, data: Any) -> None:
     n_workers = data.draw(st.integers(1, n_envs))
     bounds = split(n_envs, n_workers)
     assert [env for first, stop in bounds for env in range(first, stop)] == list(range(n_envs))
@@ -248,7 +256,7 @@ def test_environments_are_shared_out_evenly(n_envs, data):
     assert len(bounds) == n_workers and max(sizes) - min(sizes) <= 1
 
 
-def test_as_many_workers_as_cores_and_not_more_than_environments():
+def test_as_many_workers_as_cores_and_not_more_than_environments() -> None:
     from sb3_policyopt.envs.shared.vec_env import available_cores
 
     for n_envs in (1, 3):
@@ -261,16 +269,18 @@ def test_as_many_workers_as_cores_and_not_more_than_environments():
 
 
 class Words(Broken):
-    observation_space = spaces.Text(5)
+    observation_space: Any = spaces.Text(5)
 
 
-def test_wrong_arguments_are_named():
-    for words, message in (({"env_fns": []}, "env_fns"), ({"n_workers": 0}, "n_workers"), ({"timeout": 0.0}, "timeout")):
+def test_wrong_arguments_are_named() -> None:
+    wrong: list[dict[str, Any]] = [{"env_fns": []}, {"n_workers": 0}, {"timeout": 0.0}]
+    for words in wrong:
+        (message,) = words
         with pytest.raises(ValueError, match=message):
-            Shared(**{"env_fns": [Broken], **words})
+            Shared(**({"env_fns": [Broken]} | words))
     with pytest.raises(ValueError, match="arrays of numbers"):
         Shared([Words])
-    env = Shared([Broken] * 2)
+    env: Any = Shared([Broken] * 2)  # Any: steps with lists, too
     env.reset()
     for actions in (np.zeros(3, int), [0]):
         with pytest.raises(ValueError, match="for 2 environments"):
@@ -279,7 +289,7 @@ def test_wrong_arguments_are_named():
     env.close()
 
 
-def test_monitor_files(tmp_path):
+def test_monitor_files(tmp_path: Path) -> None:
     env = make_vec_env(
         Broken, 4, monitor_dir=str(tmp_path), vec_env_cls=SharedMemoryVecEnv, vec_env_kwargs={"start_method": FASTEST}
     )
@@ -291,7 +301,7 @@ def test_monitor_files(tmp_path):
     assert episodes == len(load_results(str(tmp_path))) == 12  # three of seven steps in each of four environments
 
 
-def trained(algorithm, vec_env_cls, **kwargs):
+def trained(algorithm: Any, vec_env_cls: Any, **kwargs: Any) -> Any:
     env = VecNormalize(make_vec_env("Pendulum-v1", 5, seed=1, vec_env_cls=vec_env_cls, **kwargs))
     model = algorithm("MlpPolicy", env, n_steps=256, batch_size=64, seed=0, device="cpu").learn(2 * 5 * 256)
     env.close()
@@ -299,18 +309,21 @@ def trained(algorithm, vec_env_cls, **kwargs):
 
 
 @pytest.mark.parametrize("algorithm", [PPO, TRPO, StockPPO])
-def test_a_training_ends_with_the_same_bits(algorithm):
-    kwargs = {"vec_env_kwargs": {"start_method": FASTEST, "n_workers": 2}}
+def test_a_training_ends_with_the_same_bits(algorithm: Any) -> None:
+    kwargs: dict[str, dict[str, Any]] = {"vec_env_kwargs": {"start_method": FASTEST, "n_workers": 2}}
     one, other = trained(algorithm, DummyVecEnv), trained(algorithm, SharedMemoryVecEnv, **kwargs)
     for name, value in one.policy.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), other.policy.state_dict()[name].numpy(), err_msg=name)
     assert [episode["r"] for episode in one.ep_info_buffer] == [episode["r"] for episode in other.ep_info_buffer]
 
 
-def test_atari_with_its_wrappers():
+def test_atari_with_its_wrappers() -> None:
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
-    kwargs = [{"vec_env_cls": DummyVecEnv}, {"vec_env_cls": SharedMemoryVecEnv, "vec_env_kwargs": {"start_method": FASTEST}}]
+    kwargs: list[dict[str, Any]] = [
+        {"vec_env_cls": DummyVecEnv},
+        {"vec_env_cls": SharedMemoryVecEnv, "vec_env_kwargs": {"start_method": FASTEST}},
+    ]
     envs = [VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", 3, seed=2, **words), 4) for words in kwargs]
     assert_same(*(env.reset() for env in envs))
     random = np.random.default_rng(0)
@@ -326,13 +339,13 @@ def test_atari_with_its_wrappers():
     envs[1].close()
 
 
-def test_the_state_of_a_training_can_be_kept_and_given_back():
+def test_the_state_of_a_training_can_be_kept_and_given_back() -> None:
     env = Shared([lambda: World("vector")] * 3, n_workers=2)
     env.seed(4)
     env.reset()
     state = VecEnvState(env).capture()
 
-    def steps():
+    def steps() -> Any:
         return [env.step(np.zeros(3, int))[:3] for _ in range(10)]
 
     before = steps()

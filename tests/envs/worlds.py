@@ -4,12 +4,14 @@ import copy
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-SPACES = {
+SPACES: dict[str, spaces.Space[Any]] = {
     "vector": spaces.Box(-1, 1, (3,), np.float32),
     "doubles": spaces.Box(-1, 1, (2, 2), np.float64),
     "image": spaces.Box(0, 255, (6, 5, 3), np.uint8),
@@ -20,7 +22,7 @@ SPACES = {
     "tuple": spaces.Tuple((spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(3))),
 }
 
-INFOS = {
+INFOS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "nothing": lambda world: {},
     "numbers": lambda world: {"x": np.float64(world.steps) / 3, "f": np.float32(0.1), "n": np.int64(7), "b": np.True_, "i": 4},
     "nested": lambda world: {"deep": {"array": np.arange(world.steps), "text": "a", "none": None, "tuple": (1, 2.5)}},
@@ -43,19 +45,24 @@ class World(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 17}
     render_mode = "rgb_array"
 
-    def __init__(self, observations="vector", actions="discrete", info="nothing", flags=bool):
+    def __init__(
+        self, observations: str = "vector", actions: str = "discrete", info: str = "nothing", flags: type[Any] = bool
+    ) -> None:
         self.observation_space = copy.deepcopy(SPACES[observations])
         self.action_space = copy.deepcopy(SPACES[actions])
         self.make_info, self.flags = INFOS[info], flags
-        self.kept_info, self.last_action, self.options, self.steps = {}, None, None, 0
+        self.kept_info: dict[str, Any] = {}
+        self.last_action: Any = None
+        self.options: dict[str, int] | None = None
+        self.steps = 0
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, int] | None = None) -> tuple[Any, ...]:
         super().reset(seed=seed)
         self.observation_space.seed(int(self.np_random.integers(2**31)))
         self.steps, self.options = 0, options
         return self.observation_space.sample(), self.make_info(self) | {"start": float(self.np_random.random())}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         self.steps += 1
         self.last_action = action
         if isinstance(action, np.ndarray):
@@ -64,10 +71,10 @@ class World(gym.Env):
         reward = 1.1 * self.np_random.random()
         return self.observation_space.sample(), reward, self.flags(ended), self.flags(cut), self.make_info(self)
 
-    def render(self):
+    def render(self) -> np.ndarray:
         return np.full((4, 4, 3), self.steps, np.uint8)
 
-    def told(self, plus=0, *, times=1):
+    def told(self, plus: int = 0, *, times: int = 1) -> tuple[Any, ...]:
         """What it did last."""
         return self.last_action, times * (self.steps + plus)
 
@@ -78,25 +85,25 @@ class Broken(gym.Env):
     observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, fault_at=None, fault=None, fault_in_reset=False, closed_file=None):
+    def __init__(self, fault_at: Any = None, fault: Any = None, fault_in_reset: bool = False, closed_file: Any = None) -> None:
         self.fault_at, self.fault, self.fault_in_reset, self.closed_file = fault_at, fault, fault_in_reset, closed_file
         self.total = 0
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         if self.fault_in_reset:
             self.fault()
         self.steps = 0
         return np.zeros(1, np.float32), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.total += 1
         if self.total == self.fault_at:
             self.fault()
         self.steps += 1
         return np.full(1, self.steps, np.float32), float(action), self.steps == 7, False, {}
 
-    def close(self):
+    def close(self) -> None:
         if self.closed_file is not None:
             with open(self.closed_file, "a") as file:
                 file.write(f"{os.getpid()}\n")
@@ -109,29 +116,29 @@ class StuckError(Exception):
 class UnpicklableError(Exception):
     """Raised by an environment; it can be pickled but not unpickled."""
 
-    def __init__(self, what, why):
+    def __init__(self, what: Any, why: str) -> None:
         super().__init__(f"{what}, {why}")
 
 
-def raise_stuck():
+def raise_stuck() -> None:
     raise StuckError("the gripper is stuck")
 
 
-def raise_unpicklable():
+def raise_unpicklable() -> None:
     raise UnpicklableError("the gripper is stuck", "as so often")
 
 
-def kill_myself():
+def kill_myself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def leave():
+def leave() -> None:
     os._exit(3)
 
 
-def hang():
+def hang() -> None:
     time.sleep(1000)
 
 
-def nap():
+def nap() -> None:
     time.sleep(1.0)

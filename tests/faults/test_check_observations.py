@@ -1,6 +1,8 @@
 """NaN that marks what is absent, and is masked by the features extractor: ``check_observations=False`` lets it pass."""
 
 import io
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 
-STOCK = {PPO: StockPPO, TRPO: ContribTRPO}
+STOCK: dict[type[Any], Any] = {PPO: StockPPO, TRPO: ContribTRPO}
 both = pytest.mark.parametrize("cls", [PPO, TRPO])
 engines = pytest.mark.parametrize("engine", ["auto", "autograd"])
 
@@ -22,22 +24,24 @@ engines = pytest.mark.parametrize("engine", ["auto", "autograd"])
 class Sets(gym.Env):
     """One to five objects of three numbers, absent ones NaN; a reward for the sign of the sum of the present ones."""
 
-    def __init__(self, dictionary=False, action=None, bad_reward_at=None):
+    def __init__(
+        self, dictionary: bool = False, action: spaces.Space[Any] | None = None, bad_reward_at: int | None = None
+    ) -> None:
         box = spaces.Box(-np.inf, np.inf, (5, 3), np.float32)
         self.dictionary, self.bad_reward_at = dictionary, bad_reward_at
         self.observation_space = spaces.Dict(objects=box) if dictionary else box
         self.action_space, self.rng, self.steps = action or spaces.Discrete(2), np.random.default_rng(0), 0
 
-    def observe(self):
+    def observe(self) -> dict[str, np.ndarray] | np.ndarray:
         self.objects = self.rng.normal(size=(5, 3)).astype(np.float32)
         self.objects[self.rng.integers(1, 5) :] = np.nan  # so that something is absent always, also from final observations
         return {"objects": self.objects} if self.dictionary else self.objects
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, ...]:
         self.steps = 0
         return self.observe(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         self.steps += 1
         reward = float((np.nansum(self.objects[:, 0]) > 0) == bool(np.ravel(action)[0] > 0))
         if self.steps == self.bad_reward_at:
@@ -48,17 +52,19 @@ class Sets(gym.Env):
 class Masking(BaseFeaturesExtractor):
     """A sum over the present objects; ``leaky`` lets what is absent through."""
 
-    def __init__(self, space, leaky=False):
+    def __init__(self, space: spaces.Space[Any], leaky: bool = False) -> None:
         super().__init__(space, 16)
         self.phi, self.leaky = th.nn.Linear(3, 16), leaky
 
-    def forward(self, observations):
+    def forward(self, observations: dict[str, th.Tensor] | th.Tensor) -> th.Tensor:
         objects = observations["objects"] if isinstance(observations, dict) else observations
         present = ~th.isnan(objects).any(-1, keepdim=True)
         return th.tanh((self.phi(objects if self.leaky else th.nan_to_num(objects)) * present).sum(1))
 
 
-def make(cls, algorithm=None, env=None, leaky=False, **options):
+def make(
+    cls: type[Any], algorithm: type[Any] | None = None, env: dict[str, Any] | None = None, leaky: bool = False, **options: Any
+) -> Any:
     env = env or {}
     kwargs = {"features_extractor_class": Masking, "features_extractor_kwargs": {"leaky": leaky}}
     policy = "MultiInputPolicy" if env.get("dictionary") else "MlpPolicy"
@@ -66,7 +72,7 @@ def make(cls, algorithm=None, env=None, leaky=False, **options):
     return (algorithm or cls)(policy, venv, n_steps=20, batch_size=20, seed=0, device="cpu", policy_kwargs=kwargs, **options)
 
 
-def parameters(model):
+def parameters(model: Any) -> th.Tensor:
     return th.cat([parameter.detach().flatten().clone() for parameter in model.policy.parameters()])
 
 
@@ -74,8 +80,8 @@ def parameters(model):
 @engines
 @pytest.mark.parametrize("dictionary", [False, True])
 @pytest.mark.parametrize("action", [spaces.Discrete(2), spaces.Box(-1, 1, (1,), np.float32)], ids=["discrete", "box"])
-def test_it_trains(cls, engine, dictionary, action):
-    env = {"dictionary": dictionary, "action": action}
+def test_it_trains(cls: type[Any], engine: str, dictionary: bool, action: spaces.Space[Any]) -> None:
+    env: dict[str, Any] = {"dictionary": dictionary, "action": action}
     model = make(cls, env=env, engine=engine, check_observations=False).learn(120)
     assert np.isnan(
         np.stack([*model.rollout_buffer.observations.values()] if dictionary else model.rollout_buffer.observations)
@@ -89,7 +95,7 @@ def test_it_trains(cls, engine, dictionary, action):
 @both
 @engines
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_by_default_the_error_names_the_argument(cls, engine, dictionary):
+def test_by_default_the_error_names_the_argument(cls: type[Any], engine: str, dictionary: bool) -> None:
     with pytest.raises(
         NonFiniteError, match=r"Non-finite observation .*in environment 0 at step 0[\s\S]*check_observations=False"
     ):
@@ -99,7 +105,7 @@ def test_by_default_the_error_names_the_argument(cls, engine, dictionary):
 @both
 @engines
 @pytest.mark.parametrize("action", [spaces.Discrete(2), spaces.Box(-1, 1, (1,), np.float32)], ids=["discrete", "box"])
-def test_what_the_networks_make_of_it_is_checked_all_the_same(cls, engine, action):
+def test_what_the_networks_make_of_it_is_checked_all_the_same(cls: type[Any], engine: str, action: spaces.Space[Any]) -> None:
     """The cause is named, too: an observation that the extractor let through."""
     model = make(cls, env={"action": action}, engine=engine, leaky=True, check_observations=False)
     before = parameters(model)
@@ -113,7 +119,7 @@ def test_what_the_networks_make_of_it_is_checked_all_the_same(cls, engine, actio
 
 @both
 @engines
-def test_a_critic_that_overflows_is_no_matter_of_masks(cls, engine):
+def test_a_critic_that_overflows_is_no_matter_of_masks(cls: type[Any], engine: str) -> None:
     """With an observation that is all present the cause is the critic's."""
     model = make(cls, engine=engine, check_observations=False)
     with th.no_grad():
@@ -128,14 +134,14 @@ def test_a_critic_that_overflows_is_no_matter_of_masks(cls, engine):
 @both
 @engines
 @pytest.mark.parametrize("absent_at", [7, 6], ids=["final", "last"])
-def test_the_values_of_final_and_last_observations_are_checked(cls, engine, absent_at):
+def test_the_values_of_final_and_last_observations_are_checked(cls: type[Any], engine: str, absent_at: int) -> None:
     """An episode is cut off after 7 steps, and the rollout of 20 ends with the 6th of another."""
     model = make(cls, engine=engine, check_observations=False, leaky=True)
     for env in model.env.envs:
         sets = env.unwrapped
         sets.objects, sets.total = np.zeros((5, 3), np.float32), 0
 
-        def observe(sets=sets):
+        def observe(sets: Any = sets) -> np.ndarray:
             sets.total += sets.steps > 0
             absent = sets.steps == 7 if absent_at == 7 else sets.total == 20
             return np.full((5, 3), np.nan if absent else 0.0, np.float32)
@@ -150,20 +156,20 @@ def test_the_values_of_final_and_last_observations_are_checked(cls, engine, abse
 
 
 @both
-def test_rewards_are_checked(cls):
+def test_rewards_are_checked(cls: type[Any]) -> None:
     with pytest.raises(NonFiniteError, match=r"Non-finite reward in environment 0 at step 2 .*reward function"):
         make(cls, env={"bad_reward_at": 3}, check_observations=False).learn(120)
 
 
 @both
-def test_it_can_be_set_on_the_model_too(cls):
+def test_it_can_be_set_on_the_model_too(cls: type[Any]) -> None:
     model = make(cls)
     model.check_observations = False
     assert model.learn(40)._n_updates > 0
 
 
 @both
-def test_it_is_saved_and_stock_sb3_opens_the_zip(cls, tmp_path):
+def test_it_is_saved_and_stock_sb3_opens_the_zip(cls: type[Any], tmp_path: Path) -> None:
     model = make(cls, check_observations=False).learn(40)
     model.save(tmp_path / "model")
     observation = model.env.reset()

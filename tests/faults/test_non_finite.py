@@ -1,6 +1,9 @@
 """Nothing non-finite gets in or stays in: faults of every kind, at moments that hypothesis chooses, on both engines."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -29,22 +32,24 @@ class FaultyEnv(gym.Env):
 
     action_space = spaces.Box(-1, 1, (2,), np.float32)
 
-    def __init__(self, quantity=None, fault_step=0, value=math.nan, dictionary=False):
+    def __init__(
+        self, quantity: str | None = None, fault_step: int = 0, value: float = math.nan, dictionary: bool = False
+    ) -> None:
         self.quantity, self.fault_step, self.value, self.dictionary = quantity, fault_step, value, dictionary
         box = spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.observation_space = spaces.Dict({"speed": box, "height": box}) if dictionary else box
         self.steps, self.generator = 0, np.random.default_rng(0)
 
-    def observation(self, faulty=False):
+    def observation(self, faulty: bool = False) -> dict[str, np.ndarray] | np.ndarray:
         vector = self.generator.normal(size=3).astype(np.float32)
         if faulty:
             vector[1] = self.value
         return {"speed": np.zeros(3, np.float32), "height": vector} if self.dictionary else vector
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, ...]:
         return self.observation(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[Any, ...]:
         self.steps += 1
         faulty = self.steps == self.fault_step
         reward = self.value if faulty and self.quantity == "reward" else float(np.ravel(action)[0])
@@ -57,10 +62,12 @@ class FaultyEnv(gym.Env):
         )
 
 
-def make_model(algorithm, engine="auto", faulty_env=0, policy="MlpPolicy", **fault):
+def make_model(
+    algorithm: type[Any], engine: str = "auto", faulty_env: int = 0, policy: str = "MlpPolicy", **fault: Any
+) -> Any:
     """A small model on N_ENVS environments, of which one has a fault."""
 
-    def env(index):
+    def env(index: int) -> Callable[..., Any]:
         return lambda: FaultyEnv(**(fault if index == faulty_env else {"dictionary": fault.get("dictionary", False)}))
 
     venv = DummyVecEnv([env(i) for i in range(N_ENVS)])
@@ -68,7 +75,7 @@ def make_model(algorithm, engine="auto", faulty_env=0, policy="MlpPolicy", **fau
     return algorithm(policy, venv, n_steps=N_STEPS, batch_size=12, seed=0, device="cpu", engine=engine, **settings_)
 
 
-def assert_healthy(model, folder):
+def assert_healthy(model: Any, folder: Path) -> None:
     """The policy is finite, and the model can be saved, loaded and asked."""
     assert all(bool(th.isfinite(parameter).all()) for parameter in model.policy.parameters())
     model.save(folder / "model.zip")
@@ -86,7 +93,15 @@ def assert_healthy(model, folder):
     faulty_env=st.integers(0, N_ENVS - 1),
     value=KINDS,
 )
-def test_environment_faults_are_named(tmp_path_factory, algorithm, engine, quantity, fault_step, faulty_env, value):
+def test_environment_faults_are_named(
+    tmp_path_factory: pytest.TempPathFactory,
+    algorithm: type[Any],
+    engine: str,
+    quantity: str,
+    fault_step: int,
+    faulty_env: int,
+    value: float,
+) -> None:
     model = make_model(algorithm, engine, faulty_env, quantity=quantity, fault_step=fault_step, value=value)
     with pytest.raises(NonFiniteError) as caught:
         model.learn(3 * N_STEPS * N_ENVS)
@@ -102,7 +117,7 @@ def test_environment_faults_are_named(tmp_path_factory, algorithm, engine, quant
     assert_healthy(model, tmp_path_factory.mktemp("zip"))
 
 
-def test_a_fault_in_a_dict_observation_names_its_key():
+def test_a_fault_in_a_dict_observation_names_its_key() -> None:
     model = make_model(PPO, policy="MultiInputPolicy", faulty_env=1, quantity="observation", fault_step=5, dictionary=True)
     with pytest.raises(NonFiniteError, match=r"observation \(key 'height'\) in environment 1 at step 5 "):
         model.learn(N_STEPS * N_ENVS)
@@ -110,7 +125,7 @@ def test_a_fault_in_a_dict_observation_names_its_key():
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "named"), [("value_net", "value"), ("action_net", "action")])
-def test_parameters_that_overflowed_are_named_by_what_they_break(engine, name, named):
+def test_parameters_that_overflowed_are_named_by_what_they_break(engine: str, name: str, named: str) -> None:
     model = make_model(PPO, engine)
     with th.no_grad():
         getattr(model.policy, name).bias.fill_(math.nan)
@@ -118,19 +133,19 @@ def test_parameters_that_overflowed_are_named_by_what_they_break(engine, name, n
         model.learn(N_STEPS * N_ENVS)
 
 
-def test_an_infinite_reward_does_not_pass_vec_normalize_unnoticed():
+def test_an_infinite_reward_does_not_pass_vec_normalize_unnoticed() -> None:
     model = make_model(PPO, quantity="reward", fault_step=3, value=math.nan)
     model = PPO("MlpPolicy", VecNormalize(model.env), n_steps=N_STEPS, batch_size=12, device="cpu")
     with pytest.raises(NonFiniteError, match="Non-finite reward in environment"):
         model.learn(N_STEPS * N_ENVS)
 
 
-def poison(model, bad_calls):
+def poison(model: Any, bad_calls: set[int]) -> list[Any]:
     """Make the ``bad_calls``-th gradients (from 0) of a model hold a NaN."""
     used = model.prepare_engine()
     original, calls, snapshots = used.gradient, [0], []
 
-    def poisoned(*arguments):
+    def poisoned(*arguments: Any) -> dict[str, Any]:
         snapshots.append([parameter.detach().clone() for parameter in model.policy.parameters()])
         terms = original(*arguments)
         if calls[0] in bad_calls:
@@ -146,7 +161,7 @@ def poison(model, bad_calls):
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
 @settings(max_examples=6)
 @given(bad_calls=st.sets(st.integers(0, 7), min_size=1, max_size=3))
-def test_a_bad_minibatch_is_skipped_and_counted(algorithm, engine, bad_calls):
+def test_a_bad_minibatch_is_skipped_and_counted(algorithm: type[Any], engine: str, bad_calls: set[int]) -> None:
     model = make_model(algorithm, engine)
     snapshots = poison(model, bad_calls)
     model.learn(N_STEPS * N_ENVS)  # 48 transitions in 4 minibatches, twice: 8 calls
@@ -165,7 +180,7 @@ def test_a_bad_minibatch_is_skipped_and_counted(algorithm, engine, bad_calls):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
-def test_training_stops_after_several_bad_minibatches_in_a_row(tmp_path, algorithm, engine):
+def test_training_stops_after_several_bad_minibatches_in_a_row(tmp_path: Path, algorithm: type[Any], engine: str) -> None:
     model = make_model(algorithm, engine)
     snapshots = poison(model, set(range(2, 100)))
     with pytest.raises(NonFiniteError, match=f"{skipping.PATIENCE} updates in a row"):
@@ -179,11 +194,11 @@ def test_training_stops_after_several_bad_minibatches_in_a_row(tmp_path, algorit
 @pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=6)
 @given(where=st.sampled_from(["gradient", "fisher", "evaluation"]), value=KINDS)
-def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine, where, value):
+def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine: str, where: str, value: float) -> None:
     model = make_model(TRPO, engine)
     used, make_region = model.prepare_engine(), model.trust_region
 
-    def broken_region(*arguments):
+    def broken_region(*arguments: Any) -> Any:
         region = make_region(*arguments)
         evaluate = region.evaluate
         if where == "gradient":
@@ -196,7 +211,7 @@ def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine, w
 
     model.trust_region = broken_region
     before = used.actor_parameters.clone()
-    logged = {}
+    logged: dict[str, Any] = {}
     model.record_update = logged.update
     model.learn(N_STEPS * N_ENVS)
     assert th.equal(before, used.actor_parameters)
@@ -207,8 +222,10 @@ def test_a_trpo_update_that_is_not_finite_leaves_the_actor_bit_for_bit(engine, w
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
-def test_with_finite_numbers_the_guards_change_no_bit(monkeypatch, algorithm, engine):
-    def final(guarded):
+def test_with_finite_numbers_the_guards_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, algorithm: type[Any], engine: str
+) -> None:
+    def final(guarded: bool) -> th.Tensor:
         with monkeypatch.context() as patch:
             if not guarded:
                 patch.setattr(rollout, "is_finite", lambda *vectors: True)
@@ -223,7 +240,7 @@ def test_with_finite_numbers_the_guards_change_no_bit(monkeypatch, algorithm, en
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
-def test_log_std_stays_within_its_bounds(algorithm, engine):
+def test_log_std_stays_within_its_bounds(algorithm: type[Any], engine: str) -> None:
     venv = DummyVecEnv([FaultyEnv] * 2)
     bounds = (-0.01, 0.005)
     model = algorithm("MlpPolicy", venv, n_steps=64, learning_rate=0.01, log_std_bounds=bounds, engine=engine, device="cpu")
@@ -235,7 +252,7 @@ def test_log_std_stays_within_its_bounds(algorithm, engine):
 
 
 @pytest.mark.parametrize("rounds", [1, 70])
-def test_what_went_wrong_first_is_named_among_many_steps(rounds):
+def test_what_went_wrong_first_is_named_among_many_steps(rounds: int) -> None:
     """In a block of steps the earliest one is named, and there the cause before its effects."""
     model = make_model(PPO)
     buffer = type(model.rollout_buffer)(2 * rounds, model.observation_space, model.action_space, n_envs=N_ENVS)
@@ -251,7 +268,7 @@ def test_what_went_wrong_first_is_named_among_many_steps(rounds):
         guards.check_rows(buffer, 0, 2 * rounds)
 
 
-def test_large_numbers_are_no_fault():
+def test_large_numbers_are_no_fault() -> None:
     """Their sum overflows in float32, but each of them is finite."""
     model = make_model(PPO)
     model.rollout_buffer.rewards[:] = 3e38
@@ -268,7 +285,9 @@ ACTION_SPACES = [
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("space", ACTION_SPACES, ids=lambda space: type(space).__name__)
-def test_faults_are_named_whatever_the_actions_are(monkeypatch, space, engine):
+def test_faults_are_named_whatever_the_actions_are(
+    monkeypatch: pytest.MonkeyPatch, space: spaces.Space[Any], engine: str
+) -> None:
     """Torch refuses to draw a discrete action from NaN, with words that name no cause; a continuous one it draws as NaN."""
     monkeypatch.setattr(FaultyEnv, "action_space", space)
     model = make_model(PPO, engine, faulty_env=1, quantity="observation", fault_step=5)

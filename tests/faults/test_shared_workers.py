@@ -8,10 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
@@ -41,7 +44,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="there the signal would end t
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_behind():
+def nothing_stays_behind() -> Iterator[None]:
     """No process of this one, and no file in /dev/shm but those of tests that run beside this one."""
     before = named_memory()
     yield
@@ -49,7 +52,7 @@ def nothing_stays_behind():
     assert named_memory() <= before
 
 
-def named_memory():
+def named_memory() -> set[Any]:
     """Files of this user's Python in /dev/shm that do not belong to a semaphore, which other tests may use."""
     if not os.path.isdir("/dev/shm"):
         return set()
@@ -57,17 +60,17 @@ def named_memory():
 
 
 @pytest.fixture(params=["busy wait", "by pipe"])
-def way(request, monkeypatch):
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "by pipe":
         monkeypatch.setattr(memory, "SPINS", False)
 
 
-def zeros(env):
+def zeros(env: VecEnv) -> np.ndarray:
     return np.zeros(env.num_envs, int)
 
 
 @pytest.mark.usefixtures("way")
-def test_an_environment_that_raises_in_a_step():
+def test_an_environment_that_raises_in_a_step() -> None:
     env = Shared([Broken, Broken, lambda: Broken(3, raise_stuck), Broken], n_workers=2)
     env.reset()
     env.step(zeros(env))
@@ -83,7 +86,7 @@ def test_an_environment_that_raises_in_a_step():
 
 
 @pytest.mark.usefixtures("way")
-def test_an_environment_that_raises_in_reset():
+def test_an_environment_that_raises_in_reset() -> None:
     env = Shared([Broken, lambda: Broken(fault=raise_stuck, fault_in_reset=True)], n_workers=2)
     with pytest.raises(StuckError):
         env.reset()
@@ -92,7 +95,7 @@ def test_an_environment_that_raises_in_reset():
     env.close()
 
 
-def test_an_exception_that_cannot_be_sent():
+def test_an_exception_that_cannot_be_sent() -> None:
     env = Shared([lambda: Broken(1, raise_unpicklable)])
     env.reset()
     with pytest.raises(RuntimeError, match=r"environment 0[^$]*UnpicklableError: the gripper is stuck, as so often"):
@@ -100,9 +103,9 @@ def test_an_exception_that_cannot_be_sent():
     env.close()
 
 
-def test_an_info_that_cannot_be_sent():
+def test_an_info_that_cannot_be_sent() -> None:
     class Locked(Broken):
-        def step(self, action):
+        def step(self, action: Any) -> Any:
             return (*super().step(action)[:4], {"lock": threading.Lock()})
 
     env = Shared([Locked])
@@ -112,8 +115,8 @@ def test_an_info_that_cannot_be_sent():
     env.close()
 
 
-def test_an_environment_that_cannot_be_made():
-    def stuck():
+def test_an_environment_that_cannot_be_made() -> None:
+    def stuck() -> Any:
         raise StuckError("no gripper")
 
     with pytest.raises(StuckError, match="no gripper") as raised:
@@ -121,17 +124,17 @@ def test_an_environment_that_cannot_be_made():
     assert "environment 1" in str(raised.value.__cause__)
 
 
-def test_one_environment_for_all():
+def test_one_environment_for_all() -> None:
     env = Broken()
     with pytest.raises(ValueError, match="return the same environment"):
         SharedMemoryVecEnv([lambda: env] * 2, start_method=FASTEST, n_workers=1)
 
 
 @pytest.mark.skipif(FASTEST != "fork", reason="is about another way than fork")
-def test_a_function_that_cannot_be_sent():
+def test_a_function_that_cannot_be_sent() -> None:
     lock = threading.Lock()
 
-    def make():
+    def make() -> Any:
         return Broken(fault=lock.acquire)
 
     with pytest.raises(
@@ -146,12 +149,13 @@ def test_a_function_that_cannot_be_sent():
 @pytest.mark.parametrize(
     ("fault", "how"), [(kill_myself, "environments 2 to 3 was killed by signal 9"), (leave, "2 to 3 ended with exit code 3")]
 )
-def test_a_worker_that_dies(tmp_path, fault, how):
+def test_a_worker_that_dies(tmp_path: Path, fault: Callable[..., Any], how: str) -> None:
     env = Shared([Broken, Broken, Broken, lambda: Broken(50, fault)], n_workers=2)
     model = PPO("MlpPolicy", env, n_steps=16, batch_size=16)
     with pytest.raises(WorkerDiedError, match=how):
         model.learn(10**4, callback=ResumableCheckpointCallback(tmp_path, save_freq=32))
-    assert newest(tmp_path).state["run"]["algorithm"] == "PPO"
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None and checkpoint.state["run"]["algorithm"] == "PPO"
     assert not any(process.is_alive() for process in env.processes)
     env.close()  # as scripts do in the end
     with pytest.raises(RuntimeError, match="closed"):
@@ -160,13 +164,17 @@ def test_a_worker_that_dies(tmp_path, fault, how):
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("use", ["step", "reset", "get_attr", "close"])
-def test_a_worker_that_dies_while_nobody_looks(use):
+def test_a_worker_that_dies_while_nobody_looks(use: str) -> None:
     env = Shared([Broken] * 2, n_workers=2)
     env.reset()
     env.step(zeros(env))
     env.processes[1].kill()
     env.processes[1].join()
-    calls = {"step": lambda: env.step(zeros(env)), "reset": env.reset, "get_attr": lambda: env.get_attr("total")}
+    calls: dict[str, Callable[[], Any]] = {
+        "step": lambda: env.step(zeros(env)),
+        "reset": env.reset,
+        "get_attr": lambda: env.get_attr("total"),
+    }
     if use in calls:
         with pytest.raises(WorkerDiedError, match="environment 1 was killed by signal"):
             calls[use]()
@@ -174,7 +182,7 @@ def test_a_worker_that_dies_while_nobody_looks(use):
 
 
 @pytest.mark.usefixtures("way")
-def test_a_worker_that_hangs():
+def test_a_worker_that_hangs() -> None:
     env = Shared([Broken, lambda: Broken(2, hang)], n_workers=2, timeout=0.5)
     env.reset()
     env.step(zeros(env))
@@ -190,7 +198,7 @@ def test_a_worker_that_hangs():
 @posix
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("seed", range(6))
-def test_ctrl_c_at_any_moment(seed):
+def test_ctrl_c_at_any_moment(seed: int) -> None:
     """Afterwards the environments do what they are told, whatever was under way."""
     env = Shared([Broken] * 3, n_workers=2)
     random = np.random.default_rng(seed)
@@ -219,7 +227,7 @@ def test_ctrl_c_at_any_moment(seed):
 
 
 @posix
-def test_ctrl_c_during_a_training():
+def test_ctrl_c_during_a_training() -> None:
     env = Shared([lambda: Broken(40, nap), Broken], n_workers=2)
     model = PPO("MlpPolicy", env, n_steps=16, batch_size=16).learn(16)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -236,7 +244,7 @@ def test_ctrl_c_during_a_training():
     env.close()
 
 
-def test_environments_are_closed(tmp_path):
+def test_environments_are_closed(tmp_path: Path) -> None:
     file = tmp_path / "closed"
     env = Shared([lambda: Broken(closed_file=file)] * 3, n_workers=2)
     pids = [process.pid for process in env.processes]
@@ -244,7 +252,7 @@ def test_environments_are_closed(tmp_path):
     assert sorted(map(int, file.read_text().split())) == sorted([pids[0], *[pids[1]] * 2])
 
 
-def test_environments_that_nobody_closes(tmp_path):
+def test_environments_that_nobody_closes(tmp_path: Path) -> None:
     """A VecEnv that is only forgotten ends its workers."""
     file = tmp_path / "closed"
     env = Shared([lambda: Broken(closed_file=file)] * 2, n_workers=2)
@@ -281,7 +289,12 @@ def main():
 GUARD = 'if __name__ == "__main__":\n    main()'
 
 
-def running(pid):
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def running(pid: int) -> Any:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -291,14 +304,14 @@ def running(pid):
 @linux
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_orphaned_processes(tmp_path, method, how):
+def test_no_orphaned_processes(tmp_path: Path, method: str, how: signal.Signals) -> None:
     """Ctrl-C reaches the script and its workers; a kill reaches the script alone, while its workers step."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(envs=str(Path(__file__).parent.parent / "envs"), method=method, guard=GUARD))
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    workers = [int(pid) for pid in process.stdout.readline().split()]
+    workers = [int(pid) for pid in first_line(process).split()]
     assert len(workers) == 2 and all(map(running, workers))
     if how == signal.SIGINT:
         os.killpg(process.pid, how)
@@ -314,7 +327,7 @@ def test_no_orphaned_processes(tmp_path, method, how):
     assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
 
 
-def test_a_script_without_its_guard(tmp_path):
+def test_a_script_without_its_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(envs=str(Path(__file__).parent.parent / "envs"), method="spawn", guard="main()"))
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)

@@ -9,7 +9,10 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -39,16 +42,16 @@ class Counter(gym.Env):
     observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, fault_at=None, fault=None):
+    def __init__(self, fault_at: Any = None, fault: Any = None) -> None:
         self.fault_at, self.fault = fault_at, fault
         self.total = 0
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         self.steps = 0
         return np.zeros(1, np.float32), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.total += 1
         if self.total == self.fault_at:
             self.fault()
@@ -56,15 +59,15 @@ class Counter(gym.Env):
         return np.full(1, self.steps, np.float32), float(action), self.steps == 7, False, {}
 
 
-def raise_broken_world():
+def raise_broken_world() -> None:
     raise BrokenWorld("the gripper is stuck")
 
 
-def kill_myself():
+def kill_myself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def assert_survived(model, folder=None):
+def assert_survived(model: Any, folder: Path | None = None) -> None:
     """Finite parameters, a model that can be saved and loaded, and a checkpoint to go on from."""
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
     file = io.BytesIO()
@@ -74,15 +77,16 @@ def assert_survived(model, folder=None):
     for saved, restored in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
         assert th.equal(saved, restored)
     if folder is not None:
-        assert newest(folder).state["run"]["algorithm"] == type(model).__name__
+        checkpoint = newest(folder)
+    assert checkpoint is not None and checkpoint.state["run"]["algorithm"] == type(model).__name__
 
 
-def learn(model, folder, total=160, callbacks=()):
+def learn(model: Any, folder: Path, total: int = 160, callbacks: Any = ()) -> Any:
     return model.learn(total, callback=[ResumableCheckpointCallback(folder, save_freq=32), *callbacks])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_an_environment_that_raises(tmp_path, algorithm):
+def test_an_environment_that_raises(tmp_path: Path, algorithm: Any) -> None:
     venv = DummyVecEnv([Counter, lambda: Counter(50, raise_broken_world)])
     model = algorithm("MlpPolicy", venv, n_steps=16, batch_size=16)
     with pytest.raises(BrokenWorld, match="the gripper is stuck"):
@@ -99,7 +103,7 @@ def test_an_environment_that_raises(tmp_path, algorithm):
         (kill_myself, "environment 1 was killed by signal 9"),
     ],
 )
-def test_a_worker_that_dies(tmp_path, fault, named):
+def test_a_worker_that_dies(tmp_path: Path, fault: Any, named: str) -> None:
     venv = SubprocVecEnv([Counter, lambda: Counter(50, fault)])
     workers = list(venv.processes)
     model = PPO("MlpPolicy", venv, n_steps=16, batch_size=16)
@@ -111,18 +115,18 @@ def test_a_worker_that_dies(tmp_path, fault, named):
 
 
 class RaisingCallback(BaseCallback):
-    def __init__(self, hook, call, error):
+    def __init__(self, hook: str, call: Any, error: Any) -> None:
         super().__init__()
         self.hook, self.call, self.error, self.calls = hook, call, error, 0
         setattr(self, hook, self._maybe_raise)
 
-    def _maybe_raise(self):
+    def _maybe_raise(self) -> Any:
         self.calls += 1
         if self.calls == self.call:
             raise self.error
         return True
 
-    def _on_step(self):
+    def _on_step(self) -> Any:
         return True
 
 
@@ -131,7 +135,7 @@ class RaisingCallback(BaseCallback):
     [("_on_training_start", 1), ("_on_rollout_start", 3), ("_on_step", 41), ("_on_rollout_end", 2), ("_on_training_end", 1)],
 )
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_callback_that_raises(tmp_path, algorithm, hook, call):
+def test_a_callback_that_raises(tmp_path: Path, algorithm: Any, hook: str, call: Any) -> None:
     model = algorithm("MlpPolicy", DummyVecEnv([Counter, Counter]), n_steps=16, batch_size=16)
     with pytest.raises(BrokenWorld):
         learn(model, tmp_path, callbacks=[RaisingCallback(hook, call, BrokenWorld())])
@@ -140,11 +144,11 @@ def test_a_callback_that_raises(tmp_path, algorithm, hook, call):
 
 
 @contextmanager
-def pressing_ctrl_c(after):
+def pressing_ctrl_c(after: float) -> Iterator[None]:
     """Press it after some seconds, and again where Python has ignored it, as it does in destructors."""
     done = threading.Event()
 
-    def press():
+    def press() -> None:
         done.wait(after)
         while not done.is_set():
             os.kill(os.getpid(), signal.SIGINT)
@@ -166,7 +170,7 @@ def pressing_ctrl_c(after):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("engine", ["autograd", "closed_form"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_an_interruption_at_any_moment(tmp_path, algorithm, engine, seed):
+def test_an_interruption_at_any_moment(tmp_path: Path, algorithm: Any, engine: str, seed: int) -> None:
     """Ctrl-C raises KeyboardInterrupt between any two instructions; here another thread presses it at a random moment."""
     model = algorithm("MlpPolicy", DummyVecEnv([Counter, Counter]), n_steps=16, batch_size=16, engine=engine)
     with pytest.raises(KeyboardInterrupt), pressing_ctrl_c(np.random.default_rng(seed).uniform(0.001, 0.2)):
@@ -181,7 +185,7 @@ def test_an_interruption_at_any_moment(tmp_path, algorithm, engine, seed):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(algorithm):
+def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(algorithm: Any) -> None:
     """Ctrl-C in the first instruction of ``no_grad`` turned gradients off for the rest of the process."""
 
     class Switch(BaseCallback):
@@ -201,12 +205,12 @@ def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(a
     model.learn(32)
 
 
-def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy():
+def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy() -> None:
     model = TRPO("MlpPolicy", DummyVecEnv([Counter]), n_steps=32, batch_size=16).learn(32)
     before = [parameter.clone() for parameter in model.policy.mlp_extractor.policy_net.parameters()]
-    used = model.prepare_engine()
+    used: Any = model.prepare_engine()
 
-    def interrupted(*_):
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     used.surrogate_and_kl = interrupted
@@ -217,14 +221,14 @@ def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy():
 
 
 class Slow(Counter):
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         if self.total == 20:
             time.sleep(1.0)
         return super().step(action)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there the signal would end the process")
-def test_results_that_were_under_way_are_not_mixed_up():
+def test_results_that_were_under_way_are_not_mixed_up() -> None:
     """After an interruption in the middle of a step, SB3 would take the answer to that step for the next observation."""
     venv = SubprocVecEnv([Slow, Slow], start_method=FASTEST)
     model = PPO("MlpPolicy", venv, n_steps=16, batch_size=16)
@@ -253,7 +257,12 @@ if __name__ == "__main__":
 """
 
 
-def running(pid):
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def running(pid: int) -> Any:
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
@@ -263,7 +272,7 @@ def running(pid):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_orphaned_processes(tmp_path, how):
+def test_no_orphaned_processes(tmp_path: Path, how: signal.Signals) -> None:
     """
     Ctrl-C reaches the script and its workers; a kill reaches the script alone.
 
@@ -275,7 +284,7 @@ def test_no_orphaned_processes(tmp_path, how):
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    workers = [int(pid) for pid in process.stdout.readline().split()]
+    workers = [int(pid) for pid in first_line(process).split()]
     assert len(workers) == 2
     assert all(map(running, workers))
     if how == signal.SIGINT:

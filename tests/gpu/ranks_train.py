@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -13,7 +14,7 @@ from sb3_policyopt.parallel import launcher
 if __name__ == "__main__":
     th.set_num_threads(1)
     folder, device = Path(sys.argv[1]), sys.argv[2]
-    results = {}
+    results: dict[str, Any] = {}
     for cls in (PPO, TRPO):
         env = make_vec_env("CartPole-v1", n_envs=2)
         model = cls("MlpPolicy", env, n_steps=32, batch_size=32, seed=0, device=device).learn(256)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ BOTH = pytest.mark.parametrize("cls", [PPO, TRPO])
 
 @gpu
 @BOTH
-def test_convolutions_train_on_the_gpu(cls, tmp_path):
+def test_convolutions_train_on_the_gpu(cls: type[Any], tmp_path: Path) -> None:
     few = {"n_epochs": 1} if cls is PPO else {"n_critic_updates": 1}
     model = cls("CnnPolicy", toy(ATARI, ACTION_SPACES["discrete"]), n_steps=32, batch_size=64, seed=0, **few)
     assert model.device.type == model.policy.device.type == model.rollout_buffer.device.type == "cuda"
@@ -37,7 +38,7 @@ def test_convolutions_train_on_the_gpu(cls, tmp_path):
 
 @gpu
 @BOTH
-def test_the_networks_are_those_of_the_cpu(cls):
+def test_the_networks_are_those_of_the_cpu(cls: type[Any]) -> None:
     models = [
         cls("CnnPolicy", toy(ATARI, ACTION_SPACES["discrete"]), n_steps=32, batch_size=64, seed=0, **given)
         for given in ({}, {"device": "cpu"}, {"device": "cuda"})
@@ -63,7 +64,7 @@ print("initialised:", th.cuda.is_initialized())
 
 
 @pytest.mark.parametrize("machine", ["emulated", pytest.param("real", marks=gpu)])
-def test_small_networks_leave_the_gpu_alone(machine, tmp_path):
+def test_small_networks_leave_the_gpu_alone(machine: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error::UserWarning", "-c", SMALL, str(tmp_path / "model.zip")]
     environment = dict(os.environ)
     if machine == "emulated":
@@ -79,25 +80,25 @@ def test_small_networks_leave_the_gpu_alone(machine, tmp_path):
 class OnTheGpu(FlattenExtractor):
     """A user's extractor that knows where it wants to be."""
 
-    def __init__(self, observation_space):
+    def __init__(self, observation_space: Any) -> None:
         super().__init__(observation_space)
         self.scale = th.ones(self.features_dim, device="cuda")  # neither a parameter nor a buffer
 
-    def forward(self, observations):
+    def forward(self, observations: Any) -> Any:
         return super().forward(observations) * self.scale
 
 
 @gpu
 @BOTH
-def test_a_policy_that_puts_itself_on_the_gpu_trains_there(cls):
-    options = {"policy_kwargs": {"features_extractor_class": OnTheGpu}}
+def test_a_policy_that_puts_itself_on_the_gpu_trains_there(cls: type[Any]) -> None:
+    options: dict[str, dict[str, Any]] = {"policy_kwargs": {"features_extractor_class": OnTheGpu}}
     model = cls("MlpPolicy", toy(), n_steps=32, batch_size=32, **options).learn(128)
     assert model.device.type == model.policy.device.type == "cuda"
     assert model.device_reason == "code of the policy puts tensors there"
 
 
 @gpu
-def test_processes_that_these_tests_start_see_the_gpu():
+def test_processes_that_these_tests_start_see_the_gpu() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"], capture_output=True, text=True, timeout=120
     )

@@ -8,6 +8,7 @@ GPU, so that these trainings run in processes of their own there.
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,25 +18,25 @@ from toy_environments import collect, parameter_vector, start, toy
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 
-SMALL = {"n_steps": 16, "batch_size": 16, "seed": 0}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "seed": 0}
 BOTH = pytest.mark.parametrize("cls", [PPO, TRPO])
 
 
 @BOTH
 @pytest.mark.parametrize("quantity", ["observation", "reward"])
 @pytest.mark.parametrize("actions", ACTIONS)
-def test_what_an_environment_returns_is_named(cls, quantity, actions, device):
+def test_what_an_environment_returns_is_named(cls: type[Any], quantity: str, actions: Any, device: str) -> None:
     arguments = (cls.__name__, actions, quantity, device)
     if device == "cpu":
         ended = train(*arguments)
     else:
-        command = [sys.executable, str(Path(__file__).parent / "faulty_training.py"), *arguments]
+        command = [sys.executable, str(Path(__file__).parent.parent / "algorithms" / "faulty_training.py"), *arguments]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     assert ended.startswith(f"NonFiniteError: Non-finite {quantity} in environment 0 at step ")
 
 
 @BOTH
-def test_an_actor_that_overflowed_is_named(cls, device):
+def test_an_actor_that_overflowed_is_named(cls: type[Any], device: str) -> None:
     model = cls("MlpPolicy", toy(), **SMALL, device=device)
     with th.no_grad():
         model.policy.action_net.weight.fill_(float("nan"))
@@ -44,7 +45,7 @@ def test_an_actor_that_overflowed_is_named(cls, device):
 
 
 @BOTH
-def test_a_bad_minibatch_is_skipped_and_the_others_count(cls, device):
+def test_a_bad_minibatch_is_skipped_and_the_others_count(cls: type[Any], device: str) -> None:
     model = cls("MlpPolicy", toy(), **SMALL, device=device)
     start(model)
     collect(model)
@@ -57,7 +58,7 @@ def test_a_bad_minibatch_is_skipped_and_the_others_count(cls, device):
 
 
 @BOTH
-def test_training_ends_if_no_minibatch_is_good(cls, device):
+def test_training_ends_if_no_minibatch_is_good(cls: type[Any], device: str) -> None:
     model = cls("MlpPolicy", toy(), **SMALL, device=device)
     start(model)
     collect(model)

@@ -1,5 +1,7 @@
 """A GPU computes what the CPU computes: a rollout, and the parameters after a whole update, of PPO and TRPO."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -9,10 +11,10 @@ from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, collect, copy_ro
 
 from sb3_policyopt import PPO, TRPO
 
-SMALL = {"n_steps": 16, "batch_size": 16, "seed": 0}
-FEW = {PPO: {"n_epochs": 2}, TRPO: {"n_critic_updates": 2}}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "seed": 0}
+FEW: dict[type[Any], dict[str, int]] = {PPO: {"n_epochs": 2}, TRPO: {"n_critic_updates": 2}}
 # policy, observations, actions, arguments
-CASES = {
+CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "MLP": ("MlpPolicy", "box", "box_6", {}),
     "MLP, discrete actions": ("MlpPolicy", "box", "discrete", {}),
     "MLP, many discrete actions": ("MlpPolicy", "multi_discrete", "multi_discrete", {}),
@@ -27,14 +29,14 @@ CASES = {
 }
 
 
-def model_of(cls, name, device, **more):
+def model_of(cls: type[Any], name: str, device: str, **more: Any) -> Any:
     policy, observations, actions, options = CASES[name]
     env = toy(OBSERVATION_SPACES[observations], ACTION_SPACES[actions])
     ours = FEW.get(cls, {"n_epochs": 2})
     return cls(policy, env, **{**SMALL, **ours, **options, **more}, device=device)
 
 
-def twins(cls, name, device):
+def twins(cls: type[Any], name: str, device: str) -> Any:
     """
     The same model twice, with one rollout.
 
@@ -48,7 +50,7 @@ def twins(cls, name, device):
     return reference, model
 
 
-def assert_close(after, expected, before):
+def assert_close(after: th.Tensor, expected: th.Tensor, before: th.Tensor) -> None:
     # Adam divides a gradient by its own size, so that a parameter whose gradient is mere rounding may move by a noticeable
     # part of a step. A hundredth of a step of 3e-4 is allowed everywhere, and a hundredth of the way altogether; conjugate
     # gradient in float32 amplifies rounding by the condition of F + 0.1 I, and stays below the latter.
@@ -61,7 +63,7 @@ def assert_close(after, expected, before):
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 @pytest.mark.parametrize("name", CASES)
-def test_a_whole_update(cls, name, device):
+def test_a_whole_update(cls: type[Any], name: str, device: str) -> None:
     reference, model = twins(cls, name, device)
     before = parameter_vector(reference.policy)
     for each in (reference, model):
@@ -78,7 +80,7 @@ def test_a_whole_update(cls, name, device):
             assert logs[1][key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-3, abs=2e-5)), key
 
 
-def test_an_mlp_is_equal_to_a_hundredth_of_a_step(device):
+def test_an_mlp_is_equal_to_a_hundredth_of_a_step(device: str) -> None:
     """The bound that PPO keeps beside SB3 on the CPU, in every parameter; 1.5e-7 was measured on an H100."""
     reference, model = twins(PPO, "MLP", device)
     for each in (reference, model):
@@ -88,7 +90,7 @@ def test_an_mlp_is_equal_to_a_hundredth_of_a_step(device):
 
 
 @pytest.mark.parametrize("name", ["MLP", "CNN", "dict with image"])
-def test_an_update_is_that_of_sb3_there(name, device):
+def test_an_update_is_that_of_sb3_there(name: str, device: str) -> None:
     stock, ours = (model_of(cls, name, device) for cls in (StockPPO, PPO))
     ours.policy.load_state_dict(stock.policy.state_dict())
     before = parameter_vector(stock.policy).cpu()
@@ -103,7 +105,7 @@ def test_an_update_is_that_of_sb3_there(name, device):
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 @pytest.mark.parametrize("name", CASES)
-def test_a_rollout_holds_what_the_policy_says(cls, name, device):
+def test_a_rollout_holds_what_the_policy_says(cls: type[Any], name: str, device: str) -> None:
     """Values and log-probabilities that were stored while acting on the device, and the policy's own on the CPU."""
     model = model_of(cls, name, device)
     buffer = collect(model)
@@ -125,7 +127,7 @@ def test_a_rollout_holds_what_the_policy_says(cls, name, device):
         assert sample.old_values.device.type == device
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "all coefficients": {"clip_range_vf": 0.2, "ent_coef": "lin_0.01", "target_kl": 0.05, "value_clipping": "pessimistic"},
     "monte carlo": {"value_target": "monte_carlo"},
@@ -136,7 +138,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_trainings_run_and_stay_there(cls, options, device):
+def test_trainings_run_and_stay_there(cls: type[Any], options: Any, device: str) -> None:
     if cls is TRPO:
         options = {key: value for key, value in options.items() if key not in OPTIONS["all coefficients"]}
     model = cls("MlpPolicy", toy(), **SMALL, **options, device=device).learn(256)
@@ -149,6 +151,6 @@ def test_trainings_run_and_stay_there(cls, options, device):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_equal_seeds_give_equal_bits(cls, device):
+def test_equal_seeds_give_equal_bits(cls: type[Any], device: str) -> None:
     twins = [parameter_vector(cls("MlpPolicy", toy(), **SMALL, device=device).learn(192).policy) for _ in range(2)]
     assert th.equal(*twins)

@@ -8,8 +8,8 @@ from launch import run
 SCRIPT = Path(__file__).parent / "ranks_train.py"
 
 
-def test_two_ranks_train_to_equal_bits(device, tmp_path):
-    ended = run(2, SCRIPT, tmp_path, device, LOCAL_WORLD_SIZE=2)  # as torchrun says how many share the host
+def test_two_ranks_train_to_equal_bits(device: str, tmp_path: Path) -> None:
+    ended = run(2, str(SCRIPT), tmp_path, device, LOCAL_WORLD_SIZE=2)  # as torchrun says how many share the host
     assert [rank.code for rank in ended] == [0, 0], "\n".join(rank.output for rank in ended)
     ranks = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(2)]
     for name in ("PPO", "TRPO"):

@@ -1,17 +1,21 @@
 """What was trained on one device goes on on another: zips both ways, ours and stock's, and exact resume."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
 from resume_scenarios import ROLLOUT, Crash, fingerprint, train
 from sb3_contrib import TRPO as ContribTRPO
 from stable_baselines3 import PPO as StockPPO
+from stable_baselines3.common.vec_env import VecEnv
 from toy_environments import ACTION_SPACES, IMAGE, VECTOR, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
 
-SMALL = {"n_steps": 16, "batch_size": 16, "seed": 0}
-ALGORITHMS = {"PPO": (PPO, StockPPO), "TRPO": (TRPO, ContribTRPO)}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "seed": 0}
+ALGORITHMS: dict[str, tuple[Any, Any]] = {"PPO": (PPO, StockPPO), "TRPO": (TRPO, ContribTRPO)}
 gpu = pytest.mark.gpu
 WAYS = [
     ("cpu", "cpu"),
@@ -21,11 +25,11 @@ WAYS = [
 ]
 
 
-def optimizer_state(model):
+def optimizer_state(model: Any) -> Any:
     return [entry for _, entry in sorted(model.policy.optimizer.state_dict()["state"].items())]
 
 
-def assert_same_model(loaded, model):
+def assert_same_model(loaded: Any, model: Any) -> None:
     assert th.equal(parameter_vector(loaded.policy).cpu(), parameter_vector(model.policy).cpu())
     states = optimizer_state(model)
     assert states
@@ -33,17 +37,18 @@ def assert_same_model(loaded, model):
         assert mine.keys() == theirs.keys()
         assert all(th.equal(mine[key].cpu(), value.cpu()) for key, value in theirs.items())
     observations = model.observation_space.sample()[None]
-    np.testing.assert_allclose(*(each.predict(observations, deterministic=True)[0] for each in (loaded, model)), atol=1e-5)
+    one, other = (each.predict(observations, deterministic=True)[0] for each in (loaded, model))
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("before, after", WAYS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 class TestZips:
     @pytest.fixture
-    def env(self):
+    def env(self) -> VecEnv:
         return toy(VECTOR, ACTION_SPACES["box_6"])
 
-    def test_ours_go_on(self, algorithm, before, after, env, tmp_path):
+    def test_ours_go_on(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, _ = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -55,7 +60,7 @@ class TestZips:
         loaded.learn(64, reset_num_timesteps=False)
         assert loaded._n_updates > updates and loaded.policy.device.type == after
 
-    def test_stock_opens_ours(self, algorithm, before, after, env, tmp_path):
+    def test_stock_opens_ours(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, stock = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -63,7 +68,7 @@ class TestZips:
         assert_same_model(loaded, model)
         loaded.learn(64)
 
-    def test_we_open_stocks(self, algorithm, before, after, env, tmp_path):
+    def test_we_open_stocks(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, stock = ALGORITHMS[algorithm]
         model = stock("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -73,7 +78,7 @@ class TestZips:
             assert_same_model(loaded, model)
             loaded.learn(64)
 
-    def test_parameters_alone(self, algorithm, before, after, env, tmp_path):
+    def test_parameters_alone(self, algorithm: Any, before: str, after: str, env: VecEnv, tmp_path: Path) -> None:
         ours, _ = ALGORITHMS[algorithm]
         model = ours("MlpPolicy", env, **SMALL, device=before).learn(64)
         model.save(tmp_path / "model")
@@ -84,12 +89,12 @@ class TestZips:
             other.learn(64)
 
 
-RUNS = {"PPO": {}, "TRPO": {}, "gSDE": {"algorithm": "PPO", "use_sde": True, "sde_sample_freq": 7}}
+RUNS: dict[str, dict[str, Any]] = {"PPO": {}, "TRPO": {}, "gSDE": {"algorithm": "PPO", "use_sde": True, "sde_sample_freq": 7}}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_resumes_to_the_same_bits(name, device, tmp_path):
-    options = {"algorithm": name, **RUNS[name]}
+def test_a_run_resumes_to_the_same_bits(name: str, device: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"algorithm": name, **RUNS[name]}
     whole = train(tmp_path / "whole", device=device, **options)
     with pytest.raises(Crash):
         train(tmp_path / "resumed", device=device, crash_at=5.6 * ROLLOUT, **options)
@@ -99,7 +104,7 @@ def test_a_run_resumes_to_the_same_bits(name, device, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_auto_resumes_where_the_checkpoint_was_made(algorithm, device, tmp_path):
+def test_auto_resumes_where_the_checkpoint_was_made(algorithm: Any, device: str, tmp_path: Path) -> None:
     """For a network so small auto alone is the CPU."""
     whole = train(tmp_path / "whole", device=device, algorithm=algorithm)
     with pytest.raises(Crash):
@@ -111,7 +116,7 @@ def test_auto_resumes_where_the_checkpoint_was_made(algorithm, device, tmp_path)
 
 @pytest.mark.parametrize("before, after", [("cpu", "cuda"), ("cuda", "cpu")])
 @pytest.mark.gpu
-def test_another_device_goes_on_with_a_warning(before, after, tmp_path):
+def test_another_device_goes_on_with_a_warning(before: str, after: str, tmp_path: Path) -> None:
     with pytest.raises(Crash):
         train(tmp_path, device=before, crash_at=5.6 * ROLLOUT)
     with pytest.raises(UserWarning, match=f"was made on {before}.* goes on on {after}"):  # an error in these trainings
@@ -119,7 +124,7 @@ def test_another_device_goes_on_with_a_warning(before, after, tmp_path):
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-def test_a_model_moves_in_the_middle_of_training(cls, device):
+def test_a_model_moves_in_the_middle_of_training(cls: type[Any], device: str) -> None:
     """By the way that resume takes: the optimizer goes with the parameters, which stay the same objects."""
     stays, moves = (cls("CnnPolicy", toy(IMAGE, ACTION_SPACES["discrete"]), **SMALL, device="cpu").learn(64) for _ in range(2))
     before = list(moves.policy.parameters())
@@ -130,7 +135,7 @@ def test_a_model_moves_in_the_middle_of_training(cls, device):
     assert moves.policy.device.type == device and moves.num_timesteps == 128
 
 
-def assert_same_parameters_and_moments(moved, original, device):
+def assert_same_parameters_and_moments(moved: Any, original: Any, device: str) -> None:
     assert th.equal(parameter_vector(moved.policy).cpu(), parameter_vector(original.policy))
     for mine, theirs in zip(optimizer_state(moved), optimizer_state(original), strict=True):
         assert mine["exp_avg"].device.type == device

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Runs at the start of every child: no address but the loopback one, and on demand no sb3_policyopt.
 SITECUSTOMIZE = """
@@ -62,7 +63,7 @@ class Result:
     err: str
 
     @property
-    def sentence(self):
+    def sentence(self) -> str:
         """The one line of the error message."""
         lines = [line for line in self.err.splitlines() if line.startswith("sb3-policyopt: ")]
         assert len(lines) == 1, self.err
@@ -73,7 +74,7 @@ class Result:
 class Client:
     """Runs programs that see the loopback hub as the Hub."""
 
-    def __init__(self, hub_url, folder, token="hf_me", **environment):
+    def __init__(self, hub_url: str, folder: Path, token: str = "hf_me", **environment: Any) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         site = self.folder / "site"
@@ -96,9 +97,9 @@ class Client:
             "SDL_VIDEODRIVER": "dummy",
             **environment,
         }
-        self.worker = None
+        self.worker: subprocess.Popen[str] | None = None
 
-    def python(self, *arguments, cwd=None, **environment):
+    def python(self, *arguments: Any, cwd: Any = None, **environment: Any) -> Result:
         """Run Python in an empty folder."""
         cwd = cwd or self.folder / "empty"
         Path(cwd).mkdir(exist_ok=True)
@@ -113,7 +114,7 @@ class Client:
         )
         return Result(run.returncode, run.stdout, run.stderr)
 
-    def command(self, *arguments, token="hf_me"):
+    def command(self, *arguments: Any, token: str = "hf_me") -> Result:
         """Run one of our two commands in the child that is kept."""
         if self.worker is None:
             self.worker = subprocess.Popen(
@@ -126,10 +127,12 @@ class Client:
                 text=True,
             )
         print(json.dumps([token, *map(str, arguments)]), file=self.worker.stdin, flush=True)
+        assert self.worker.stdout is not None
         return Result(*json.loads(self.worker.stdout.readline()))
 
-    def close(self):
+    def close(self) -> None:
         if self.worker is not None:
+            assert self.worker.stdin is not None and self.worker.stdout is not None
             self.worker.stdin.close()
             self.worker.wait(timeout=60)
             self.worker.stdout.close()

@@ -10,8 +10,10 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -26,21 +28,21 @@ class Repo:
     """Branches point to commits, commits hold whole trees; one commit exists from the start, as on the real Hub."""
 
     private: bool = False
-    commits: dict = field(default_factory=dict)
-    branches: dict = field(default_factory=dict)
-    messages: list = field(default_factory=list)
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
 
-    def commit(self, branch, files, message):
+    def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
         text = json.dumps([branch, message, len(self.commits), {name: _oid(content) for name, content in files.items()}])
         sha = hashlib.sha1(text.encode()).hexdigest()
         self.commits[sha], self.branches[branch] = dict(files), sha
         self.messages.append(message)
         return sha
 
-    def files(self, revision="main"):
+    def files(self, revision: str = "main") -> dict[str, bytes]:
         return self.commits[self.branches.get(revision, revision)]
 
-    def has(self, revision):
+    def has(self, revision: str) -> bool:
         return revision in self.branches or revision in self.commits
 
 
@@ -51,35 +53,35 @@ class Hub:
     :param large_files: "lfs" to have large files sent by the LFS protocol, "regular" to have them inside the commit
     """
 
-    def __init__(self, large_files="lfs"):
+    def __init__(self, large_files: str = "lfs") -> None:
         self.large_files = large_files
         self.tokens = {"hf_me": "me"}
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
-        self.failures: list[tuple[str, re.Pattern, int]] = []
+        self.failures: list[tuple[str, re.Pattern[str], int]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
-    def url(self):
+    def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def fail(self, method, pattern, status):
+    def fail(self, method: str, pattern: str, status: int) -> None:
         """Answer matching requests with an error; status 0 cuts the connection."""
         self.failures.append((method, re.compile(pattern), status))
 
-    def seen(self, method, pattern):
+    def seen(self, method: str, pattern: str) -> Any:
         """The requests of that method whose path matches."""
         return [path for verb, path in self.requests if verb == method and re.search(pattern, path)]
 
-    def __enter__(self):
+    def __enter__(self) -> "Hub":
         self.thread.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -88,16 +90,16 @@ class Hub:
 class _Answer(Exception):
     """Ends a request."""
 
-    def __init__(self, status, body=b"", **headers):
+    def __init__(self, status: int, body: bytes = b"", **headers: Any) -> None:
         self.status, self.body, self.headers = status, body, headers
 
 
-def _json(status, content, **headers):
+def _json(status: int, content: dict[str, Any] | list[dict[str, Any]], **headers: Any) -> "_Answer":
     return _Answer(status, json.dumps(content).encode(), content_type="application/json", **headers)
 
 
-def _error(status, message, code=None):
-    headers = {"x_error_message": message} | ({"x_error_code": code} if code else {})
+def _error(status: int, message: str, code: str | None = None) -> "_Answer":
+    headers: dict[str, Any] = {"x_error_message": message} | ({"x_error_code": code} if code else {})
     return _json(status, {"error": message}, **headers)
 
 
@@ -105,10 +107,10 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *args):
+    def log_message(self, *args: Any) -> None:
         pass
 
-    def _serve(self):
+    def _serve(self) -> None:
         parts = urlsplit(self.path)
         self.route, self.query = parts.path, parse_qs(parts.query)
         self.hub.requests.append((self.command, self.route))
@@ -120,9 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 return self._send(_error(status, "failure on purpose"))
         try:
-            for method, pattern, action in _ROUTES:
-                match = re.fullmatch(pattern, self.route)
-                if match and self.command in method.split("|"):
+            for methods, route, action in _ROUTES:
+                match = re.fullmatch(route, self.route)
+                if match and self.command in methods.split("|"):
                     action(self, **{key: unquote(value) for key, value in match.groupdict().items() if value is not None})
             raise _error(404, f"the loopback hub knows no {self.command} {self.route}")
         except _Answer as answer:
@@ -130,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
-    def _read(self):
+    def _read(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
             chunks = []
             while size := int(self.rfile.readline(), 16):
@@ -140,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _send(self, answer):
+    def _send(self, answer: "_Answer") -> None:
         self.send_response(answer.status)
         length = answer.headers.pop("content_length", len(answer.body))
         for name, value in answer.headers.items():
@@ -152,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- users and rights
 
-    def user(self, required=True):
+    def user(self, required: bool = True) -> str | None:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in self.hub.tokens:
             raise _error(401, "Invalid user token.")
@@ -160,19 +162,19 @@ class _Handler(BaseHTTPRequestHandler):
             raise _error(401, "Invalid username or password.")
         return self.hub.tokens.get(token)
 
-    def readable(self, repo):
+    def readable(self, repo: str) -> Repo:
         user, found = self.user(required=False), self.hub.repos.get(repo)
         if found is None or (found.private and user != repo.split("/")[0]):
             # The real Hub answers 401 with this code to anonymous requests, whether the repository exists or not.
             raise _error(404 if user else 401, "Repository not found", "RepoNotFound")
         return found
 
-    def writable(self, repo):
+    def writable(self, repo: str) -> Repo:
         if self.user() != repo.split("/")[0]:
             raise _error(403, "You don't have the rights")
         return self.readable(repo)
 
-    def at(self, repo, revision):
+    def at(self, repo: str, revision: str) -> tuple[dict[str, bytes], str]:
         found = self.readable(repo)
         if not found.has(revision):
             raise _error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -180,10 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- endpoints
 
-    def whoami(self):
+    def whoami(self) -> None:
         raise _json(200, {"type": "user", "name": self.user(), "orgs": [], "auth": {"accessToken": {"role": "write"}}})
 
-    def create(self):
+    def create(self) -> None:
         body = json.loads(self.content)
         owner = body.get("organization") or self.user()
         repo = f"{owner}/{body['name']}"
@@ -197,14 +199,14 @@ class _Handler(BaseHTTPRequestHandler):
         new.commit("main", {".gitattributes": b"*.zip filter=lfs diff=lfs merge=lfs -text\n"}, "initial commit")
         raise _json(200, {"url": url, "id": repo})
 
-    def delete(self):
+    def delete(self) -> None:
         body = json.loads(self.content)
         repo = f"{body.get('organization') or self.user()}/{body['name']}"
         self.writable(repo)
         del self.hub.repos[repo]
         raise _json(200, {})
 
-    def info(self, repo, revision="main"):
+    def info(self, repo: str, revision: str = "main") -> None:
         files, sha = self.at(repo, revision)
         card = files.get("README.md", b"").decode()
         head = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else {}
@@ -224,13 +226,13 @@ class _Handler(BaseHTTPRequestHandler):
             },
         )
 
-    def tree(self, repo, revision):
+    def tree(self, repo: str, revision: str) -> None:
         files, _ = self.at(repo, revision)
         raise _json(
             200, [{"type": "file", "path": name, "oid": _oid(data), "size": len(data)} for name, data in files.items()]
         )
 
-    def validate_yaml(self):
+    def validate_yaml(self) -> None:
         content = json.loads(self.content)["content"]
         errors = []
         try:
@@ -245,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             errors.append({"message": f"{type(error).__name__}: {error}"})
         raise _json(400 if errors else 200, {"errors": errors, "warnings": []})
 
-    def preupload(self, repo, revision):
+    def preupload(self, repo: str, revision: str) -> None:
         self.writable(repo)
         files, _ = self.at(repo, revision)
         modes = []
@@ -258,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
         raise _json(200, {"files": modes})
 
-    def lfs_batch(self, repo):
+    def lfs_batch(self, repo: str) -> None:
         self.writable(repo)
         objects = []
         for entry in json.loads(self.content)["objects"]:
@@ -270,26 +272,26 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append(item)
         raise _json(200, {"transfer": "basic", "objects": objects})
 
-    def lfs_put(self, oid):
+    def lfs_put(self, oid: str) -> None:
         if hashlib.sha256(self.content).hexdigest() != oid:
             raise _error(400, "content does not match its oid")
         self.hub.objects[oid] = self.content
         raise _Answer(200)
 
-    def lfs_verify(self):
+    def lfs_verify(self) -> None:
         body = json.loads(self.content)
         if len(self.hub.objects.get(body["oid"], b"")) != body["size"]:
             raise _error(404, "object not found or of another size")
         raise _json(200, {})
 
-    def branch(self, repo, branch):
+    def branch(self, repo: Any, branch: str) -> None:
         found = self.writable(repo)
         if branch in found.branches:
             raise _error(409, "Reference already exists")
         found.branches[branch] = found.branches["main"]
         raise _json(200, {})
 
-    def commit(self, repo, revision):
+    def commit(self, repo: str, revision: str) -> None:
         found = self.writable(repo)
         if revision not in found.branches:
             raise _error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -310,11 +312,12 @@ class _Handler(BaseHTTPRequestHandler):
         sha = found.commit(revision, files, message)
         raise _json(200, {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}"})
 
-    def resolve(self, repo, revision, path):
+    def resolve(self, repo: str, revision: str, path: str) -> None:
         files, sha = self.at(repo, revision)
         if path not in files:
             raise _error(404, "Entry not found", "EntryNotFound")
-        content, headers = files[path], {"x_repo_commit": sha, "etag": f'"{_oid(files[path])}"', "accept_ranges": "bytes"}
+        content = files[path]
+        headers: dict[str, Any] = {"x_repo_commit": sha, "etag": f'"{_oid(files[path])}"', "accept_ranges": "bytes"}
         if self.command == "HEAD":
             raise _Answer(200, content_length=len(content), **headers)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -326,11 +329,11 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Answer(200, content, **headers)
 
 
-def _oid(content):
+def _oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-_ROUTES = [
+_ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("DELETE", "/api/repos/delete", _Handler.delete),

@@ -1,6 +1,8 @@
 """Run folders as rl-zoo3 writes them, trained in a second."""
 
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import yaml
 from stable_baselines3.common.env_util import make_vec_env
@@ -10,7 +12,15 @@ from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.recording import RunRecorder
 
 
-def make_run(folder, algo, env_id, normalize=False, records=True, n_timesteps=512, **hyperparameters):
+def make_run(
+    folder: Path,
+    algo: str,
+    env_id: str,
+    normalize: bool = False,
+    records: bool = True,
+    n_timesteps: int = 512,
+    **hyperparameters: Any,
+) -> Path:
     """
     Train for a few steps, and write the files of a zoo run, with private facts.
 
@@ -39,6 +49,7 @@ def make_run(folder, algo, env_id, normalize=False, records=True, n_timesteps=51
     model.save(run / f"{env_id}.zip")
     config = {"policy": "MlpPolicy", "n_envs": 2, "n_timesteps": float(n_timesteps), **hyperparameters}
     if normalize:
+        assert isinstance(env, VecNormalize)
         env.save(str(params / "vecnormalize.pkl"))
         config["normalize"] = True
     for name, content in (("config.yml", config), ("args.yml", arguments)):

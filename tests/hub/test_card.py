@@ -3,15 +3,18 @@
 import io
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from gymnasium import spaces
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
 from sb3_policyopt import PPO, TRPO
@@ -31,7 +34,7 @@ PENDULUM = {
 }
 
 
-def run(lines, **names):
+def run(lines: list[str], **names: Any) -> VecEnv:
     exec("\n".join(lines), names)
     return names["env"]
 
@@ -48,29 +51,32 @@ def run(lines, **names):
         ),
     ],
 )
-def test_code_makes_the_environment_that_is_evaluated(protocol):
+def test_code_makes_the_environment_that_is_evaluated(protocol: Protocol) -> None:
     imports, lines = protocol.code([])
     shown, evaluated = run([*imports, *lines]), protocol.make_env()
     assert shown.observation_space == evaluated.observation_space
     assert shown.action_space == evaluated.action_space
     np.testing.assert_array_equal(shown.reset(), evaluated.reset())
+    assert shown.action_space.shape is not None
     actions = np.zeros((protocol.n_envs, *shown.action_space.shape), dtype=shown.action_space.dtype)
     for _ in range(5):
         for one, other in zip(shown.step(actions)[:3], evaluated.step(actions)[:3], strict=True):
             np.testing.assert_array_equal(one, other)
 
 
-def test_wrappers_are_applied_inside_out_and_normalisation_before_the_frame_stack():
+def test_wrappers_are_applied_inside_out_and_normalisation_before_the_frame_stack() -> None:
     protocol = Protocol.from_config("Pendulum-v1", PENDULUM)
     statistics = VecNormalize(make_vec_env("Pendulum-v1", 1))
-    statistics.venv = None
+    without: Any = statistics
+    without.venv = None
     env = protocol.make_env(statistics)
     assert isinstance(env, VecFrameStack) and env.venv is statistics
-    assert statistics.venv.action_space.high == 0.5
+    box = statistics.venv.action_space
+    assert isinstance(box, spaces.Box) and box.high == 0.5
     assert not statistics.training and not statistics.norm_reward
 
 
-def make_card(tmp_path, protocol, model, **changes):
+def make_card(tmp_path: Path, protocol: Protocol, model: Any, **changes: Any) -> Card:
     model.save(tmp_path / "agent.zip")
     agent = Agent(type(model).__name__.lower(), protocol.env_id, tmp_path / "agent.zip", config_of_model(model), {})
     score = Score([1.0, 2.0], [3, 4])
@@ -78,7 +84,7 @@ def make_card(tmp_path, protocol, model, **changes):
     return replace(card, **changes)
 
 
-def test_sampled_actions_are_seeded_in_the_code(tmp_path):
+def test_sampled_actions_are_seeded_in_the_code(tmp_path: Path) -> None:
     protocol = Protocol("CartPole-v1", deterministic=False, seed=5, n_episodes=2)
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu", seed=1)
     card = str(make_card(tmp_path, protocol, model))
@@ -91,7 +97,7 @@ def test_sampled_actions_are_seeded_in_the_code(tmp_path):
     assert out.getvalue().strip() == f"mean_reward: {protocol.evaluate(model, protocol.make_env())}"
 
 
-def test_video_and_picture_are_shown_only_if_they_exist(tmp_path):
+def test_video_and_picture_are_shown_only_if_they_exist(tmp_path: Path) -> None:
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")
     card = make_card(tmp_path, Protocol("CartPole-v1"), model)
     assert "<video" not in str(card) and "training.png" not in str(card)
@@ -105,13 +111,13 @@ class OwnPolicy(ActorCriticPolicy):
 
 
 @pytest.mark.parametrize(("algorithm", "policy"), [(StockPPO, "MlpPolicy"), (PPO, OwnPolicy)])
-def test_card_of_a_zip_that_needs_pickle_says_so(algorithm, policy, tmp_path):
+def test_card_of_a_zip_that_needs_pickle_says_so(algorithm: type[Any], policy: str | type[Any], tmp_path: Path) -> None:
     model = algorithm(policy, "CartPole-v1", n_steps=64, device="cpu")
     card = str(make_card(tmp_path, Protocol("CartPole-v1"), model))
     assert "safe=False" in card and "--trust" in card and "only be loaded with pickle" in card
 
 
-def test_hyperparameters_read_off_a_model():
+def test_hyperparameters_read_off_a_model() -> None:
     model = TRPO(
         "MlpPolicy",
         make_vec_env("Pendulum-v1", 2),
@@ -133,11 +139,11 @@ def test_hyperparameters_read_off_a_model():
         "batch_size": 64,
         "gamma": 0.9,
     }
-    assert eval(config["policy_kwargs"], {"nn": nn}) == model.policy_kwargs
+    assert eval(str(config["policy_kwargs"]), {"nn": nn}) == model.policy_kwargs
     assert yaml.safe_load(yaml.safe_dump(config)) == config
 
 
-def test_python_source_of_policy_arguments():
+def test_python_source_of_policy_arguments() -> None:
     import torch as th
 
     arguments = {"a": (1, [2.5, "x"]), "optimizer_class": th.optim.RMSprop, "b": {"c": None}}
@@ -145,7 +151,7 @@ def test_python_source_of_policy_arguments():
     assert eval(source, {"nn": nn, "th": th}) == {"a": [1, [2.5, "x"]], "optimizer_class": th.optim.RMSprop, "b": {"c": None}}
 
 
-def test_schedules_that_the_zoo_cannot_write_are_left_out():
+def test_schedules_that_the_zoo_cannot_write_are_left_out() -> None:
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, clip_range=FloatSchedule(lambda p: 0.1 + p), device="cpu")
     assert "clip_range" not in config_of_model(model)
 
@@ -153,13 +159,13 @@ def test_schedules_that_the_zoo_cannot_write_are_left_out():
 @pytest.mark.parametrize(
     ("env_id", "name"), [("CartPole-v1", "CartPole-v1"), ("ALE/Pong-v5", "ALE-Pong-v5"), ("my_envs:Maze-v0", "Maze-v0")]
 )
-def test_file_names_are_those_of_the_zoo(env_id, name):
+def test_file_names_are_those_of_the_zoo(env_id: str, name: str) -> None:
     from huggingface_sb3 import EnvironmentName
 
     assert file_name_of(env_id) == name == EnvironmentName(env_id)
 
 
-def test_score_has_the_form_that_leaderboards_parse():
+def test_score_has_the_form_that_leaderboards_parse() -> None:
     # mean 2, variance ((1-2)² + (3-2)²) / 2 = 1
     assert str(Score([1.0, 3.0], [1, 1])) == "2.00 +/- 1.00"
 
@@ -168,7 +174,7 @@ def test_score_has_the_form_that_leaderboards_parse():
     ("env_id", "package"),
     [("Pendulum-v1", ' "gymnasium[classic-control]"'), ("Hopper-v5", ' "gymnasium[mujoco]"'), ("FrozenLake-v1", "")],
 )
-def test_card_names_what_to_install(env_id, package, tmp_path):
+def test_card_names_what_to_install(env_id: str, package: str, tmp_path: Path) -> None:
     card = str(make_card(tmp_path, Protocol(env_id), PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu")))
     assert f'pip install "sb3-policyopt[hub]"{package}\n' in card
     assert f"pip install stable_baselines3 huggingface_hub{package}\n" in card

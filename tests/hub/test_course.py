@@ -1,8 +1,11 @@
 """``package_to_hub``, and ``load_from_hub`` with ``filename=``, as the Hugging Face course calls them."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium.wrappers import ClipAction, TransformReward
 from hub_client import Client
@@ -85,7 +88,7 @@ assert (Path(folder) / "vec_normalize.npz").is_file() and "norm_obs: true" in Pa
 """
 
 
-def test_the_call_of_the_course(tmp_path):
+def test_the_call_of_the_course(tmp_path: Path) -> None:
     with Hub() as hub:
         client = Client(hub.url, tmp_path)
         result = client.python("-c", COURSE)
@@ -113,12 +116,12 @@ def test_the_call_of_the_course(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     return PPO("MlpPolicy", make_vec_env("Pendulum-v1", 1), n_steps=8, batch_size=8, device="cpu")
 
 
-def package(model, folder, **changes):
-    arguments = {
+def package(model: Any, folder: Path, **changes: Any) -> str | None:
+    arguments: dict[str, Any] = {
         "model": model,
         "model_name": "ppo-Pendulum-v1",
         "model_architecture": "PPO",
@@ -132,7 +135,7 @@ def package(model, folder, **changes):
     return package_to_hub(**arguments | changes)
 
 
-def test_wrappers_with_known_arguments_are_made_again(model, tmp_path):
+def test_wrappers_with_known_arguments_are_made_again(model: Any, tmp_path: Path) -> None:
     env = gym.make("Pendulum-v1", max_episode_steps=5)
     folder = package(model, tmp_path, eval_env=DummyVecEnv([lambda: Monitor(ClipAction(env))]))
     card = (tmp_path / "dry" / "README.md").read_text()
@@ -142,15 +145,15 @@ def test_wrappers_with_known_arguments_are_made_again(model, tmp_path):
 
 
 class Halved(VecEnvWrapper):
-    def reset(self):
-        return self.venv.reset() / 2
+    def reset(self) -> Any:
+        return np.asarray(self.venv.reset()) / 2
 
-    def step_wait(self):
+    def step_wait(self) -> Any:
         observations, *rest = self.venv.step_wait()
-        return observations / 2, *rest
+        return np.asarray(observations) / 2, *rest
 
 
-def mistakes():
+def mistakes() -> dict[str, tuple[Any, ...]]:
     pendulum = gym.make("Pendulum-v1")
     return {
         "architecture": ({"model_architecture": "TRPO"}, "model_architecture must be 'PPO'"),
@@ -170,7 +173,7 @@ def mistakes():
 
 
 @pytest.mark.parametrize("case", mistakes())
-def test_mistakes_are_one_sentence(case, model, tmp_path):
+def test_mistakes_are_one_sentence(case: str, model: Any, tmp_path: Path) -> None:
     changes, sentence = mistakes()[case]
     with pytest.raises(ValueError) as caught:
         package(model, tmp_path, **changes)
@@ -178,13 +181,13 @@ def test_mistakes_are_one_sentence(case, model, tmp_path):
     assert not (tmp_path / "dry").exists()
 
 
-def test_an_unused_argument_is_named_and_a_bad_repository_refused(model, tmp_path):
+def test_an_unused_argument_is_named_and_a_bad_repository_refused(model: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="local_repo_path is not used"), pytest.raises(HubError, match="name/repository"):
         package(model, tmp_path, repo_id="me", local_repo_path="hub")
 
 
 @pytest.mark.parametrize("option", [{"device": "cpu"}, {"safe": False}, {"zip_name": "x.zip"}, {"custom_objects": {}}])
-def test_a_download_takes_no_argument_of_the_loading(option):
+def test_a_download_takes_no_argument_of_the_loading(option: dict[str, Any]) -> None:
     for call in (lambda: load_from_hub("me/x", filename="x.zip", **option), lambda: load_from_hub("me/x", "x.zip", **option)):
         with pytest.raises(ValueError, match="pass zip_name="):
             call()

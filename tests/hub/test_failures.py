@@ -4,57 +4,59 @@ import io
 import pickle
 import shutil
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hub_client import Client
-from loopback import Repo
+from loopback import Hub, Repo
 from runs import make_run
 
 
 @pytest.fixture(scope="module")
-def logs(tmp_path_factory):
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "logs"
     make_run(folder, "ppo", "CartPole-v1", records=False)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def forget(hub):
+def forget(hub: Hub) -> None:
     hub.repos.clear()
     hub.failures.clear()
     hub.requests.clear()
 
 
 @pytest.fixture(scope="module")
-def files(client, hub, logs):
+def files(client: Client, hub: Hub, logs: Path) -> dict[str, bytes]:
     """What a push of the run publishes."""
     assert client.command(*push(logs)).code == 0
     return hub.repos["me/ppo-CartPole-v1"].files()
 
 
-def publish(hub, files):
+def publish(hub: Hub, files: dict[str, bytes]) -> Repo:
     """Create a repository on the hub."""
     repo = hub.repos["me/ppo-CartPole-v1"] = Repo()
     repo.commit("main", files, "Upload agent")
     return repo
 
 
-def push(logs, *more, organization="me"):
+def push(logs: Path, *more: Any, organization: str = "me") -> tuple[str, ...]:
     return ("push_to_hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", logs, "-orga", organization, "--no-video", *more)
 
 
-def load(folder, *more):
+def load(folder: Path, *more: Any) -> tuple[str, ...]:
     return ("load_from_hub", "--algo", "ppo", "--env", "CartPole-v1", "-f", folder, "-orga", "me", *more)
 
 
-def test_missing_run(client, hub, tmp_path):
+def test_missing_run(client: Client, hub: Hub, tmp_path: Path) -> None:
     result = client.command(*push(tmp_path))
     assert result.code == 2 and "no run folder" in result.sentence
     assert not hub.requests
 
 
-def test_damaged_zip(client, logs, tmp_path):
+def test_damaged_zip(client: Client, logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs, tmp_path / "logs")
     (tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").write_bytes(b"half a z")
     result = client.command(*push(tmp_path / "logs"))
@@ -62,13 +64,13 @@ def test_damaged_zip(client, logs, tmp_path):
 
 
 @pytest.mark.parametrize(("token", "sentence"), [("hf_stranger", "refuses your token"), ("", "hf auth login")])
-def test_wrong_token_and_no_token(client, hub, logs, token, sentence):
+def test_wrong_token_and_no_token(client: Client, hub: Hub, logs: Path, token: str, sentence: str) -> None:
     result = client.command(*push(logs), token=token)
     assert result.code == 1 and sentence in result.sentence
     assert not hub.repos
 
 
-def test_no_network(logs, tmp_path):
+def test_no_network(logs: Path, tmp_path: Path) -> None:
     client = Client("http://127.0.0.1:9", tmp_path / "offline")  # the discard port: no server listens
     pushed, loaded = client.command(*push(logs)), client.command(*load(tmp_path / "new"))
     client.close()
@@ -77,19 +79,19 @@ def test_no_network(logs, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_foreign_namespace(client, hub, logs):
+def test_foreign_namespace(client: Client, hub: Hub, logs: Path) -> None:
     result = client.command(*push(logs, organization="someone-else"))
     assert result.code == 1 and "no right to write to someone-else/ppo-CartPole-v1" in result.sentence
     assert not hub.repos
 
 
-def test_name_that_is_none(client, hub, logs):
+def test_name_that_is_none(client: Client, hub: Hub, logs: Path) -> None:
     result = client.command(*push(logs, "-name", "no spaces please"))
     assert result.code == 2 and "no spaces please" in result.sentence
     assert not hub.repos
 
 
-def test_repository_of_another_agent(client, hub, logs, files):
+def test_repository_of_another_agent(client: Client, hub: Hub, logs: Path, files: dict[str, bytes]) -> None:
     others = dict(files)
     others["trpo-Pendulum-v1.zip"] = others.pop("ppo-CartPole-v1.zip")
     repo = publish(hub, others)
@@ -98,7 +100,7 @@ def test_repository_of_another_agent(client, hub, logs, files):
     assert repo.files() == others
 
 
-def test_private_does_not_hide_a_public_repository(client, hub, logs, files):
+def test_private_does_not_hide_a_public_repository(client: Client, hub: Hub, logs: Path, files: dict[str, bytes]) -> None:
     publish(hub, files)
     result = client.command(*push(logs, "--private"))
     assert result.code == 2 and "exists and is public" in result.sentence
@@ -108,7 +110,7 @@ def test_private_does_not_hide_a_public_repository(client, hub, logs, files):
 
 
 @pytest.mark.parametrize("request_", [("POST", "/commit/"), ("POST", "/preupload/"), ("PUT", "/lfs/"), ("POST", "/branch/")])
-def test_half_finished_upload_leaves_no_repository(client, hub, logs, request_):
+def test_half_finished_upload_leaves_no_repository(client: Client, hub: Hub, logs: Path, request_: tuple[str, str]) -> None:
     hub.objects.clear()
     hub.fail(*request_, 400)
     result = client.command(*push(logs, "--revision", "v1"))
@@ -116,21 +118,21 @@ def test_half_finished_upload_leaves_no_repository(client, hub, logs, request_):
     assert hub.seen("POST", "/api/repos/create") and not hub.repos
 
 
-def test_half_finished_upload_spares_a_repository_that_was_there(client, hub, logs, files):
+def test_half_finished_upload_spares_a_repository_that_was_there(client: Client, hub: Hub, logs: Path, files: Any) -> None:
     repo = publish(hub, files)
     hub.fail("POST", "/commit/", 400)
     assert client.command(*push(logs, "--seed", "1")).code == 1
     assert hub.repos == {"me/ppo-CartPole-v1": repo} and repo.files() == files
 
 
-def test_failed_removal_is_reported(client, hub, logs):
+def test_failed_removal_is_reported(client: Client, hub: Hub, logs: Path) -> None:
     hub.fail("POST", "/commit/", 400)
     hub.fail("DELETE", "/api/repos/delete", 400)
     result = client.command(*push(logs))
     assert result.code == 1 and f"delete {hub.url}/me/ppo-CartPole-v1 yourself" in result.sentence
 
 
-def test_agent_that_does_not_run_is_not_published(client, hub, logs, tmp_path):
+def test_agent_that_does_not_run_is_not_published(client: Client, hub: Hub, logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs, tmp_path / "logs")
     config = tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1" / "config.yml"
     config.write_text("policy: MlpPolicy\nframe_stack: 4\n")
@@ -139,7 +141,7 @@ def test_agent_that_does_not_run_is_not_published(client, hub, logs, tmp_path):
     assert not hub.repos
 
 
-def test_dry_run_sends_nothing(client, hub, logs, tmp_path):
+def test_dry_run_sends_nothing(client: Client, hub: Hub, logs: Path, tmp_path: Path) -> None:
     result = client.command(*push(logs, "--dry-run", tmp_path / "dry"))
     assert result.code == 0
     assert (tmp_path / "dry" / "README.md").is_file() and not (tmp_path / "dry" / "replay.mp4").exists()
@@ -149,14 +151,14 @@ def test_dry_run_sends_nothing(client, hub, logs, tmp_path):
     assert again.code == 2 and "not an empty folder" in again.sentence
 
 
-def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client, hub, logs, files):
-    mine = {"LICENSE": b"mine", "logs/notes.txt": b"of my own"}
+def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client: Client, hub: Hub, logs: Path, files: Any) -> None:
+    mine: dict[str, Any] = {"LICENSE": b"mine", "logs/notes.txt": b"of my own"}
     repo = publish(hub, files | {"replay.mp4": b"of an earlier agent", **mine})
     assert client.command(*push(logs)).code == 0
     assert "replay.mp4" not in repo.files() and mine.items() <= repo.files().items()
 
 
-def test_revision(client, hub, logs, tmp_path):
+def test_revision(client: Client, hub: Hub, logs: Path, tmp_path: Path) -> None:
     assert client.command(*push(logs, "--revision", "v1")).code == 0
     repo = hub.repos["me/ppo-CartPole-v1"]
     assert set(repo.files("main")) == {".gitattributes"} and "README.md" in repo.files("v1")
@@ -171,13 +173,13 @@ def test_revision(client, hub, logs, tmp_path):
 # -- loading --------------------------------------------------------------------------------------------------------------
 
 
-def test_missing_repository(client, tmp_path):
+def test_missing_repository(client: Client, tmp_path: Path) -> None:
     result = client.command(*load(tmp_path / "logs"))
     assert result.code == 2 and "there is no repository me/ppo-CartPole-v1" in result.sentence
     assert not (tmp_path / "logs").exists()
 
 
-def test_existing_run_folder_is_kept_without_force(client, hub, files, tmp_path):
+def test_existing_run_folder_is_kept_without_force(client: Client, hub: Hub, files: Any, tmp_path: Path) -> None:
     publish(hub, files)
     assert client.command(*load(tmp_path, "--exp-id", "3")).code == 0
     run = tmp_path / "ppo" / "CartPole-v1_3"
@@ -192,26 +194,26 @@ def test_existing_run_folder_is_kept_without_force(client, hub, files, tmp_path)
 class Bomb:
     """Writes a file when it is unpickled."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return open, (self.path, "w")
 
 
-def hostile(name, files, witness):
+def hostile(name: str, files: Any, witness: Any) -> Any:
     """The files of a repository, one of which runs code when it is unpickled."""
     files = dict(files)
     if name == "zip":  # SB3's part of the zip, with a bomb in place of the seed
         import base64
         import json
 
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]  # it has no types
 
         source, target = zipfile.ZipFile(io.BytesIO(files["ppo-CartPole-v1.zip"])), io.BytesIO()
         with zipfile.ZipFile(target, "w") as archive:
             for entry in source.namelist():
-                content = source.read(entry)
+                content: bytes | str = source.read(entry)
                 if entry == "data":
                     bomb = base64.b64encode(cloudpickle.dumps(Bomb(witness))).decode()
                     content = json.dumps(json.loads(content) | {"seed": {":type:": "int", ":serialized:": bomb}})
@@ -245,7 +247,9 @@ def hostile(name, files, witness):
         ("wrapper", True),
     ],
 )
-def test_hostile_repository_runs_nothing(client, hub, files, tmp_path, name, is_refused):
+def test_hostile_repository_runs_nothing(
+    client: Client, hub: Hub, files: Any, tmp_path: Path, name: str, is_refused: Any
+) -> None:
     witness = tmp_path / "pwned"
     publish(hub, hostile(name, files, witness))
     result = client.command(*load(tmp_path / "logs"))
@@ -262,7 +266,7 @@ def test_hostile_repository_runs_nothing(client, hub, files, tmp_path, name, is_
     assert not witness.exists()
 
 
-def test_stock_agent_is_refused_unless_trusted(client, hub, files, tmp_path):
+def test_stock_agent_is_refused_unless_trusted(client: Client, hub: Hub, files: Any, tmp_path: Path) -> None:
     source, target = zipfile.ZipFile(io.BytesIO(files["ppo-CartPole-v1.zip"])), io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for entry in source.namelist():

@@ -1,5 +1,7 @@
 """``push_to_hub`` and ``load_from_hub`` as functions, without rl-zoo3."""
 
+from pathlib import Path
+
 import pytest
 from hub_client import Client
 from loopback import Hub
@@ -87,7 +89,7 @@ def fails(action, sentence):
         raise AssertionError(f"no error: {sentence}")
 
 model = PPO("MlpPolicy", env(), **SMALL)
-fails(lambda: push_to_hub(A2C("MlpPolicy", env()), "me/x"), "only PPO and TRPO")
+fails(lambda: push_to_hub(A2C("MlpPolicy", env()), "me/x"), "only PPO, TRPO, RecurrentPPO")
 fails(lambda: push_to_hub(PPO("MlpPolicy", Unregistered(), **SMALL), "me/x"), "pass env_id")
 fails(lambda: push_to_hub(model, "x"), "name/repository")
 fails(lambda: push_to_hub(model, "me/x", "Pendulum-v1", **ONCE), "does not run in Pendulum-v1")
@@ -108,7 +110,7 @@ else:
 """
 
 
-def test_functions(tmp_path):
+def test_functions(tmp_path: Path) -> None:
     with Hub() as hub:
         client = Client(hub.url, tmp_path)
         result = client.python("-c", PRELUDE + NORMALIZED + STACKED + OWN_POLICY + ERRORS)
@@ -121,7 +123,7 @@ def test_functions(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_loaded_once_is_there_without_network(tmp_path):
+def test_what_was_loaded_once_is_there_without_network(tmp_path: Path) -> None:
     with Hub() as hub:
         client = Client(hub.url, tmp_path / "online")
         assert client.python("-c", PRELUDE + NORMALIZED).code == 0
@@ -132,7 +134,7 @@ def test_what_was_loaded_once_is_there_without_network(tmp_path):
     assert result.code == 0, result.err
 
 
-def test_without_the_extra_the_command_names_it(tmp_path):
+def test_without_the_extra_the_command_names_it(tmp_path: Path) -> None:
     absent = "import sys; sys.modules['huggingface_hub'] = None; from sb3_policyopt.__main__ import main; "
     arguments = "['load_from_hub', '--algo', 'ppo', '--env', 'CartPole-v1', '-f', 'logs']"
     client = Client("http://127.0.0.1:9", tmp_path)

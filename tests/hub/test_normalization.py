@@ -1,13 +1,16 @@
 """Normalisation statistics are written as plain arrays, and read back unchanged."""
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_policyopt.hub.normalization import load_statistics, save_statistics, statistics_to_pickle
 
@@ -18,22 +21,22 @@ class DictEnv(gym.Env):
     observation_space = spaces.Dict({"position": spaces.Box(-9, 9, (2,)), "other": spaces.Box(-1, 1, (1,))})
     action_space = spaces.Discrete(2)
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         return self.observation_space.sample(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         return self.observation_space.sample(), 1.5, bool(self.np_random.random() < 0.2), False, {}
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], VecEnv], dict[str, Any]]] = {
     "box": (lambda: make_vec_env("Pendulum-v1", 2, seed=1), {}),
     "rewards only": (lambda: make_vec_env("CartPole-v1", 2, seed=1), {"norm_obs": False, "gamma": 0.9}),
     "dict": (lambda: DummyVecEnv([DictEnv]), {"norm_obs_keys": ["position"], "clip_obs": 3.0, "clip_reward": 4.0}),
 }
 
 
-def trained(case):
+def trained(case: Any) -> Any:
     make, arguments = CASES[case]
     env = VecNormalize(make(), **arguments)
     env.reset()
@@ -43,7 +46,7 @@ def trained(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_round_trip(case, tmp_path, monkeypatch):
+def test_round_trip(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env, make = trained(case)
     save_statistics(env, tmp_path / "statistics.npz")
     with monkeypatch.context() as patch:
@@ -68,7 +71,7 @@ def test_round_trip(case, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pickle_for_the_zoo_is_what_the_zoo_reads(case, tmp_path):
+def test_pickle_for_the_zoo_is_what_the_zoo_reads(case: Any, tmp_path: Path) -> None:
     env, make = trained(case)
     save_statistics(env, tmp_path / "statistics.npz")
     statistics_to_pickle(tmp_path / "statistics.npz", tmp_path / "vecnormalize.pkl")
@@ -77,7 +80,7 @@ def test_pickle_for_the_zoo_is_what_the_zoo_reads(case, tmp_path):
     np.testing.assert_equal(loaded.normalize_obs(raw), env.normalize_obs(raw))
 
 
-def test_statistics_attached_to_nothing_can_be_saved(tmp_path):
+def test_statistics_attached_to_nothing_can_be_saved(tmp_path: Path) -> None:
     """As in a loaded pickle, to which no environment is attached yet."""
     env, _ = trained("box")
     save_statistics(pickle.loads(pickle.dumps(env)), tmp_path / "statistics.npz")
@@ -85,11 +88,11 @@ def test_statistics_attached_to_nothing_can_be_saved(tmp_path):
     np.testing.assert_array_equal(load_statistics(tmp_path / "statistics.npz").normalize_obs(raw), env.normalize_obs(raw))
 
 
-def test_damaged_files_are_reported(tmp_path):
+def test_damaged_files_are_reported(tmp_path: Path) -> None:
     env, _ = trained("box")
     path = tmp_path / "statistics.npz"
     save_statistics(env, path)
-    arrays = dict(np.load(path))
+    arrays: dict[str, Any] = dict(np.load(path))
     np.savez(path, **(arrays | {"observations/mean": np.zeros(7)}))
     with pytest.raises(ValueError, match="shape"):
         load_statistics(path)

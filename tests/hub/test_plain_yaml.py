@@ -1,10 +1,12 @@
 """YAML from other authors is data or an error; published YAML contains no facts about the machine."""
 
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sb3_policyopt.hub.plain_yaml import check_config, is_literal, without_private_facts, wrappers
@@ -13,7 +15,7 @@ from sb3_policyopt.hyperparams.zoo_yaml import NamingLoader, dump_plain, load_pl
 pytestmark = pytest.mark.fast
 
 
-def test_files_of_the_zoo_are_read():
+def test_files_of_the_zoo_are_read() -> None:
     written = OrderedDict([("policy", "MlpPolicy"), ("n_envs", 2), ("nested", OrderedDict(a=(1, 2)))])
     assert load_plain(yaml.dump(written), "config.yml") == {"policy": "MlpPolicy", "n_envs": 2, "nested": {"a": [1, 2]}}
     assert load_plain("", "empty") == {}
@@ -35,21 +37,22 @@ def test_files_of_the_zoo_are_read():
         "a: [",
     ],
 )
-def test_everything_else_is_refused(text, tmp_path, monkeypatch):
+def test_everything_else_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"config\.yml is not"):
         load_plain(text, "config.yml")
     assert not list(tmp_path.iterdir())
 
 
-def test_other_objects_of_python_can_be_read_as_their_names():
+def test_other_objects_of_python_can_be_read_as_their_names() -> None:
     text = "a: !!python/name:os.system\nb: !!python/object/apply:os.getcwd []\nc: !!python/tuple [1, 2]\n"
     names = {"a": "name:os.system", "b": "object/apply:os.getcwd", "c": [1, 2]}
     assert load_plain(text, "config.yml", NamingLoader) == names
 
 
+@example({"\x85": None})
 @given(st.dictionaries(st.text(min_size=1), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers())))
-def test_published_yaml_is_read_back_by_a_safe_loader(mapping):
+def test_published_yaml_is_read_back_by_a_safe_loader(mapping: Any) -> None:
     assert yaml.safe_load(dump_plain(mapping)) == mapping
 
 
@@ -62,7 +65,7 @@ def test_published_yaml_is_read_back_by_a_safe_loader(mapping):
         "dict(\n  net_arch=[64],\n)",
     ],
 )
-def test_literals_of_the_zoo(source):
+def test_literals_of_the_zoo(source: str) -> None:
     assert is_literal(source)
 
 
@@ -87,12 +90,12 @@ def test_literals_of_the_zoo(source):
         "(" * 500,
     ],
 )
-def test_code_is_no_literal(source):
+def test_code_is_no_literal(source: str) -> None:
     assert not is_literal(source)
 
 
-def test_config_of_the_zoo_passes_and_others_do_not():
-    good = {
+def test_config_of_the_zoo_passes_and_others_do_not() -> None:
+    good: dict[str, Any] = {
         "normalize": "dict(norm_obs=False, norm_reward=True)",
         "env_wrapper": [
             {"rl_zoo3.wrappers.FrameSkip": {"skip": 2}},
@@ -102,7 +105,7 @@ def test_config_of_the_zoo_passes_and_others_do_not():
         "policy_kwargs": "dict(activation_fn=nn.GELU)",
     }
     check_config(good, "config.yml")
-    for bad in (
+    wrong: list[dict[str, Any]] = [
         {"normalize": "exit()"},
         {"policy_kwargs": "dict(a=exit())"},
         {"env_wrapper": "os.system"},
@@ -110,12 +113,13 @@ def test_config_of_the_zoo_passes_and_others_do_not():
         {"env_wrapper": "gymnasium.wrappers.sys.FlattenObservation.x"},
         {"vec_env_wrapper": "builtins.eval"},
         {"callback": ["subprocess.run"]},
-    ):
+    ]
+    for bad in wrong:
         with pytest.raises(ValueError, match="config"):
             check_config(good | bad, "config.yml")
 
 
-def test_wrapper_entries_of_every_form():
+def test_wrapper_entries_of_every_form() -> None:
     assert wrappers(None) == []
     assert wrappers("a.B") == [("a.B", {})]
     assert wrappers(["a.B", {"c.D": {"x": 1}}]) == [("a.B", {}), ("c.D", {"x": 1})]
@@ -136,5 +140,5 @@ def test_wrapper_entries_of_every_form():
         ("stable_baselines3.common.atari_wrappers.AtariWrapper", "stable_baselines3.common.atari_wrappers.AtariWrapper"),
     ],
 )
-def test_private_facts_are_removed(text, public):
+def test_private_facts_are_removed(text: str, public: Any) -> None:
     assert without_private_facts({"a": [text, 1, None]}) == {"a": [public, 1, None]}

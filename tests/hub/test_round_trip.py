@@ -4,6 +4,9 @@ import hashlib
 import json
 import re
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +24,7 @@ ROUND_TRIPS = [
 
 
 @pytest.fixture(scope="module", params=ROUND_TRIPS, ids=lambda case: "-".join(map(str, case)))
-def published(request, tmp_path_factory):
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Published]":
     """An agent that the command line has published, and a client with empty caches to load it with."""
     algo, env_id, normalize, large_files = request.param
     folder = tmp_path_factory.mktemp("publish")
@@ -40,7 +43,7 @@ def published(request, tmp_path_factory):
 
 
 class Published:
-    def __init__(self, algo, env_id, normalize, run, hub, result, reader):
+    def __init__(self, algo: str, env_id: str, normalize: Any, run: Any, hub: Hub, result: Any, reader: Any) -> None:
         self.algo, self.env_id, self.normalize, self.run, self.hub, self.result, self.reader = (
             algo, env_id, normalize, run, hub, result, reader,
         )  # fmt: skip
@@ -51,11 +54,11 @@ class Published:
         self.head = yaml.safe_load(self.card.split("---")[1])
         self.score = self.head["model-index"][0]["results"][0]["metrics"][0]["value"]
 
-    def blocks(self, language):
+    def blocks(self, language: str) -> Any:
         return re.findall(rf"```{language}\n(.*?)```", self.card, flags=re.DOTALL)
 
 
-def test_one_repository_and_one_commit(published):
+def test_one_repository_and_one_commit(published: Any) -> None:
     hub = published.hub
     assert len(hub.seen("POST", "/api/repos/create")) == 1
     assert len(hub.seen("POST", "/commit/")) == 1
@@ -64,13 +67,13 @@ def test_one_repository_and_one_commit(published):
     assert f"{hub.url}/me/{published.name}/commit/{published.repo.branches['main']}" in published.result.out
 
 
-def test_zip_is_the_trained_one_byte_for_byte(published):
+def test_zip_is_the_trained_one_byte_for_byte(published: Any) -> None:
     trained = (published.run / f"{published.env_id}.zip").read_bytes()
     assert published.files[f"{published.name}.zip"] == trained
     assert json.loads(published.files["provenance.json"])["zip_sha256"] == hashlib.sha256(trained).hexdigest()
 
 
-def test_every_file_is_there(published):
+def test_every_file_is_there(published: Any) -> None:
     expected = {".gitattributes", "README.md", "args.yml", "config.yml", "env_kwargs.yml", "config.json", "results.json"}
     expected |= {"provenance.json", "replay.mp4", "training.png", "train_eval_metrics.zip", f"{published.name}.zip"}
     if published.normalize:
@@ -80,7 +83,7 @@ def test_every_file_is_there(published):
     assert published.files["replay.mp4"][4:8] == b"ftyp"
 
 
-def test_nothing_private_is_published(published):
+def test_nothing_private_is_published(published: Any) -> None:
     with zipfile.ZipFile(published.run / f"{published.env_id}.zip") as archive:
         assert b"secret" not in archive.read("policyopt.json")
     for name, content in published.files.items():
@@ -89,7 +92,7 @@ def test_nothing_private_is_published(published):
             assert str(published.run.parent).encode() not in content, name
 
 
-def test_metadata_is_what_the_hub_reads(published):
+def test_metadata_is_what_the_hub_reads(published: Any) -> None:
     head = published.head
     assert head["library_name"] == "stable-baselines3"
     assert head["pipeline_tag"] == "reinforcement-learning"
@@ -109,7 +112,7 @@ def test_metadata_is_what_the_hub_reads(published):
     assert sum(results["returns"]) / 10 == pytest.approx(results["mean_reward"])
 
 
-def test_code_with_this_package_gives_the_score_of_the_card(published):
+def test_code_with_this_package_gives_the_score_of_the_card(published: Any) -> None:
     own, _ = published.blocks("python")
     assert "sb3_policyopt" in own and "safe=False" not in own
     result = published.reader.python("-c", own)
@@ -117,7 +120,7 @@ def test_code_with_this_package_gives_the_score_of_the_card(published):
     assert f"mean_reward: {published.score}" in result.out
 
 
-def test_code_without_this_package_gives_the_score_of_the_card(published):
+def test_code_without_this_package_gives_the_score_of_the_card(published: Any) -> None:
     _, stock = published.blocks("python")
     assert "sb3_policyopt" not in stock
     absent = published.reader.python("-c", "import sb3_policyopt", WITHOUT_POLICYOPT="1")
@@ -128,7 +131,7 @@ def test_code_without_this_package_gives_the_score_of_the_card(published):
 
 
 @pytest.mark.slow
-def test_zoo_commands_of_the_card(published):
+def test_zoo_commands_of_the_card(published: Any) -> None:
     commands = [line for block in published.blocks("bash") for line in block.splitlines() if line.startswith("sb3-policyopt ")]
     load, enjoy = (line.split()[1:] for line in commands)
     loaded = published.reader.python("-m", "sb3_policyopt", *load)
@@ -142,19 +145,21 @@ def test_zoo_commands_of_the_card(published):
 
 
 @pytest.mark.slow
-def test_hyperparameters_of_the_card_train_again(published, tmp_path):
+def test_hyperparameters_of_the_card_train_again(published: Any, tmp_path: Path) -> None:
     (block,) = published.blocks("yaml")
     config = yaml.safe_load(block)
     assert set(config) == {published.env_id}
     (tmp_path / "hyperparameters.yml").write_text(block)
-    command = re.search(r"`sb3-policyopt (train [^`]*)`", published.card).group(1).split()
+    match = re.search(r"`sb3-policyopt (train [^`]*)`", published.card)
+    assert match is not None
+    command = match[1].split()
     trained = published.reader.python("-m", "sb3_policyopt", *command, "-n", "256", cwd=tmp_path)
     assert trained.code == 0, trained.err
     assert (tmp_path / "logs" / published.algo / f"{published.env_id}_1" / f"{published.env_id}.zip").is_file()
 
 
 @pytest.mark.slow
-def test_huggingface_sb3_and_the_zoo_find_their_files(published):
+def test_huggingface_sb3_and_the_zoo_find_their_files(published: Any) -> None:
     """The stock loaders ask for these names; huggingface_sb3 wants its consent to pickles in the environment."""
     code = (
         "from huggingface_sb3 import load_from_hub\n"

@@ -7,6 +7,8 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -26,7 +28,7 @@ from sb3_policyopt.saving.plain_json import decode, encode
 from sb3_policyopt.saving.safe_zip import DESCRIPTION, read_description, without_pickles, write_description
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
-OBSERVATION_SPACES = {
+OBSERVATION_SPACES: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(-np.inf, np.inf, (3,), np.float32),
     "bounded box": spaces.Box(np.array([-1.0, 0.1]), np.array([0.3, np.inf]), dtype=np.float64),
     "discrete": spaces.Discrete(5),
@@ -36,7 +38,7 @@ OBSERVATION_SPACES = {
     # The order of the keys is that of the features, and is not the alphabetical one.
     "dict": spaces.Dict(OrderedDict([("z", spaces.Box(-1, 1, (2,))), ("image", IMAGE), ("a", spaces.Discrete(3))])),
 }
-ACTION_SPACES = {
+ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(np.array([-1.0, -2.0], np.float32), np.array([1.0, 2.0], np.float32)),
     "discrete": spaces.Discrete(4),
     "multi discrete": spaces.MultiDiscrete([3, 2]),
@@ -47,31 +49,31 @@ ACTION_SPACES = {
 class RandomEnv(gym.Env):
     """Observations at random, no meaning: all that counts are the spaces."""
 
-    def __init__(self, observation_space, action_space):
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
         return self.observation_space.sample(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         return self.observation_space.sample(), float(self.np_random.normal()), False, bool(self.np_random.random() < 0.1), {}
 
 
-def save(model, file):
+def save(model: Any, file: Any) -> Any:
     model.save(file)
     write_description(file, model)
     return file
 
 
-def load_safely(algorithm, file, env=None, custom_objects=None):
+def load_safely(algorithm: Any, file: Any, env: Any = None, custom_objects: Any = None) -> Any:
     copy, attributes = without_pickles(file, custom_objects)
     return algorithm.load(copy, env=env, device="cpu", custom_objects=attributes)
 
 
-def make(algorithm, observation_space, action_space, **kwargs):
+def make(algorithm: Any, observation_space: Any, action_space: Any, **kwargs: Any) -> Any:
     policy = "MlpPolicy"
     if isinstance(observation_space, spaces.Dict):
         policy = "MultiInputPolicy"
@@ -81,10 +83,10 @@ def make(algorithm, observation_space, action_space, **kwargs):
     return algorithm(policy, env, n_steps=8, batch_size=8, seed=1, device="cpu", **kwargs)
 
 
-def pickles_explode(monkeypatch):
+def pickles_explode(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, unpickling by SB3 or torch's unsafe loader is an error, whatever the pickle holds."""
 
-    def explode(*args, **kwargs):
+    def explode(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was unpickled")
 
     monkeypatch.setattr("cloudpickle.loads", explode)
@@ -98,7 +100,9 @@ CASES = [(observation, "discrete") for observation in OBSERVATION_SPACES] + [("b
 
 @pytest.mark.parametrize("algorithm", [StockPPO, ContribTRPO])
 @pytest.mark.parametrize(("observation", "action"), CASES)
-def test_every_space_and_policy_survives(algorithm, observation, action, monkeypatch):
+def test_every_space_and_policy_survives(
+    algorithm: Any, observation: str, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     observation_space, action_space = OBSERVATION_SPACES[observation], ACTION_SPACES[action]
     model = make(algorithm, observation_space, action_space).learn(8)
     file = save(model, io.BytesIO())
@@ -134,7 +138,7 @@ def test_every_space_and_policy_survives(algorithm, observation, action, monkeyp
         {"learning_rate": 7e-4, "clip_range": 0.3, "clip_range_vf": 0.1, "target_kl": 0.02, "normalize_advantage": False},
     ],
 )
-def test_hyperparameters_survive(arguments, monkeypatch):
+def test_hyperparameters_survive(arguments: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"], **arguments).learn(8)
     file = save(model, io.BytesIO())
     pickles_explode(monkeypatch)
@@ -151,7 +155,7 @@ def test_hyperparameters_survive(arguments, monkeypatch):
 
 
 @pytest.mark.fast
-def test_stock_load_opens_a_described_zip(tmp_path):
+def test_stock_load_opens_a_described_zip(tmp_path: Path) -> None:
     """The extra entry disturbs neither the ordinary load nor what it reads."""
     model = make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
     path = save(model, tmp_path / "agent.zip")
@@ -160,13 +164,13 @@ def test_stock_load_opens_a_described_zip(tmp_path):
 
 
 @pytest.mark.fast
-def test_description_is_strict_json_with_the_facts(tmp_path):
+def test_description_is_strict_json_with_the_facts(tmp_path: Path) -> None:
     path = save(
         make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"], tensorboard_log="/home/me/tb"), tmp_path / "a.zip"
     )
     text = zipfile.ZipFile(path).read(DESCRIPTION).decode()
 
-    def no_constant(name):
+    def no_constant(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
     description = json.loads(text, parse_constant=no_constant)
@@ -185,15 +189,15 @@ def test_description_is_strict_json_with_the_facts(tmp_path):
 class Bomb:
     """Writes a file when it is unpickled."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = str(path)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return open, (self.path, "w")
 
 
 @pytest.mark.fast
-def test_hostile_pickle_is_never_run(tmp_path):
+def test_hostile_pickle_is_never_run(tmp_path: Path) -> None:
     model = make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
     witness = tmp_path / "pwned"
     model.seed = Bomb(witness)  # stored as a pickle beside the honest attributes
@@ -213,7 +217,7 @@ def test_hostile_pickle_is_never_run(tmp_path):
 
 
 @pytest.mark.fast
-def test_hostile_tensor_file_is_never_run(tmp_path):
+def test_hostile_tensor_file_is_never_run(tmp_path: Path) -> None:
     model = make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
     witness = tmp_path / "pwned"
     honest = save(model, tmp_path / "honest.zip")
@@ -230,7 +234,7 @@ def test_hostile_tensor_file_is_never_run(tmp_path):
     assert not witness.exists()
 
 
-def test_zip_of_stock_sb3_is_refused_with_a_sentence(tmp_path):
+def test_zip_of_stock_sb3_is_refused_with_a_sentence(tmp_path: Path) -> None:
     make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"]).save(tmp_path / "stock.zip")
     with pytest.raises(PickleRequiredError, match=r"stock\.zip has no policyopt\.json.*safe=False"):
         without_pickles(tmp_path / "stock.zip")
@@ -240,7 +244,7 @@ class OwnPolicy(ActorCriticPolicy):
     pass
 
 
-def test_what_only_pickle_can_carry_is_refused_by_name(tmp_path):
+def test_what_only_pickle_can_carry_is_refused_by_name(tmp_path: Path) -> None:
     env = RandomEnv(OBSERVATION_SPACES["box"], ACTION_SPACES["box"])
     model = StockPPO(OwnPolicy, env, n_steps=8, batch_size=8, learning_rate=lambda p: 1e-3 * p, device="cpu")
     path = save(model, tmp_path / "own.zip")
@@ -252,7 +256,7 @@ def test_what_only_pickle_can_carry_is_refused_by_name(tmp_path):
     assert type(loaded.policy) is OwnPolicy
 
 
-def rewritten(source, target, description):
+def rewritten(source: str, target: Any, description: Any) -> Any:
     """A copy of the zip with another description."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
@@ -263,12 +267,12 @@ def rewritten(source, target, description):
 @pytest.mark.parametrize(
     "name", ["os.system", "torch.nn.Module.__init__", "torch.nn.functional", "torch.load", "builtins.eval"]
 )
-def test_class_names_outside_the_fixed_set_are_refused(name):
+def test_class_names_outside_the_fixed_set_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="none of the classes"):
         decode({"$class": name})
 
 
-def test_damaged_files_are_reported(tmp_path):
+def test_damaged_files_are_reported(tmp_path: Path) -> None:
     path = save(make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"]), tmp_path / "agent.zip")
     for text in ("{", "[]", "{}", '{"format": 1, "attributes": 3}', '{"format": 2, "attributes": {}}'):
         with pytest.raises(ValueError, match=r"policyopt\.json"):
@@ -297,9 +301,9 @@ def test_damaged_files_are_reported(tmp_path):
         {"$dict": [1]},
     ],
 )
-def test_malformed_values_are_reported_with_the_attribute(value, tmp_path):
+def test_malformed_values_are_reported_with_the_attribute(value: Any, tmp_path: Path) -> None:
     path = save(make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"]), tmp_path / "agent.zip")
-    description = read_description(path)
+    description: Any = read_description(path)
     description["attributes"]["gamma"] = value
     damaged = rewritten(path, tmp_path / "damaged.zip", json.dumps(description))
     with pytest.raises(ValueError, match=r"policyopt\.json in .*damaged\.zip is damaged, at gamma"):
@@ -322,7 +326,7 @@ values = st.recursive(
 
 @given(values)
 @settings(max_examples=60, deadline=None)
-def test_plain_values_round_trip_through_json(value):
+def test_plain_values_round_trip_through_json(value: Any) -> None:
     back = decode(json.loads(json.dumps(encode(value), allow_nan=False)))
     assert back == value
     assert type(back) is type(value)
@@ -330,7 +334,7 @@ def test_plain_values_round_trip_through_json(value):
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_float32_arrays_and_boxes_round_trip_exactly(numbers):
+def test_float32_arrays_and_boxes_round_trip_exactly(numbers: Any) -> None:
     array = np.array(numbers, dtype=np.float32)
     back = decode(json.loads(json.dumps(encode(array), allow_nan=False)))
     assert back.dtype == array.dtype
@@ -344,29 +348,29 @@ def test_float32_arrays_and_boxes_round_trip_exactly(numbers):
     "space",
     [
         spaces.Discrete(3, start=-1),
-        spaces.MultiDiscrete([[2, 3], [4, 5]]),
+        spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
         spaces.MultiDiscrete([3, 4], start=[1, -2]),
         spaces.MultiBinary([2, 3]),
         spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}),
     ],
 )
-def test_spaces_round_trip(space):
+def test_spaces_round_trip(space: Any) -> None:
     assert decode(json.loads(json.dumps(encode(space)))) == space
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.int64(3), np.bool_(True)])
-def test_numpy_scalars_become_python_numbers(value):
+def test_numpy_scalars_become_python_numbers(value: Any) -> None:
     assert encode(value) == value.item()
     assert type(encode(value)) is type(value.item())
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("value", [th.nn.Tanh, th.nn.GELU, th.optim.Adam, RolloutBuffer, ActorCriticPolicy])
-def test_known_classes_round_trip(value):
+def test_known_classes_round_trip(value: Any) -> None:
     assert decode(encode(value)) is value
 
 
-def test_schedules_round_trip_and_zoo_schedule_keeps_its_values():
+def test_schedules_round_trip_and_zoo_schedule_keeps_its_values() -> None:
     from rl_zoo3.utils import SimpleLinearSchedule
 
     nested = FloatSchedule(LinearSchedule(0.3, 0.1, 0.8))

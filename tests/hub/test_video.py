@@ -1,6 +1,8 @@
 """Videos without a display and without ffmpeg on the path."""
 
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import imageio_ffmpeg
@@ -19,36 +21,36 @@ class Blank(gym.Env):
 
     observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
 
-    def __init__(self, render_mode="rgb_array", broken=False):
+    def __init__(self, render_mode: str | None = "rgb_array", broken: bool = False) -> None:
         self.render_mode, self.broken, self.time = render_mode, broken, 0
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.time = 0
         return np.zeros(1, np.float32), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.time += 1
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
-    def render(self):
+    def render(self) -> Any:
         if self.broken and self.time == 3:
             raise RuntimeError("the display\nis on fire")
         return np.full((65, 97, 3), 20 * self.time, dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def bare_machine(monkeypatch):
+def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
         monkeypatch.delenv(name, raising=False)
 
 
-def agent(env):
+def agent(env: Any) -> Any:
     return PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu")
 
 
-def test_frames_arrive_in_order_in_a_format_that_browsers_play(tmp_path):
+def test_frames_arrive_in_order_in_a_format_that_browsers_play(tmp_path: Path) -> None:
     env, path = DummyVecEnv([Blank]), tmp_path / "replay.mp4"
     assert record_video(agent(env), env, path, n_steps=9, deterministic=True) is None
     about = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True).stderr
@@ -60,7 +62,7 @@ def test_frames_arrive_in_order_in_a_format_that_browsers_play(tmp_path):
     np.testing.assert_allclose(brightness, 20 * np.arange(10), atol=6)
 
 
-def test_failure_is_a_reason_and_leaves_no_file(tmp_path):
+def test_failure_is_a_reason_and_leaves_no_file(tmp_path: Path) -> None:
     env, path = DummyVecEnv([lambda: Blank(broken=True)]), tmp_path / "replay.mp4"
     assert record_video(agent(env), env, path, 9, True) == "RuntimeError: the display is on fire"
     assert not path.exists()
@@ -70,13 +72,13 @@ def test_failure_is_a_reason_and_leaves_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_classic_control(env_id, tmp_path):
+def test_classic_control(env_id: str, tmp_path: Path) -> None:
     env = Protocol(env_id).make_env()
     assert record_video(agent(env), env, tmp_path / "replay.mp4", 5, True) is None
     assert (tmp_path / "replay.mp4").stat().st_size > 1000
 
 
-def test_a_choice_of_the_renderer_stands(monkeypatch):
+def test_a_choice_of_the_renderer_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     render_without_display()
     import os
 

@@ -1,5 +1,9 @@
 """sb3-contrib's helpers work on our models, and predict takes masks."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -14,7 +18,7 @@ from toy_environments import VECTOR, toy
 
 from sb3_policyopt import PPO, TRPO, MaskablePPO, MaskableTRPO, RecurrentPPO
 
-SMALL = {"n_steps": 32, "batch_size": 32, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "seed": 0, "device": "cpu"}
 MODELS = {
     "MaskablePPO": lambda env: MaskablePPO("MlpPolicy", env, **SMALL),
     "MaskableTRPO": lambda env: MaskableTRPO("MlpPolicy", env, **SMALL),
@@ -25,8 +29,8 @@ models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
 @models
-def test_evaluate_policy_draws_allowed_actions(make):
-    env = masked_toy(n_envs=2)
+def test_evaluate_policy_draws_allowed_actions(make: Callable[..., Any]) -> None:
+    env: Any = masked_toy(n_envs=2)
     model = make(masked_toy())
     for deterministic in (True, False):
         mean, std = evaluate_policy(model, env, n_eval_episodes=4, deterministic=deterministic, warn=False)
@@ -39,7 +43,7 @@ def test_evaluate_policy_draws_allowed_actions(make):
 
 
 @models
-def test_eval_callback(make, tmp_path):
+def test_eval_callback(make: Callable[..., Any], tmp_path: Path) -> None:
     env = masked_toy(n_envs=1)
     callback = MaskableEvalCallback(env, eval_freq=32, n_eval_episodes=2, best_model_save_path=str(tmp_path), warn=False)
     make(masked_toy()).learn(256, callback=callback)
@@ -48,7 +52,7 @@ def test_eval_callback(make, tmp_path):
 
 
 @models
-def test_callbacks_see_masks_as_local_variables(make):
+def test_callbacks_see_masks_as_local_variables(make: Callable[..., Any]) -> None:
     class Look(BaseCallback):
         n_seen = 0
 
@@ -65,8 +69,9 @@ def test_callbacks_see_masks_as_local_variables(make):
     assert look.n_seen > 20
 
 
-def test_contribs_functions_on_the_environments_of_a_model():
+def test_contribs_functions_on_the_environments_of_a_model() -> None:
     model = MaskablePPO("MlpPolicy", masked_toy(), **SMALL)
+    assert model.env is not None
     model.env.reset()
     assert is_masking_supported(model.get_env()) and not is_masking_supported(toy())
     assert get_action_masks(model.get_env()).shape == (4, 4)
@@ -74,26 +79,26 @@ def test_contribs_functions_on_the_environments_of_a_model():
 
 @pytest.mark.parametrize("space", MASKABLE)
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_M1_predict_takes_masks_as_sb3_contribs(space, deterministic, engine):
+def test_M1_predict_takes_masks_as_sb3_contribs(space: str, deterministic: bool, engine: str) -> None:
     stock = ContribPPO("MlpPolicy", masked_toy(action=MASKABLE[space]), **SMALL)
     ours = MaskablePPO("MlpPolicy", masked_toy(action=MASKABLE[space]), engine=engine, **SMALL)
     ours.policy.load_state_dict(stock.policy.state_dict())
     env = masked_toy(action=MASKABLE[space])
-    observations = env.reset()
+    observations: Any = env.reset()
     for step in range(20):
         masks = np.stack(env.env_method("action_masks"))
         results = []
         for model in (stock, ours):
             th.manual_seed(step)
             results.append(model.predict(observations, deterministic=deterministic, action_masks=masks)[0])
-        np.testing.assert_array_equal(*results)
+        np.testing.assert_array_equal(results[0], results[1])
         assert all(is_allowed(MASKABLE[space], *entry) for entry in zip(results[1], masks, strict=True))
         one = ours.predict(observations[0], deterministic=True, action_masks=masks[0])[0]
         assert is_allowed(MASKABLE[space], one, masks[0])
         observations = env.step(results[1])[0]
 
 
-def test_M1_predict_with_memory_takes_masks():
+def test_M1_predict_with_memory_takes_masks() -> None:
     """Each action in turn is the only allowed one; the states are those without masks."""
     model = PPO("MaskableMlpLstmPolicy", masked_toy(), policy_kwargs={"lstm_hidden_size": 8}, **SMALL)
     observations, state, plain_state = np.zeros((2, *VECTOR.shape), np.float32), None, None
@@ -102,6 +107,7 @@ def test_M1_predict_with_memory_takes_masks():
         actions, state = model.predict(observations, state, np.zeros(2, bool), action_masks=masks)
         assert actions.tolist() == [action, 3 - action]
         _, plain_state = model.predict(observations, plain_state, np.zeros(2, bool))
+        assert state is not None and plain_state is not None
         for a, b in zip(state, plain_state, strict=True):
             assert a.shape == (1, 2, 8)
             np.testing.assert_array_equal(a, b)
@@ -116,6 +122,6 @@ def test_M1_predict_with_memory_takes_masks():
         lambda: RecurrentPPO("MlpLstmPolicy", toy(), policy_kwargs={"lstm_hidden_size": 8}, **SMALL),
     ],
 )
-def test_M1_predict_with_masks_on_a_policy_without_is_an_error(model):
+def test_M1_predict_with_masks_on_a_policy_without_is_an_error(model: Any) -> None:
     with pytest.raises(ValueError, match="takes no masks"):
         model().predict(np.zeros((1, 4), np.float32), action_masks=np.ones((1, 4), bool))

@@ -64,7 +64,7 @@ def draw_actions(sizes: tuple[int, ...], masks: np.ndarray, random: np.random.Ge
 @pytest.mark.fast
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @given(case=masked())
-def test_M1_all_slopes_are_those_of_the_allowed_actions_and_masked_columns_are_0(library, case):
+def test_M1_all_slopes_are_those_of_the_allowed_actions_and_masked_columns_are_0(library: str, case: Any) -> None:
     sizes, masks, logits, random = case
     actions, tangent = draw_actions(sizes, masks, random), random.standard_normal(logits.shape)
     starts = np.cumsum((0, *sizes[:-1]))
@@ -89,7 +89,7 @@ def test_M1_all_slopes_are_those_of_the_allowed_actions_and_masked_columns_are_0
     evaluation = family.evaluate(parameters, array(actions), True)
     found_log_prob, (found_score,) = family.log_prob_and_score(parameters, array(actions))
     # −1e8 + logit has rounding errors of 1.5e-8 in float64, but no allowed action is near a forbidden one.
-    exact = {"rtol": 1e-10, "atol": 1e-12}
+    exact: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
     if np.isfinite(log_prob).all():
         np.testing.assert_allclose(found_log_prob, log_prob, **exact)
         np.testing.assert_allclose(evaluation.log_prob, log_prob, **exact)
@@ -109,7 +109,7 @@ def test_M1_all_slopes_are_those_of_the_allowed_actions_and_masked_columns_are_0
 
 
 @given(case=masked())
-def test_M1_kl_is_that_of_the_allowed_actions(case):
+def test_M1_kl_is_that_of_the_allowed_actions(case: Any) -> None:
     sizes, masks, logits, random = case
     new = logits + random.standard_normal(logits.shape)
     family, penalty = family_of(sizes), penalties(masks)
@@ -123,7 +123,7 @@ def test_M1_kl_is_that_of_the_allowed_actions(case):
 
 
 @given(case=masked())
-def test_M1_float32_is_sb3_contribs(case):
+def test_M1_float32_is_sb3_contribs(case: Any) -> None:
     sizes, masks, logits, random = case
     space = spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
     actions = draw_actions(sizes, masks, random)
@@ -138,7 +138,7 @@ def test_M1_float32_is_sb3_contribs(case):
 
 
 @given(case=masked())
-def test_M1_forbidden_actions_are_not_sampled(case):
+def test_M1_forbidden_actions_are_not_sampled(case: Any) -> None:
     sizes, masks, logits, _ = case
     family, many = family_of(sizes), 200
     th.manual_seed(0)
@@ -149,7 +149,7 @@ def test_M1_forbidden_actions_are_not_sampled(case):
         assert np.take_along_axis(masks, starts + actions, 1).all()
 
 
-def test_M1_the_penalty_is_sb3_contribs():
+def test_M1_the_penalty_is_sb3_contribs() -> None:
     masks = np.array([[True, False], [False, True]])
     expected = np.array([[0, -1e8], [-1e8, 0]], np.float32)
     assert PENALTY == -1e8
@@ -158,14 +158,14 @@ def test_M1_the_penalty_is_sb3_contribs():
         np.testing.assert_array_equal(found, expected)
 
 
-def test_M1_the_columns_of_a_mask():
+def test_M1_the_columns_of_a_mask() -> None:
     assert choices(spaces.Discrete(4)) == (4,)
     assert choices(spaces.Discrete(4, start=2)) == (4,)
     assert choices(spaces.MultiDiscrete([3, 2, 4])) == (3, 2, 4)
     assert choices(spaces.MultiBinary(3)) == (2, 2, 2)
 
 
-def test_M1_a_row_that_allows_none_of_a_choice():
+def test_M1_a_row_that_allows_none_of_a_choice() -> None:
     masks = np.array([[1, 0, 0, 0, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
     assert forbids_all(masks, (2, 3)).tolist() == [False, True, True, True]
     assert forbids_all(masks, (5,)).tolist() == [False, False, False, True]
@@ -186,7 +186,9 @@ class NeverTheLast(MaskedToy):
 @pytest.mark.parametrize("algorithm", [MaskablePPO, MaskableTRPO])
 @pytest.mark.parametrize("space", MASKABLE)
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
-def test_M1_logits_of_actions_that_are_always_forbidden_do_not_move(algorithm, space, policy, engine):
+def test_M1_logits_of_actions_that_are_always_forbidden_do_not_move(
+    algorithm: type[Any], space: str, policy: str, engine: str
+) -> None:
     """
     Their slopes are exactly 0, so that the weights stay the same bits; those of the others change.
 

@@ -27,7 +27,7 @@ from sb3_policyopt.distributions import ActionDistribution, Bernoulli, Categoric
 class Case:
     name: str
     family: ActionDistribution
-    space: spaces.Space
+    space: spaces.Space[Any]
     make_sb3: Callable[[], Any]
 
     @property

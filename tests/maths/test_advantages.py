@@ -1,5 +1,9 @@
 """S3, S4, T10, P4: temporal-difference errors, advantages and value targets."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -8,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_policyopt.maths.advantages import discounted_sum, gae, td_errors, value_targets
+from sb3_policyopt.maths.advantages import ValueTarget, discounted_sum, gae, td_errors, value_targets
 
 pytestmark = pytest.mark.fast
 
@@ -16,7 +20,7 @@ fractions = st.floats(0, 1)
 
 
 @st.composite
-def rollouts(draw):
+def rollouts(draw: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rewards, values, last values and dones of 1-40 steps in 1-4 environments, in float64."""
     n_steps, n_envs = draw(st.integers(1, 40)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
@@ -24,7 +28,9 @@ def rollouts(draw):
     return rng.standard_normal((n_steps, n_envs)), rng.standard_normal((n_steps, n_envs)), rng.standard_normal(n_envs), dones
 
 
-def n_step_advantage(rollout, t, env, n, gamma):
+def n_step_advantage(
+    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], t: int, env: int, n: int, gamma: float
+) -> Any:
     """A^(n) = r_t + γ r_{t+1} + … + γ^(n−1) r_{t+n−1} + γⁿ V(s_{t+n}) − V(s_t); nothing follows the end of an episode."""
     rewards, values, last_values, dones = rollout
     total, discount = -values[t, env], 1.0
@@ -38,7 +44,9 @@ def n_step_advantage(rollout, t, env, n, gamma):
 
 
 @given(rollout=rollouts(), gamma=fractions, gae_lambda=st.floats(0, 0.99))
-def test_S4_is_the_exponential_mean_of_the_n_step_advantages(rollout, gamma, gae_lambda):
+def test_S4_is_the_exponential_mean_of_the_n_step_advantages(
+    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], gamma: float, gae_lambda: float
+) -> None:
     """
     A = (1 − λ) Σ_{n≥1} λ^(n−1) A^(n). Where the rollout or the episode ends after m steps all A^(n) with n ≥ m equal
     A^(m), and the weights of those sum to λ^(m−1).
@@ -56,7 +64,9 @@ def test_S4_is_the_exponential_mean_of_the_n_step_advantages(rollout, gamma, gae
 
 
 @given(rollout=rollouts(), gamma=fractions)
-def test_S4_lambda_zero_is_the_td_error_S3(rollout, gamma):
+def test_S4_lambda_zero_is_the_td_error_S3(
+    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], gamma: float
+) -> None:
     rewards, values, _, _ = rollout
     errors = gae(*rollout, gamma, 0.0)
     np.testing.assert_array_equal(errors, td_errors(*rollout, gamma))
@@ -66,7 +76,9 @@ def test_S4_lambda_zero_is_the_td_error_S3(rollout, gamma):
 
 
 @given(rollout=rollouts(), gamma=fractions)
-def test_S4_lambda_one_is_the_monte_carlo_return_minus_the_value(rollout, gamma):
+def test_S4_lambda_one_is_the_monte_carlo_return_minus_the_value(
+    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], gamma: float
+) -> None:
     rewards, values, last_values, dones = rollout
     expected = np.empty_like(rewards)
     following = last_values.copy()  # a rollout that is cut goes on with the value of what comes after the cut
@@ -78,7 +90,9 @@ def test_S4_lambda_one_is_the_monte_carlo_return_minus_the_value(rollout, gamma)
 
 
 @given(rollout=rollouts(), gamma=fractions, gae_lambda=fractions)
-def test_S4_T10_the_advantages_and_the_lambda_return_are_those_of_the_buffer_of_sb3(rollout, gamma, gae_lambda):
+def test_S4_T10_the_advantages_and_the_lambda_return_are_those_of_the_buffer_of_sb3(
+    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], gamma: float, gae_lambda: float
+) -> None:
     rewards, values, last_values, dones = (array.astype(np.float32) for array in rollout)
     n_steps, n_envs = rewards.shape
     buffer = RolloutBuffer(
@@ -96,7 +110,7 @@ def test_S4_T10_the_advantages_and_the_lambda_return_are_those_of_the_buffer_of_
     np.testing.assert_allclose(targets, buffer.returns, rtol=1e-4, atol=2e-5)
 
 
-def test_S3_truncation_bootstraps_and_termination_does_not():
+def test_S3_truncation_bootstraps_and_termination_does_not() -> None:
     """
     Reward 1 a step for ever is worth V = 1/(1−γ) = 10. Episodes are cut every second step. If the value of the final
     observation goes into the reward, V explains everything and all advantages vanish; if the cut is mistaken for a
@@ -112,7 +126,7 @@ def test_S3_truncation_bootstraps_and_termination_does_not():
     np.testing.assert_allclose(mistaken.ravel(), [0, -9, 0, -9], atol=1e-12)
 
 
-def test_S4_nothing_crosses_the_end_of_an_episode():
+def test_S4_nothing_crosses_the_end_of_an_episode() -> None:
     rng = np.random.default_rng(0)
     rewards, values, last_values = rng.standard_normal((6, 1)), rng.standard_normal((6, 1)), np.zeros(1)
     dones = np.zeros((6, 1))
@@ -124,7 +138,7 @@ def test_S4_nothing_crosses_the_end_of_an_episode():
 
 
 @given(seed=st.integers(0, 2**31), n_steps=st.integers(1, 300), n_envs=st.integers(1, 3))
-def test_discounted_sum_is_the_plain_loop(seed, n_steps, n_envs):
+def test_discounted_sum_is_the_plain_loop(seed: int, n_steps: int, n_envs: int) -> None:
     rng = np.random.default_rng(seed)
     x, decay = rng.standard_normal((n_steps, n_envs)), rng.random((n_steps, n_envs)) * (rng.random((n_steps, n_envs)) > 0.1)
     expected, following = np.empty_like(x), np.zeros(n_envs)
@@ -136,7 +150,7 @@ def test_discounted_sum_is_the_plain_loop(seed, n_steps, n_envs):
     np.testing.assert_array_equal((x, decay), copies)  # the arguments stay as they were
 
 
-def test_the_sum_over_a_long_rollout_does_not_drift():
+def test_the_sum_over_a_long_rollout_does_not_drift() -> None:
     # Σ_{k<n} dᵏ = (1 − dⁿ)/(1 − d) for constant summands, also in float32.
     n, d = 4096, 0.999
     total = discounted_sum(np.ones((n, 1), np.float32), np.full((n, 1), d, np.float32))
@@ -147,9 +161,15 @@ def test_the_sum_over_a_long_rollout_does_not_drift():
 @given(
     rollout=rollouts(), gamma=fractions, gae_lambda=fractions, kind=st.sampled_from(["td_lambda", "td_zero", "monte_carlo"])
 )
-def test_numpy_and_torch_alike(rollout, gamma, gae_lambda, kind):
+def test_numpy_and_torch_alike(
+    rollout: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], gamma: float, gae_lambda: float, kind: ValueTarget
+) -> None:
     tensors = tuple(th.from_numpy(array) for array in rollout)
-    for function in (lambda *a: gae(*a, gamma, gae_lambda), lambda *a: value_targets(kind, *a, gamma, gae_lambda)):
+    functions: list[Callable[..., Any]] = [
+        partial(gae, gamma=gamma, gae_lambda=gae_lambda),
+        partial(value_targets, kind, gamma=gamma, gae_lambda=gae_lambda),
+    ]
+    for function in functions:
         result = function(*tensors)
         assert isinstance(result, th.Tensor)
         np.testing.assert_allclose(result.numpy(), function(*rollout), rtol=1e-12, atol=1e-13)

@@ -1,5 +1,8 @@
 """T7: the conjugate gradient method against dense and scipy solvers, and its behaviour where the matrix is bad."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -16,19 +19,19 @@ eigenvalue_lists = st.lists(st.floats(1e-2, 1e2), min_size=1, max_size=12)
 seeds = st.integers(0, 2**31)
 
 
-def spd(eigenvalues, seed=0):
+def spd(eigenvalues: list[float], seed: int = 0) -> np.ndarray:
     """A symmetric matrix with these eigenvalues and random orthonormal eigenvectors."""
     n = len(eigenvalues)
     basis, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
     return (basis * np.asarray(eigenvalues, dtype=float)) @ basis.T
 
 
-def right_hand_side(n, seed=0):
+def right_hand_side(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, 1]).standard_normal(n)
 
 
 @given(eigenvalues=eigenvalue_lists, seed=seeds, damping=st.sampled_from([0.0, 0.1, 10.0]))
-def test_T7_solves_what_a_dense_solver_solves(eigenvalues, seed, damping):
+def test_T7_solves_what_a_dense_solver_solves(eigenvalues: list[float], seed: int, damping: float) -> None:
     n = len(eigenvalues)
     matrix, b = spd(eigenvalues, seed), right_hand_side(n, seed)
     damped = matrix + damping * np.eye(n)
@@ -45,7 +48,7 @@ def test_T7_solves_what_a_dense_solver_solves(eigenvalues, seed, damping):
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 @given(eigenvalues=st.lists(st.floats(0.1, 10), min_size=6, max_size=12, unique=True), seed=seeds)
-def test_T7_every_iterate_is_that_of_scipy(k, eigenvalues, seed):
+def test_T7_every_iterate_is_that_of_scipy(k: int, eigenvalues: list[float], seed: int) -> None:
     matrix, b = spd(eigenvalues, seed), right_hand_side(len(eigenvalues), seed)
     ours = conjugate_gradient(lambda v: matrix @ v, b, max_iterations=k, tolerance=0.0)
     theirs, _ = scipy.sparse.linalg.cg(matrix, b, maxiter=k, rtol=0.0, atol=0.0)
@@ -55,7 +58,9 @@ def test_T7_every_iterate_is_that_of_scipy(k, eigenvalues, seed):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(eigenvalues=st.lists(st.floats(0.1, 10), min_size=1, max_size=12), seed=seeds, exponent=st.integers(-8, 8))
-def test_T7_scaling_the_right_hand_side_scales_the_solution(dtype, eigenvalues, seed, exponent):
+def test_T7_scaling_the_right_hand_side_scales_the_solution(
+    dtype: str, eigenvalues: list[float], seed: int, exponent: int
+) -> None:
     """cg(A, c·b) = c·cg(A, b): late in training the gradient is small, and an absolute tolerance would return no step."""
     matrix = spd(eigenvalues, seed).astype(dtype)
     b = right_hand_side(len(eigenvalues), seed).astype(dtype)
@@ -70,7 +75,7 @@ def test_T7_scaling_the_right_hand_side_scales_the_solution(dtype, eigenvalues, 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("power", [-100, -26, 0, 26, 60])
-def test_T7_a_power_of_two_scales_the_solution_to_the_last_bit(dtype, power):
+def test_T7_a_power_of_two_scales_the_solution_to_the_last_bit(dtype: str, power: int) -> None:
     matrix = spd([1.0, 2.0, 3.0, 50.0]).astype(dtype)
     b = right_hand_side(4).astype(dtype)
     c = 2.0**power  # multiplying by it rounds nothing; 2^-26 is about 1e-8
@@ -81,7 +86,7 @@ def test_T7_a_power_of_two_scales_the_solution_to_the_last_bit(dtype, power):
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 3, 5])
-def test_T7_as_many_iterations_as_there_are_distinct_eigenvalues(distinct):
+def test_T7_as_many_iterations_as_there_are_distinct_eigenvalues(distinct: int) -> None:
     eigenvalues = [1.0 + i % distinct for i in range(15)]
     matrix, b = spd(eigenvalues), right_hand_side(15)
     result = conjugate_gradient(lambda v: matrix @ v, b, tolerance=1e-9)
@@ -90,25 +95,29 @@ def test_T7_as_many_iterations_as_there_are_distinct_eigenvalues(distinct):
 
 
 @given(eigenvalues=eigenvalue_lists, seed=seeds, damping=st.sampled_from([0.0, 0.1]), limit=st.integers(1, 15))
-def test_T7_one_product_an_iteration_and_no_random_number(eigenvalues, seed, damping, limit):
+def test_T7_one_product_an_iteration_and_no_random_number(
+    eigenvalues: list[float], seed: int, damping: float, limit: int
+) -> None:
     matrix, b = spd(eigenvalues, seed), right_hand_side(len(eigenvalues), seed)
     before, products = b.copy(), 0
 
-    def matvec(v):
+    def matvec(v: np.ndarray) -> np.ndarray:
         nonlocal products
         products += 1
         return matrix @ v
 
-    numpy_state, torch_state = np.random.get_state()[1].copy(), th.get_rng_state()
+    numpy_state, torch_state = np.random.get_state(legacy=False)["state"]["key"].copy(), th.get_rng_state()
     result = conjugate_gradient(matvec, b, limit, damping=damping)
     assert result.iterations == products <= limit
-    assert (np.random.get_state()[1] == numpy_state).all() and th.equal(th.get_rng_state(), torch_state)
+    assert (np.random.get_state(legacy=False)["state"]["key"] == numpy_state).all() and th.equal(
+        th.get_rng_state(), torch_state
+    )
     assert (b == before).all()
     assert result.status == ("converged" if result.residual <= 1e-5 else "max_iterations")
 
 
 @given(eigenvalues=eigenvalue_lists, seed=seeds)
-def test_T7_numpy_and_torch_alike(eigenvalues, seed):
+def test_T7_numpy_and_torch_alike(eigenvalues: list[float], seed: int) -> None:
     matrix, b = spd(eigenvalues, seed), right_hand_side(len(eigenvalues), seed)
     with_numpy = conjugate_gradient(lambda v: matrix @ v, b, 4, damping=0.1)
     torch_matrix = th.from_numpy(matrix)
@@ -117,22 +126,23 @@ def test_T7_numpy_and_torch_alike(eigenvalues, seed):
     np.testing.assert_allclose(with_torch.x.numpy(), with_numpy.x, rtol=1e-9, atol=1e-12 * np.abs(with_numpy.x).max())
 
 
-def test_T7_zero_right_hand_side_costs_nothing():
-    def never(v):
+def test_T7_zero_right_hand_side_costs_nothing() -> None:
+    def never(v: Any) -> Any:
         raise AssertionError("no product is needed")
 
-    for zero in (np.zeros(3), th.zeros(3)):
+    zeros: list[Any] = [np.zeros(3), th.zeros(3)]
+    for zero in zeros:
         result = conjugate_gradient(never, zero)
         assert (result.x == 0).all()
         assert (result.iterations, result.residual, result.status) == (0, 0.0, "zero_rhs")
 
 
 @given(negative=st.floats(-10, 0), seed=seeds, n=st.integers(2, 8))
-def test_T7_an_indefinite_matrix_is_flagged_and_never_stepped_along(negative, seed, n):
+def test_T7_an_indefinite_matrix_is_flagged_and_never_stepped_along(negative: float, seed: int, n: int) -> None:
     matrix, b = spd([negative, *range(1, n)], seed), right_hand_side(n, seed)
     curvatures = []
 
-    def matvec(v):
+    def matvec(v: np.ndarray) -> np.ndarray:
         product = matrix @ v
         curvatures.append(v @ product)
         return product
@@ -150,8 +160,8 @@ def test_T7_an_indefinite_matrix_is_flagged_and_never_stepped_along(negative, se
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_T7_non_finite_numbers_are_flagged(library, bad):
-    make = np.array if library == "numpy" else th.tensor
+def test_T7_non_finite_numbers_are_flagged(library: str, bad: float) -> None:
+    make: Callable[[list[float]], Any] = np.array if library == "numpy" else th.tensor
     b = make([1.0, bad, 2.0])
     result = conjugate_gradient(lambda v: v, b)
     assert (result.status, result.iterations) == ("non_finite", 0)
@@ -160,7 +170,7 @@ def test_T7_non_finite_numbers_are_flagged(library, bad):
     diagonal = make([1.0, 2.0, 3.0])
     count = 0
 
-    def spoilt_at_the_second(v):
+    def spoilt_at_the_second(v: Any) -> Any:
         nonlocal count
         count += 1
         product = diagonal * v
@@ -174,14 +184,14 @@ def test_T7_non_finite_numbers_are_flagged(library, bad):
     assert (result.x == conjugate_gradient(lambda v: diagonal * v, b, 1).x).all()
 
 
-def test_T7_an_overflow_is_flagged_and_leaves_no_infinity():
+def test_T7_an_overflow_is_flagged_and_leaves_no_infinity() -> None:
     # 1 / 1e-320 overflows: the very first step would be infinite.
     result = conjugate_gradient(lambda v: 1e-320 * v, np.ones(3))
     assert result.status == "non_finite"
     assert np.isfinite(result.x).all()
 
 
-def test_T7_more_damping_gives_a_shorter_solution():
+def test_T7_more_damping_gives_a_shorter_solution() -> None:
     matrix, b = spd([0.01, 0.1, 1.0, 10.0]), right_hand_side(4)
     norms = [
         np.linalg.norm(conjugate_gradient(lambda v: matrix @ v, b, 50, 1e-12, damping).x) for damping in (0.0, 0.1, 1.0, 10.0)

@@ -110,7 +110,7 @@ def jacobians_around_the_metric(network: Network) -> th.Tensor:
 
 @cases
 @extractors
-def test_T5_three_definitions_of_the_fisher_matrix_agree(case, shared):
+def test_T5_three_definitions_of_the_fisher_matrix_agree(case: Case, shared: bool) -> None:
     network = Network(case, shared)
     by_hessian = hessian_of_the_kl(network)
     scale = by_hessian.abs().max().item()
@@ -121,7 +121,7 @@ def test_T5_three_definitions_of_the_fisher_matrix_agree(case, shared):
 
 @cases
 @extractors
-def test_T4_the_fisher_matrix_is_positive_semi_definite_and_plus_the_covariance(case, shared):
+def test_T4_the_fisher_matrix_is_positive_semi_definite_and_plus_the_covariance(case: Case, shared: bool) -> None:
     """
     The sign slip of some texts: E[∇² ln π] = −F, so F = −E[∇² ln π] = +E[s sᵀ]. With a minus before E[s sᵀ] the
     quadratic model of the KL would be negative, and T6 would have no maximum.
@@ -141,7 +141,7 @@ def test_T4_the_fisher_matrix_is_positive_semi_definite_and_plus_the_covariance(
 
 @cases
 @extractors
-def test_T4_the_score_has_mean_zero(case, shared):
+def test_T4_the_score_has_mean_zero(case: Case, shared: bool) -> None:
     network = Network(case, shared)
     mean = mean_over_states_and_actions(network, lambda a: scores(network, a))
     np.testing.assert_allclose(mean, np.zeros(len(network.theta)), atol=1e-14)
@@ -149,11 +149,13 @@ def test_T4_the_score_has_mean_zero(case, shared):
 
 @cases
 @extractors
-def test_T4_kl_has_zero_value_and_gradient_at_the_old_parameters_and_half_the_fisher_form_beyond(case, shared):
+def test_T4_kl_has_zero_value_and_gradient_at_the_old_parameters_and_half_the_fisher_form_beyond(
+    case: Case, shared: bool
+) -> None:
     network = Network(case, shared)
     old, fisher = network.parameters(network.theta), hessian_of_the_kl(network)
 
-    def kl(theta):
+    def kl(theta: th.Tensor) -> th.Tensor:
         return case.family.kl(old, network.parameters(theta)).mean()
 
     assert abs(kl(network.theta).item()) < 1e-15
@@ -168,16 +170,18 @@ def test_T4_kl_has_zero_value_and_gradient_at_the_old_parameters_and_half_the_fi
 
 @cases
 @extractors
-def test_T3_the_surrogate_to_first_order(case, shared):
+def test_T3_the_surrogate_to_first_order(case: Case, shared: bool) -> None:
     network = Network(case, shared)
     actions = case.actions_and_weights(network.parameters(network.theta))[1][0]
     old_log_prob = case.family.log_prob(network.parameters(network.theta), actions)
     generator = th.Generator().manual_seed(2)
     advantages = th.randn(BATCH, generator=generator, dtype=th.float64)
 
-    def surrogate(theta):
+    def surrogate(theta: th.Tensor) -> th.Tensor:
         log_prob = case.family.log_prob(network.parameters(theta), actions)
-        return losses.surrogate(losses.probability_ratio(log_prob, old_log_prob), advantages)
+        value = losses.surrogate(losses.probability_ratio(log_prob, old_log_prob), advantages)
+        assert isinstance(value, th.Tensor)
+        return value
 
     # S1: the gradient of the surrogate at θ_old is the policy gradient E[A ∇ln π].
     gradient = jacobian(surrogate, network.theta)
@@ -192,7 +196,7 @@ def test_T3_the_surrogate_to_first_order(case, shared):
 
 @cases
 @extractors
-def test_T5_the_policy_does_not_know_the_parameters_that_only_the_critic_uses(case, shared):
+def test_T5_the_policy_does_not_know_the_parameters_that_only_the_critic_uses(case: Case, shared: bool) -> None:
     network = Network(case, shared)
     mask, fisher = network.only_the_critics(), hessian_of_the_kl(network)
     assert (fisher[mask] == 0).all() and (fisher[:, mask] == 0).all()

@@ -1,11 +1,13 @@
 """R1, R2: LSTM and GRU over sequences against torch's modules, and their derivatives against torch's, in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
-from recurrence_cases import HIDDEN, MODULES, N_IN, Problem, equal
+from recurrence_cases import HIDDEN, MODULES, N_IN, Library, Problem, equal
 
 from sb3_policyopt.maths.arrays import copy
 from sb3_policyopt.maths.recurrence import CELLS, Packing, Workspace
@@ -20,7 +22,7 @@ lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
 
 @given(lengths=lengths)
-def test_the_time_major_order_has_contiguous_blocks_of_running_sequences(lengths):
+def test_the_time_major_order_has_contiguous_blocks_of_running_sequences(lengths: list[int]) -> None:
     packing = Packing(np.array(lengths))
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     time = np.concatenate([np.arange(n) for n in lengths])
@@ -39,7 +41,7 @@ def test_the_time_major_order_has_contiguous_blocks_of_running_sequences(lengths
 
 
 @pytest.mark.parametrize("lengths", [[], [2, 0], [-1], [[1, 2]]])
-def test_lengths_that_are_none_are_refused(lengths):
+def test_lengths_that_are_none_are_refused(lengths: list[Any]) -> None:
     with pytest.raises(ValueError, match="lengths must be"):
         Packing(np.array(lengths))
 
@@ -47,7 +49,7 @@ def test_lengths_that_are_none_are_refused(lengths):
 @cells
 @libraries
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
-def test_views_lie_as_torchs_parameters_do(kind, library, n_layers):
+def test_views_lie_as_torchs_parameters_do(kind: str, library: Library, n_layers: int) -> None:
     cell = CELLS[kind](N_IN, HIDDEN, n_layers)
     module = MODULES[kind](N_IN, HIDDEN, n_layers)
     vector = library(th.nn.utils.parameters_to_vector(module.parameters()).detach().numpy())
@@ -61,7 +63,7 @@ def test_views_lie_as_torchs_parameters_do(kind, library, n_layers):
         cell.views(vector[:-1])
 
 
-def per_layer(module):
+def per_layer(module: Any) -> Any:
     """One vector a layer, as long as its parameters."""
     weights = [[getattr(module, name).detach().numpy().ravel() for name in names] for names in module._all_weights]
     return [np.concatenate(parts) for parts in weights]
@@ -70,7 +72,9 @@ def per_layer(module):
 @cells
 @libraries
 @given(lengths=lengths, n_layers=layers, seed=seeds)
-def test_R1_forward_is_torchs_module_on_each_sequence(kind, library, lengths, n_layers, seed):
+def test_R1_forward_is_torchs_module_on_each_sequence(
+    kind: str, library: Library, lengths: list[int], n_layers: int, seed: int
+) -> None:
     problem = Problem(kind, n_layers, lengths, seed, library)
     outputs, theta, x = problem.as_torch()
     equal(problem.forward().outputs, outputs(theta, x))
@@ -79,7 +83,7 @@ def test_R1_forward_is_torchs_module_on_each_sequence(kind, library, lengths, n_
 @cells
 @libraries
 @given(lengths=lengths, n_layers=layers, seed=seeds)
-def test_R1_repeated_steps_are_forward(kind, library, lengths, n_layers, seed):
+def test_R1_repeated_steps_are_forward(kind: str, library: Library, lengths: list[int], n_layers: int, seed: int) -> None:
     problem = Problem(kind, n_layers, lengths, seed, library)
     prepared = problem.cell.prepare(problem.cell.views(problem.theta))
     outputs, start = np.asarray(problem.forward().outputs), 0
@@ -98,7 +102,7 @@ def test_R1_repeated_steps_are_forward(kind, library, lengths, n_layers, seed):
 
 @cells
 @libraries
-def test_R1_a_step_of_many_rows_is_a_step_of_each(kind, library):
+def test_R1_a_step_of_many_rows_is_a_step_of_each(kind: str, library: Library) -> None:
     problem = Problem(kind, 2, [1] * 7, 0, library)
     prepared = problem.cell.prepare(problem.cell.views(problem.theta))
     output, _ = problem.cell.step(prepared, problem.x, problem.states)
@@ -108,7 +112,9 @@ def test_R1_a_step_of_many_rows_is_a_step_of_each(kind, library):
 @cells
 @libraries
 @given(lengths=lengths, n_layers=layers, seed=seeds, with_input=st.booleans())
-def test_R2_tangent_is_the_forward_mode_derivative(kind, library, lengths, n_layers, seed, with_input):
+def test_R2_tangent_is_the_forward_mode_derivative(
+    kind: str, library: Library, lengths: list[int], n_layers: int, seed: int, with_input: Any
+) -> None:
     problem = Problem(kind, n_layers, lengths, seed, library)
     v, dx = problem.random(problem.cell.size), problem.random(problem.n_rows, N_IN)
     run = problem.forward()
@@ -126,7 +132,7 @@ def test_R2_tangent_is_the_forward_mode_derivative(kind, library, lengths, n_lay
 @cells
 @libraries
 @given(lengths=lengths, n_layers=layers, seed=seeds)
-def test_R2_backward_is_autograds_gradient(kind, library, lengths, n_layers, seed):
+def test_R2_backward_is_autograds_gradient(kind: str, library: Library, lengths: list[int], n_layers: int, seed: int) -> None:
     problem = Problem(kind, n_layers, lengths, seed, library)
     u = problem.random(problem.n_rows, HIDDEN)
     before = copy(u)
@@ -146,7 +152,9 @@ def test_R2_backward_is_autograds_gradient(kind, library, lengths, n_layers, see
 @cells
 @libraries
 @given(lengths=lengths, n_layers=layers, seed=seeds)
-def test_R2_tangent_and_backward_are_transposes(kind, library, lengths, n_layers, seed):
+def test_R2_tangent_and_backward_are_transposes(
+    kind: str, library: Library, lengths: list[int], n_layers: int, seed: int
+) -> None:
     """uᵀ (J v) = vᵀ (Jᵀ u), for parameters and input together."""
     problem = Problem(kind, n_layers, lengths, seed, library)
     v, dx = problem.random(problem.cell.size), problem.random(problem.n_rows, N_IN)
@@ -160,7 +168,7 @@ def test_R2_tangent_and_backward_are_transposes(kind, library, lengths, n_layers
 @cells
 @libraries
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_R2_fisher_vector_product_is_that_of_double_backward(kind, library, n_layers):
+def test_R2_fisher_vector_product_is_that_of_double_backward(kind: str, library: Library, n_layers: int) -> None:
     """F v = Jᵀ M J v, with a metric M that has a block for each row."""
     problem = Problem(kind, n_layers, [4, 1, 6, 3], 3, library)
     v, root = problem.random(problem.cell.size), problem.random(problem.n_rows, HIDDEN, HIDDEN)
@@ -180,7 +188,9 @@ def test_R2_fisher_vector_product_is_that_of_double_backward(kind, library, n_la
 @cells
 @libraries
 @given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=5), seed=seeds, data=st.data())
-def test_R1_a_sequence_does_not_depend_on_the_others(kind, library, lengths, seed, data):
+def test_R1_a_sequence_does_not_depend_on_the_others(
+    kind: str, library: Library, lengths: list[int], seed: int, data: Any
+) -> None:
     """What is done to one sequence leaves no trace in the outputs, tangents and slopes of another."""
     problem = Problem(kind, 2, lengths, seed, library)
     i = data.draw(st.integers(0, len(lengths) - 1))
@@ -211,7 +221,7 @@ def test_R1_a_sequence_does_not_depend_on_the_others(kind, library, lengths, see
 @cells
 @libraries
 @given(cases=st.lists(st.tuples(lengths, seeds), min_size=2, max_size=4))
-def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
+def test_a_pass_in_used_memory_is_one_in_new_memory(kind: str, library: Library, cases: Any) -> None:
     memory = Workspace()
     for lengths, seed in cases:
         problem = Problem(kind, 2, lengths, seed, library)
@@ -226,7 +236,7 @@ def test_a_pass_in_used_memory_is_one_in_new_memory(kind, library, cases):
 
 @cells
 @libraries
-def test_a_pass_between_two_of_the_same_sequences_leaves_no_stale_views(kind, library):
+def test_a_pass_between_two_of_the_same_sequences_leaves_no_stale_views(kind: str, library: Library) -> None:
     """The larger pass makes the arrays of the forward pass anew, and those of the derivatives not."""
     small, large = Problem(kind, 1, [3, 2], 0, library), Problem(kind, 1, [9, 8], 1, library)
     memory, v, u = Workspace(), small.random(small.cell.size), small.random(small.n_rows, HIDDEN)
@@ -241,7 +251,7 @@ def test_a_pass_between_two_of_the_same_sequences_leaves_no_stale_views(kind, li
 
 @cells
 @libraries
-def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
+def test_a_pass_whose_memory_serves_another_is_refused(kind: str, library: Library) -> None:
     problem, memory = Problem(kind, 1, [3, 2], 0, library), Workspace()
     arguments = (problem.cell.views(problem.theta), problem.x, problem.packing, problem.states, memory)
     first, second = (problem.cell.forward(*arguments) for _ in range(2))
@@ -253,7 +263,7 @@ def test_a_pass_whose_memory_serves_another_is_refused(kind, library):
 
 
 @libraries
-def test_memory_serves_another_dtype_and_library(library):
+def test_memory_serves_another_dtype_and_library(library: Library) -> None:
     memory = Workspace()
     for dtype in (np.float32, np.float64):
         for make in (library, np.asarray):
@@ -265,7 +275,7 @@ def test_memory_serves_another_dtype_and_library(library):
 
 @cells
 @libraries
-def test_float32_stays_float32_and_agrees(kind, library):
+def test_float32_stays_float32_and_agrees(kind: str, library: Library) -> None:
     single, double = (Problem(kind, 2, [5, 9, 9, 2], 1, library, dtype) for dtype in (np.float32, np.float64))
     results = []
     for problem in (single, double):
@@ -281,7 +291,7 @@ def test_float32_stays_float32_and_agrees(kind, library):
 
 @cells
 @libraries
-def test_saturated_gates_overflow_nowhere(kind, library):
+def test_saturated_gates_overflow_nowhere(kind: str, library: Library) -> None:
     problem = Problem(kind, 1, [3, 2], 0, library)
     problem.theta *= 1e4
     with np.errstate(all="raise", under="ignore"):

@@ -1,6 +1,8 @@
 """T6, T8, T9: the step to the border of the trust region and the line search back from it."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ seeds = st.integers(0, 2**31)
 deltas = st.floats(1e-6, 1.0)
 
 
-def problem(seed, n=5):
+def problem(seed: int, n: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """A positive definite F and a gradient g."""
     rng = np.random.default_rng(seed)
     factor = rng.standard_normal((n, n))
@@ -26,7 +28,9 @@ def problem(seed, n=5):
 
 
 @given(seed=seeds, delta=deltas, damping=st.floats(0, 10))
-def test_T8_predicted_kl_of_the_scaled_step_is_delta_even_if_the_system_was_damped(seed, delta, damping):
+def test_T8_predicted_kl_of_the_scaled_step_is_delta_even_if_the_system_was_damped(
+    seed: int, delta: float, damping: float
+) -> None:
     fisher, g = problem(seed)
     x = conjugate_gradient(lambda v: fisher @ v, g, damping=damping).x
     step = step_scale(x, fisher @ x, delta) * x
@@ -34,7 +38,7 @@ def test_T8_predicted_kl_of_the_scaled_step_is_delta_even_if_the_system_was_damp
 
 
 @given(seed=seeds, delta=deltas, dtype=st.sampled_from([th.float32, th.float64]))
-def test_T8_in_torch_as_in_numpy(seed, delta, dtype):
+def test_T8_in_torch_as_in_numpy(seed: int, delta: float, dtype: th.dtype) -> None:
     fisher, g = problem(seed)
     f, x = th.tensor(fisher, dtype=dtype), th.tensor(g, dtype=dtype)
     scale = step_scale(x, f @ x, delta)
@@ -44,7 +48,7 @@ def test_T8_in_torch_as_in_numpy(seed, delta, dtype):
 
 
 @given(seed=seeds, delta=deltas)
-def test_T6_no_feasible_step_beats_the_scaled_natural_gradient(seed, delta):
+def test_T6_no_feasible_step_beats_the_scaled_natural_gradient(seed: int, delta: float) -> None:
     """The optimum by Lagrange: Δ = F⁻¹g·√(2δ / gᵀF⁻¹g), on the boundary, with gᵀΔ = √(2δ gᵀF⁻¹g)."""
     fisher, g = problem(seed)
     x = conjugate_gradient(lambda v: fisher @ v, g, 50, 1e-13).x
@@ -60,7 +64,7 @@ def test_T6_no_feasible_step_beats_the_scaled_natural_gradient(seed, delta):
     np.testing.assert_allclose(multipliers, np.full(5, np.sqrt(g @ np.linalg.solve(fisher, g) / (2 * delta))), rtol=1e-6)
 
 
-def test_T6_a_general_solver_finds_the_same_optimum():
+def test_T6_a_general_solver_finds_the_same_optimum() -> None:
     fisher, g = problem(7)
     delta = 0.01
     solution = scipy.optimize.minimize(
@@ -75,7 +79,7 @@ def test_T6_a_general_solver_finds_the_same_optimum():
     np.testing.assert_allclose(solution.x, step_scale(x, fisher @ x, delta) * x, rtol=1e-3, atol=1e-4)
 
 
-def test_T8_without_positive_curvature_there_is_no_border():
+def test_T8_without_positive_curvature_there_is_no_border() -> None:
     x = np.ones(3)
     for fisher_x in (np.zeros(3), -x, np.full(3, np.nan), np.full(3, np.inf)):
         assert step_scale(x, fisher_x, 0.01) == 0.0
@@ -84,22 +88,22 @@ def test_T8_without_positive_curvature_there_is_no_border():
 # ---------------------------------------------------------------------- T9
 
 
-def search(parameters, step, evaluate, **options):
+def search(parameters: Any, step: Any, evaluate: Callable[..., Any], **options: Any) -> Any:
     return backtracking_line_search(parameters, step, evaluate, **{"surrogate_before": 0.0, "delta": 0.01, **options})
 
 
-def both_libraries(test):
+def both_libraries(test: Callable[..., Any]) -> Callable[..., Any]:
     return pytest.mark.parametrize("make", [np.array, th.tensor], ids=["numpy", "torch"])(test)
 
 
 @both_libraries
 @given(st.floats(0.05, 0.95), st.integers(0, 9))
-def test_T9_takes_the_first_fraction_inside_the_trust_region(make, shrink, j):
+def test_T9_takes_the_first_fraction_inside_the_trust_region(make: Callable[..., Any], shrink: float, j: int) -> None:
     """KL = fraction² is inside δ first at the fraction β^j, if √δ lies between β^j and β^(j−1)."""
     parameters, step = make([1.0, 2.0]), make([1.0, 0.0])
     fractions = []
 
-    def evaluate():
+    def evaluate() -> tuple[float, float]:
         fractions.append(float(parameters[0]) - 1)
         return 1.0, fractions[-1] ** 2
 
@@ -116,11 +120,11 @@ def test_T9_takes_the_first_fraction_inside_the_trust_region(make, shrink, j):
 BITS = [0.0, -0.0, 1e-45, 0.1, -3.0e38]  # zeros of both signs, the smallest float32, and one that is no binary fraction
 
 
-def bits(array):
+def bits(array: Any) -> bytes:
     return np.asarray(array).tobytes()
 
 
-def awkward(library):
+def awkward(library: str) -> Any:
     array = np.array(BITS, dtype=np.float32)
     return array if library == "numpy" else th.from_numpy(array)
 
@@ -137,7 +141,9 @@ REFUSALS = {
     ("reason", "answer"),
     [*REFUSALS.items(), ("non_finite", (1.0, math.nan)), ("non_finite", (math.inf, 0.0)), ("non_finite", (1.0, math.inf))],
 )
-def test_T9_a_refused_step_leaves_every_bit_as_it_was_and_says_why(library, reason, answer):
+def test_T9_a_refused_step_leaves_every_bit_as_it_was_and_says_why(
+    library: str, reason: str, answer: tuple[float, float]
+) -> None:
     parameters, step = awkward(library), awkward(library) * 0 + 1
     before, storage = bits(parameters), parameters.__array_interface__["data"] if library == "numpy" else parameters.data_ptr()
     result = search(parameters, step, lambda: answer, max_iterations=4)
@@ -149,11 +155,11 @@ def test_T9_a_refused_step_leaves_every_bit_as_it_was_and_says_why(library, reas
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_T9_an_exception_restores_every_bit(library, error):
+def test_T9_an_exception_restores_every_bit(library: str, error: type[Any]) -> None:
     parameters = awkward(library)
     before = bits(parameters)
 
-    def evaluate():
+    def evaluate() -> None:
         assert bits(parameters) != before
         raise error
 
@@ -163,7 +169,7 @@ def test_T9_an_exception_restores_every_bit(library, error):
 
 
 @both_libraries
-def test_T9_the_reason_is_that_of_the_last_candidate(make):
+def test_T9_the_reason_is_that_of_the_last_candidate(make: Callable[..., Any]) -> None:
     parameters = make([0.0])
     answers = iter([(math.nan, 0.0), (1.0, 1.0), (-1.0, 0.0)])
     assert search(parameters, make([1.0]), lambda: next(answers), max_iterations=3).reason == "no_improvement"
@@ -173,8 +179,8 @@ def test_T9_the_reason_is_that_of_the_last_candidate(make):
 
 
 @both_libraries
-def test_T9_there_is_no_candidate_for_a_step_of_nothing_or_of_infinity(make):
-    def never():
+def test_T9_there_is_no_candidate_for_a_step_of_nothing_or_of_infinity(make: Callable[..., Any]) -> None:
+    def never() -> None:
         raise AssertionError("nothing to evaluate")
 
     parameters = make([1.0, 2.0])
@@ -185,7 +191,7 @@ def test_T9_there_is_no_candidate_for_a_step_of_nothing_or_of_infinity(make):
 
 
 @both_libraries
-def test_T9_without_enforcement_the_full_step_is_taken_whatever_it_does(make):
+def test_T9_without_enforcement_the_full_step_is_taken_whatever_it_does(make: Callable[..., Any]) -> None:
     parameters, step = make([1.0, 2.0]), make([0.5, -0.5])
     result = search(parameters, step, lambda: (-1.0, 5.0), enforce=False)
     assert (result.reason, result.fraction, result.kl, result.surrogate, result.evaluations) == ("accepted", 1.0, 5.0, -1.0, 1)
@@ -196,12 +202,12 @@ def test_T9_without_enforcement_the_full_step_is_taken_whatever_it_does(make):
 
 
 @given(seed=seeds, delta=st.floats(1e-4, 0.1))
-def test_T9_on_a_real_kl_the_accepted_step_keeps_the_promise(seed, delta):
+def test_T9_on_a_real_kl_the_accepted_step_keeps_the_promise(seed: int, delta: float) -> None:
     """Gaussians with shared σ: KL(μ, σ) is not quadratic in ln σ, so that full steps do overshoot."""
     fisher = np.diag([1.0, 2.0])  # of (μ, ln σ) at μ = 0, σ = 1
     parameters, g = np.zeros(2), np.random.default_rng(seed).standard_normal(2)
 
-    def kl():
+    def kl() -> Any:
         mean, log_std = parameters
         return log_std + 0.5 * (1 + mean**2) * np.exp(-2 * log_std) - 0.5  # old first: N(0, 1) against N(μ, σ²)
 

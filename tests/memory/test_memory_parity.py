@@ -20,23 +20,28 @@ CRITICS: dict[str, dict[str, Any]] = {
     "none": {"enable_critic_lstm": False},
 }
 DISCRETE = ACTIONS["discrete"]
-SMALL = {"n_steps": 8, "n_epochs": 2, "batch_size": 16}
+SMALL: dict[str, Any] = {"n_steps": 8, "n_epochs": 2, "batch_size": 16}
 # As in test_ppo_parity: Adam may move a parameter whose gradient is mere rounding by a noticeable part of a step (3e-4).
 # sb3-contrib sums over the recurrent network's time in another order.
-TOLERANCE = 2e-6
+TOLERANCE = 1e-6
 
 
 class Case(NamedTuple):
     """One way to configure RecurrentPPO. The toy's episodes last 4 to 11 steps, so that they end in the middle."""
 
     arguments: dict[str, Any] = {}
-    action: spaces.Space = DISCRETE
-    observation: spaces.Space = VECTOR
+    action: spaces.Space[Any] = DISCRETE
+    observation: spaces.Space[Any] = VECTOR
     policy: str = "MlpLstmPolicy"
     network: dict[str, Any] = {}
 
     def twins(self, **options: Any) -> Twins:
-        network = {"lstm_hidden_size": 8, "net_arch": [16], **self.network, **self.arguments.get("policy_kwargs", {})}
+        network: dict[str, Any] = {
+            "lstm_hidden_size": 8,
+            "net_arch": [16],
+            **self.network,
+            **self.arguments.get("policy_kwargs", {}),
+        }
         arguments = {**self.arguments, "policy_kwargs": network}
         make_env = lambda: toy(self.observation, self.action)  # noqa: E731
         pair = twins(ContribPPO, RecurrentPPO, self.policy, make_env, arguments, **options)
@@ -85,17 +90,17 @@ CASES = {
     ),
     "discrete observations": Case(observation=OBSERVATION_SPACES["discrete"]),
 }
-FAST = {*(f"{action}, separate" for action in ACTIONS), "two layers, shared", "value clipping"}
+FAST = {"box_6, separate", "discrete, shared", "multi_discrete, none"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.fast) if n in FAST else n for n in CASES])
-def test_R1_an_update_is_sb3_contribs(name, engine):
+def test_R1_an_update_is_sb3_contribs(name: str, engine: str) -> None:
     assert_equal_updates(CASES[name].twins(engine=engine), TOLERANCE)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("critic", CRITICS)
-def test_a_training_is_sb3_contribs(action, critic):
+def test_a_training_is_sb3_contribs(action: str, critic: str) -> None:
     """The same environments, draws and minibatches: all that was collected, and the parameters after two updates."""
     pair = Case({"n_steps": 24, "n_epochs": 2}, ACTIONS[action], network=CRITICS[critic]).twins(engine="autograd")
     for model in pair:

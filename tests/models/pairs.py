@@ -19,7 +19,9 @@ BATCH = 11
 class Hooks:
     """The hooks of both algorithms without an environment."""
 
-    loss, surrogate, value_loss = PPO.loss, TRPO.surrogate, TRPO.value_loss
+    loss: Any = PPO.loss  # Any: the hooks are methods of the algorithms, and this is none
+    surrogate: Any = TRPO.surrogate
+    value_loss: Any = TRPO.value_loss
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy

@@ -40,31 +40,35 @@ VECTOR = spaces.Box(-1, 1, (3,))
 IMAGE = spaces.Box(0, 255, (1, 8, 8), np.uint8)
 DICTIONARY = spaces.Dict({"vector": VECTOR, "choice": spaces.Discrete(2)})
 BOX = spaces.Box(-1, 1, (2,))
-SDE = {"use_sde": True, "log_std_init": -0.5}
+SDE: dict[str, Any] = {"use_sde": True, "log_std_init": -0.5}
 
 
 @dataclass(frozen=True)
 class PolicyCase:
     name: str
-    action_space: spaces.Space
-    observation_space: spaces.Space
+    action_space: spaces.Space[Any]
+    observation_space: spaces.Space[Any]
     options: dict[str, Any] = field(default_factory=dict)
     policy_class: type[ActorCriticPolicy] = ActorCriticPolicy
 
     def policy(self) -> ActorCriticPolicy:
         th.manual_seed(0)
-        options = {"features_extractor_class": DoubleFlatten, "net_arch": {"pi": [4], "vf": [3]}, **self.options}
+        options: dict[str, Any] = {
+            "features_extractor_class": DoubleFlatten,
+            "net_arch": {"pi": [4], "vf": [3]},
+            **self.options,
+        }
         policy = self.policy_class(self.observation_space, self.action_space, lambda _: 1e-3, ortho_init=False, **options)
         policy = policy.double()
         with th.no_grad():
             for parameter in policy.parameters():  # away from zero biases and equal standard deviations
-                parameter += 0.2 * th.randn(parameter.shape, dtype=th.float64)
+                parameter.add_(0.2 * th.randn(parameter.shape, dtype=th.float64))
         if self.options.get("use_sde"):
             policy.reset_noise()
         return policy
 
 
-CNN = {"features_extractor_class": SmallCnn, "net_arch": []}
+CNN: dict[str, Any] = {"features_extractor_class": SmallCnn, "net_arch": []}
 CASES = [
     PolicyCase("box", BOX, VECTOR),
     PolicyCase("discrete", spaces.Discrete(3), VECTOR),

@@ -6,6 +6,7 @@ the expectation over actions exact (see distribution_cases), everything in float
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def actor_of(model: TorchModel) -> list[th.Tensor]:
-    return model.flat.parameters[: model.actor_count]
+    return list(model.flat.parameters[: model.actor_count])
 
 
-def observations_of(space: spaces.Space) -> Any:
+def observations_of(space: spaces.Space[Any]) -> Any:
     space.seed(0)
     samples = [space.sample() for _ in range(BATCH)]
     if isinstance(space, spaces.Dict):
@@ -38,7 +39,7 @@ def observations_of(space: spaces.Space) -> Any:
     return th.as_tensor(np.stack(samples))
 
 
-def rollout_of(policy: ActorCriticPolicy, case: PolicyCase) -> Batch:
+def rollout_of(policy: ActorCriticPolicy, case: PolicyCase) -> Batch[th.Tensor]:
     observations = observations_of(case.observation_space)
     with th.no_grad():
         distribution = policy.get_distribution(observations)
@@ -51,18 +52,19 @@ def rollout_of(policy: ActorCriticPolicy, case: PolicyCase) -> Batch:
 
 def action_nodes(policy: ActorCriticPolicy, observations: Any) -> list[tuple[th.Tensor, th.Tensor]]:
     """Actions and weights with Σ w f(a) = E_{a∼π(·|s)}[f(a)] for every state."""
-    space = policy.action_space
+    space: Any = policy.action_space
     with th.no_grad():
         distribution = policy.get_distribution(observations)
         if isinstance(space, spaces.Box):
-            normal = distribution.distribution
+            normal: Any = distribution.distribution
             nodes = gaussian_nodes(normal.mean, normal.stddev)
             return [(th.tanh(a), w) for a, w in nodes] if policy.squash_output else nodes
-        sizes = {
+        sizes_of: dict[type[Any], Callable[[], list[int]]] = {
             spaces.Discrete: lambda: [space.n],
             spaces.MultiDiscrete: lambda: list(space.nvec),
             spaces.MultiBinary: lambda: [2] * space.n,
-        }[type(space)]()
+        }
+        sizes = sizes_of[type(space)]()
         nodes = []
         for combination in itertools.product(*map(range, sizes)):
             action = th.tensor(combination).expand(BATCH, -1)
@@ -96,7 +98,7 @@ def dense(fisher: Any, n: int) -> th.Tensor:
 
 
 @cases
-def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case):
+def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case: PolicyCase) -> None:
     policy = case.policy()
     rollout = rollout_of(policy, case)
     model = TorchModel(policy, split_parameters(policy, rollout.observations))
@@ -124,7 +126,7 @@ def test_T5_fisher_vector_products_are_those_of_the_covariance_of_the_score(case
 
 
 @cases
-def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case):
+def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case: PolicyCase) -> None:
     policy = case.policy()
     rollout = rollout_of(policy, case)
     for size in (None, 3):
@@ -138,7 +140,7 @@ def test_T3_S1_surrogate_and_its_gradient_are_the_policy_gradient(case):
 
 
 @cases
-def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
+def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case: PolicyCase) -> None:
     policy = case.policy()
     rollout = rollout_of(policy, case)
     model = TorchModel(policy, split_parameters(policy, rollout.observations))
@@ -153,9 +155,9 @@ def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
         distribution = policy.get_distribution(rollout.observations)
         # S2 by its definition: E over the old policy's actions of ln π_old − ln π. The squashing cancels in the difference.
         kl = sum(
-            (weights * (old - distribution.log_prob(actions))).mean()
+            (weights * (old - distribution.log_prob(actions))).mean().item()
             for (actions, weights), old in zip(nodes, before, strict=True)
-        ).item()
+        )
         ratio = th.exp(distribution.log_prob(rollout.actions) - rollout.old_log_prob)
         surrogate = (ratio * rollout.advantages).mean().item()
     assert kl > 1e-3
@@ -166,12 +168,12 @@ def test_T2_kl_is_the_joint_one_of_old_and_new_in_this_order(case):
 
 
 @cases
-def test_the_graph_tells_actor_and_critic_apart(case):
+def test_the_graph_tells_actor_and_critic_apart(case: PolicyCase) -> None:
     """A parameter is the actor's exactly if some score depends on it; the critic's are the rest that move the value."""
     policy = case.policy()
     observations = observations_of(case.observation_space)
     model = TorchModel(policy, split_parameters(policy, observations))
-    everything = list(policy.parameters())
+    everything: list[th.Tensor] = list(policy.parameters())
     fisher = per_state_fisher(policy, everything, observations).mean(0)
     used = th.split(fisher.diagonal() > 0, [parameter.numel() for parameter in everything])
     in_actor = {id(parameter) for parameter in actor_of(model)}

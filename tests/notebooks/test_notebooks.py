@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -29,19 +30,23 @@ SHORT_TOUR = {
 SHORT_UNIT = {"TRAINING_STEPS": 16_384, "N_EVAL_EPISODES": 2, "VIDEO_STEPS": 10}
 
 
-def read(name):
+def read(name: str) -> Any:
     return nbformat.read(FOLDER / name, as_version=4)
 
 
-def tagged(notebook, tag):
+def tagged(notebook: Any, tag: str) -> Any:
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
-def names_set_by(source):
-    return {node.targets[0].id for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+def names_set_by(source: str) -> Any:
+    return {
+        target.id
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name)
+    }
 
 
-def shortened(notebook, parameters):
+def shortened(notebook: Any, parameters: Any) -> Any:
     """A copy without the installation, and with other parameters."""
     (cell,) = tagged(notebook, "parameters")
     assert set(parameters) <= names_set_by(cell.source)
@@ -51,7 +56,7 @@ def shortened(notebook, parameters):
     return nbformat.v4.new_notebook(cells=[cell for cell in cells if cell not in tagged(notebook, "install")])
 
 
-def execute(name, parameters, folder, client, monkeypatch):
+def execute(name: str, parameters: Any, folder: Path, client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a notebook in a folder, in a kernel that sees no address but the client's Hub."""
     for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(client.folder / variable.lower()))
@@ -65,12 +70,12 @@ def execute(name, parameters, folder, client, monkeypatch):
     return notebook
 
 
-def printed(notebook):
+def printed(notebook: Any) -> Any:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
-def test_the_tour(tmp_path, monkeypatch):
+def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client("http://127.0.0.1:9", tmp_path / "client")  # the discard port: no server listens
     notebook = execute("tour.ipynb", SHORT_TOUR, tmp_path / "empty", client, monkeypatch)
     text = printed(notebook)
@@ -83,7 +88,7 @@ def test_the_tour(tmp_path, monkeypatch):
     assert (tmp_path / "empty" / "published" / "replay.mp4").is_file()
 
 
-def test_the_course_unit_publishes_in_one_commit(tmp_path, monkeypatch):
+def test_the_course_unit_publishes_in_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Hub() as hub:
         client = Client(hub.url, tmp_path / "client")
         parameters = SHORT_UNIT | {"USER_NAME": "me"}
@@ -97,14 +102,14 @@ def test_the_course_unit_publishes_in_one_commit(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_course_unit_without_an_account(tmp_path, monkeypatch):
+def test_the_course_unit_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client("http://127.0.0.1:9", tmp_path / "client", token="")
     notebook = execute("huggingface_course_unit.ipynb", SHORT_UNIT, tmp_path / "empty", client, monkeypatch)
     assert "nothing was sent" in printed(notebook)
     assert (tmp_path / "empty" / "published" / "ppo-LunarLander-v3.zip").is_file()
 
 
-def test_an_expectation_that_does_not_hold_is_noticed(tmp_path):
+def test_an_expectation_that_does_not_hold_is_noticed(tmp_path: Path) -> None:
     failing = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 + 1 == 3")])
     with pytest.raises(CellExecutionError, match="AssertionError"):
         NotebookClient(failing, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -112,7 +117,7 @@ def test_an_expectation_that_does_not_hold_is_noticed(tmp_path):
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.ipynb")))
-def test_what_is_stored(name):
+def test_what_is_stored(name: str) -> None:
     """Small, executed without an error, with an installation that is explained, and without paths of a machine."""
     path, notebook = FOLDER / name, read(name)
     nbformat.validate(notebook)

@@ -1,6 +1,7 @@
 """Real runs, as small as they can be: trained once for all tests of this folder."""
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -12,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_policyopt import PPO, TRPO
 
 
-def train(folder: Path, algorithm, env_id: str, seed: int, steps: int, **kwargs) -> Path:
+def train(folder: Path, algorithm: type[Any], env_id: str, seed: int, steps: int, **kwargs: Any) -> Path:
     """Train, with Monitor files, csv log and evaluations in ``folder``."""
     folder.mkdir(parents=True)
     env = make_vec_env(env_id, n_envs=2, seed=seed, monitor_dir=str(folder))
@@ -27,7 +28,7 @@ def train(folder: Path, algorithm, env_id: str, seed: int, steps: int, **kwargs)
 
 
 @pytest.fixture(scope="session")
-def logs(tmp_path_factory) -> Path:
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``logs/{algo}/{env}_{n}``: two seeds of PPO, two of TRPO, one TRPO run with continuous actions."""
     root = tmp_path_factory.mktemp("logs")
     for seed in (1, 2):

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -12,39 +15,39 @@ from sb3_policyopt.plots.runs import RETURN, STEPS, read_run
 HEADER = f"{STEPS},rollout/ep_rew_mean,train/clip_fraction,train/approx_kl,train/explained_variance"
 
 
-def figure_of(*paths, pool_seeds=True):
+def figure_of(*paths: Any, pool_seeds: bool = True) -> Any:
     return make_figure([read_run(path) for path in paths], pool_seeds)
 
 
-def axes_by_title(figure):
+def axes_by_title(figure: Any) -> Any:
     return {axes.get_title(loc="left"): axes for axes in figure.get_axes() if axes.get_title(loc="left")}
 
 
-def texts(figure):
+def texts(figure: Any) -> Any:
     legends = [axes.get_legend() for axes in figure.get_axes() if axes.get_legend()]
     return "\n".join(text.get_text() for legend in legends for text in legend.get_texts())
 
 
-def write_log(folder, *rows, header=HEADER):
+def write_log(folder: Path, *rows: Any, header: Any = HEADER) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "progress.csv").write_text("\n".join([header, *rows]) + "\n")
     return folder
 
 
-def test_picture_is_written_where_asked(logs, tmp_path):
+def test_picture_is_written_where_asked(logs: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "page.pdf"
     assert plot_run(logs / "trpo" / "CartPole-v1_1", out) == out
     assert out.stat().st_size > 5000
 
 
-def test_picture_holds_the_colours_of_both_algorithms(logs, tmp_path):
+def test_picture_holds_the_colours_of_both_algorithms(logs: Path, tmp_path: Path) -> None:
     out = plot_runs([logs / "ppo" / "CartPole-v1_1", logs / "trpo" / "CartPole-v1_1"], tmp_path / "page.png")
     pixels = matplotlib.image.imread(out)[..., :3].reshape(-1, 3)
     for color in ("#0072B2", "#D55E00"):
         assert np.any(np.all(np.abs(pixels - to_rgb(color)) < 0.02, axis=1))
 
 
-def test_every_trpo_panel_shows_the_log(logs):
+def test_every_trpo_panel_shows_the_log(logs: Path) -> None:
     """All panels but that of an outcome draw the numbers of the log; a CartPole policy has no standard deviation."""
     run = read_run(logs / "trpo" / "Pendulum-v1_1")
     axes = axes_by_title(figure_of(run.path))
@@ -56,7 +59,7 @@ def test_every_trpo_panel_shows_the_log(logs):
             assert any(np.array_equal(line, run.series(column)[1]) for line in drawn), column
 
 
-def test_every_ppo_panel_shows_the_log(logs):
+def test_every_ppo_panel_shows_the_log(logs: Path) -> None:
     run = read_run(logs / "ppo" / "CartPole-v1_1")
     axes = axes_by_title(figure_of(run.path))
     for panel in PPO_PANELS:
@@ -68,7 +71,7 @@ def test_every_ppo_panel_shows_the_log(logs):
 
 
 @pytest.mark.fast
-def test_learning_curve_and_evaluations(logs):
+def test_learning_curve_and_evaluations(logs: Path) -> None:
     run = read_run(logs / "ppo" / "CartPole-v1_1")
     axes = axes_by_title(figure_of(run.path))["Learning curve: CartPole-v1"]
     drawn = [line.get_ydata() for line in axes.get_lines()]
@@ -90,19 +93,19 @@ INDICATORS = f"{STEPS},train/is_line_search_success,train/line_search_kl_exceede
     ],
     ids=["indicators", "means", "words", "words, then indicators"],
 )
-def test_outcomes_of_the_line_search(tmp_path, lines):
+def test_outcomes_of_the_line_search(tmp_path: Path, lines: Any) -> None:
     axes = axes_by_title(figure_of(write_log(tmp_path, *lines[1:], header=lines[0])))["Line search: outcomes (% of updates)"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["accepted", "kl exceeded"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([75, 25])
 
 
-def test_outcomes_of_sb3_contrib_which_gives_no_reason(tmp_path):
+def test_outcomes_of_sb3_contrib_which_gives_no_reason(tmp_path: Path) -> None:
     run = write_log(tmp_path, "1,1.0", "2,0.0", header=f"{STEPS},train/is_line_search_success")
     axes = axes_by_title(figure_of(run))["Line search: outcomes (% of updates)"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["accepted", "rejected"]
 
 
-def test_seeds_are_pooled_into_one_curve(logs):
+def test_seeds_are_pooled_into_one_curve(logs: Path) -> None:
     paths = sorted((logs / "ppo").iterdir())
     assert "2 runs" in texts(figure_of(*paths))
     pooled, alone = (group([read_run(path) for path in paths], pool) for pool in (True, False))
@@ -112,7 +115,7 @@ def test_seeds_are_pooled_into_one_curve(logs):
     assert len(panel.collections) == 1  # the band
 
 
-def test_other_hyperparameters_are_another_experiment(tmp_path):
+def test_other_hyperparameters_are_another_experiment(tmp_path: Path) -> None:
     for number, batch_size in [(1, 64), (2, 64), (3, 32)]:
         folder = write_log(tmp_path / "ppo" / f"Ant-v4_{number}", "1,2,0.1,0.2,0.3")
         (folder / "config.yml").write_text(f"batch_size: {batch_size}\nseed: {number}\n")
@@ -120,17 +123,17 @@ def test_other_hyperparameters_are_another_experiment(tmp_path):
     assert {e.label: len(e.runs) for e in experiments} == {"PPO, batch_size=64": 2, "PPO, batch_size=32": 1}
 
 
-def test_other_log_folder_is_another_experiment(tmp_path):
+def test_other_log_folder_is_another_experiment(tmp_path: Path) -> None:
     runs = [read_run(write_log(tmp_path / root / "ppo" / "Ant-v4_1", "1,2,0.1,0.2,0.3")) for root in ("old", "new")]
     assert [e.label for e in group(runs)] == ["PPO, old", "PPO, new"]
 
 
-def test_environments_and_algorithms_in_the_labels(logs):
+def test_environments_and_algorithms_in_the_labels(logs: Path) -> None:
     runs = [logs / "trpo" / "CartPole-v1_1", logs / "trpo" / "Pendulum-v1_1", logs / "ppo" / "CartPole-v1_1"]
     assert [e.label for e in group([read_run(r) for r in runs])] == ["TRPO, CartPole-v1", "TRPO, Pendulum-v1", "PPO"]
 
 
-def test_many_runs_have_distinct_colours_and_labels(tmp_path):
+def test_many_runs_have_distinct_colours_and_labels(tmp_path: Path) -> None:
     runs = [read_run(write_log(tmp_path / f"run{i}", "1,2,0.1,0.2,0.3")) for i in range(12)]
     experiments = group(runs)
     assert len({tuple(e.color) for e in experiments}) == len({e.label for e in experiments}) == 12
@@ -148,23 +151,23 @@ def test_many_runs_have_distinct_colours_and_labels(tmp_path):
     ],
     ids=["one row", "no metrics", "nan", "words", "extremes", "steps repeated and out of order"],
 )
-def test_odd_logs_are_drawn(tmp_path, rows):
+def test_odd_logs_are_drawn(tmp_path: Path, rows: Any) -> None:
     logs = {"Odd-v0_1": rows, "Odd-v0_2": rows[:1], "x": rows}  # two runs of one experiment, one alone
     runs = [write_log(tmp_path / name, *lines) for name, lines in logs.items()]
     assert plot_runs(runs, tmp_path / "page.png").exists()
 
 
-def test_evaluations_alone_are_drawn(logs, tmp_path):
+def test_evaluations_alone_are_drawn(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluations.npz").write_bytes((logs / "ppo" / "CartPole-v1_1" / "evaluations.npz").read_bytes())
     assert plot_run(tmp_path, tmp_path / "page.png").exists()
 
 
 @pytest.mark.fast
-def test_nothing_to_draw(tmp_path):
+def test_nothing_to_draw(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_run(write_log(tmp_path, "1,100", header=f"{STEPS},time/fps"), tmp_path / "page.png")
 
 
-def test_unknown_format(logs, tmp_path):
+def test_unknown_format(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in one of \.png, \.pdf"):
         plot_run(logs / "ppo" / "CartPole-v1_1", tmp_path / "page.docx")

@@ -1,6 +1,8 @@
 """A file is replaced as a whole or not at all."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,12 +11,14 @@ from sb3_policyopt.saving.files import write_atomically
 
 @pytest.mark.parametrize("old", [b"old", None], ids=["replaced", "new"])
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch, old, fails):
+def test_a_failed_write_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes | None, fails: str
+) -> None:
     path = tmp_path / "file.json"
     if old is not None:
         write_atomically(path, old)
 
-    def full(*arguments):
+    def full(*arguments: Any) -> None:
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
@@ -26,7 +30,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch, old, fails
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {path.name: b"new"}
 
 
-def test_what_a_killed_process_left_is_replaced(tmp_path):
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.with_name("file.json.partial").write_bytes(b"half of a longer text")
     write_atomically(path, b"new")

@@ -1,5 +1,8 @@
 """A run that ends at any moment goes on to the same final bits."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +17,7 @@ from sb3_policyopt.envs import SharedMemoryVecEnv
 from sb3_policyopt.saving import step_context
 
 
-def interrupted_and_resumed(folder, crash_at, **options):
+def interrupted_and_resumed(folder: Path, crash_at: float, **options: Any) -> Any:
     with pytest.raises(Crash):
         train(folder, crash_at=crash_at, **options)
     return train(folder, **options)
@@ -53,7 +56,7 @@ SCENARIOS = {
 
 
 @pytest.mark.parametrize("options", SCENARIOS.values(), ids=SCENARIOS.keys())
-def test_same_final_bits(tmp_path, options):
+def test_same_final_bits(tmp_path: Path, options: Any) -> None:
     if "Hopper" in options.get("env", ""):
         pytest.importorskip("mujoco")
     whole = train(tmp_path / "whole", **options)
@@ -66,10 +69,10 @@ def test_same_final_bits(tmp_path, options):
             np.testing.assert_array_equal(evaluations[0][name], evaluations[1][name])
 
 
-def test_masks_in_infos_belong_to_the_last_observations(tmp_path):
+def test_masks_in_infos_belong_to_the_last_observations(tmp_path: Path) -> None:
     """Counting allows one action in each step of an episode; with other masks than those of the step there is an error."""
 
-    def run(folder, crash_at=float("inf")):
+    def run(folder: Path, crash_at: float = float("inf")) -> MaskablePPO:
         model = MaskablePPO(
             "MlpPolicy", DummyVecEnv([lambda: Counting("info")]), n_steps=16, batch_size=16, seed=0, device="cpu"
         )
@@ -84,12 +87,12 @@ def test_masks_in_infos_belong_to_the_last_observations(tmp_path):
     assert weights[0] == weights[1]
 
 
-def newest_weights(folder):
+def newest_weights(folder: Path) -> list[Any]:
     model = MaskablePPO.load(folder / "rl_model_64_steps.zip", device="cpu")
     return [value.tolist() for value in model.policy.state_dict().values()]
 
 
-def test_without_its_states_a_policy_with_memory_ends_elsewhere(tmp_path, monkeypatch):
+def test_without_its_states_a_policy_with_memory_ends_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Episodes of Pendulum have 200 steps, rollouts of an environment 32: the comparison above sees the states."""
     whole = train(tmp_path / "whole", **SCENARIOS["memory"])
     monkeypatch.setattr(step_context, "restore", lambda model, context: None)
@@ -98,7 +101,7 @@ def test_without_its_states_a_policy_with_memory_ends_elsewhere(tmp_path, monkey
     assert fingerprint(resumed)["policy action_net.weight"] != fingerprint(whole)["policy action_net.weight"]
 
 
-def test_without_the_checkpoint_the_bits_differ(tmp_path):
+def test_without_the_checkpoint_the_bits_differ(tmp_path: Path) -> None:
     """The comparison above can fail: the state of the environment alone makes a difference."""
     whole = train(tmp_path / "whole")
     other = train(tmp_path / "other", noisy=True)
@@ -108,8 +111,8 @@ def test_without_the_checkpoint_the_bits_differ(tmp_path):
 
 @settings(max_examples=4)
 @given(crashes=st.lists(st.integers(2, 8 * ROLLOUT - 2), min_size=1, max_size=3), save_freq=st.sampled_from((1, 100, 300)))
-def test_any_number_of_interruptions(tmp_path_factory, crashes, save_freq):
-    options = {"env": "CartPole-v1", "save_freq": save_freq}
+def test_any_number_of_interruptions(tmp_path_factory: pytest.TempPathFactory, crashes: Any, save_freq: int) -> None:
+    options: dict[str, Any] = {"env": "CartPole-v1", "save_freq": save_freq}
     folder = tmp_path_factory.mktemp("runs")
     whole = train(folder / "whole", **options)
     for crash_at in sorted(crashes):
@@ -118,7 +121,7 @@ def test_any_number_of_interruptions(tmp_path_factory, crashes, save_freq):
     assert fingerprint(train(folder / "resumed", **options)) == fingerprint(whole)
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = train(tmp_path)
     rows = progress(tmp_path)
     # Every step of a rollout would crash.
@@ -129,8 +132,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
 @pytest.mark.parametrize("kind", ["PPO", "TRPO", pytest.param("masks and memory", marks=pytest.mark.slow)])
-def test_kill(tmp_path, kind):
-    options = {**SCENARIOS[kind], "save_freq": ROLLOUT}
+def test_kill(tmp_path: Path, kind: str) -> None:
+    options: dict[str, Any] = {**SCENARIOS[kind], "save_freq": ROLLOUT}
     options.setdefault("env", "CartPole-v1")
     kills, equal_endings = lives_until_killed(tmp_path, options, kills=5, seed=0)
     assert kills == 5
@@ -141,10 +144,17 @@ def test_kill(tmp_path, kind):
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
 @pytest.mark.parametrize("engine", ["autograd", "closed_form"])
 @pytest.mark.parametrize("algorithm", ["PPO", "TRPO"])
-def test_many_kills(tmp_path, algorithm, engine):
+def test_many_kills(tmp_path: Path, algorithm: str, engine: str) -> None:
     few_passes = {"n_epochs": 2} if algorithm == "PPO" else {"n_critic_updates": 2}
     env = "CartPole-v1" if algorithm == "PPO" else "Pendulum-v1"
-    options = {"algorithm": algorithm, "engine": engine, "env": env, "save_freq": ROLLOUT, "total": 12 * ROLLOUT, **few_passes}
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "engine": engine,
+        "env": env,
+        "save_freq": ROLLOUT,
+        "total": 12 * ROLLOUT,
+        **few_passes,
+    }
     kills, equal_endings = lives_until_killed(tmp_path, options, kills=25, seed=1)
     print(f"{algorithm} {engine}: {kills} kills, {equal_endings} trainings with the same end", flush=True)
     assert kills == 25

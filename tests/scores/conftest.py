@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 
 @pytest.fixture
-def cli():
-    def run(folder, command):
+def cli() -> Any:
+    def run(folder: Path, command: str) -> None:
         result = subprocess.run(
             [sys.executable, "-m", "sb3_policyopt", *command.split()],
             cwd=folder,

@@ -2,6 +2,8 @@
 
 import re
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,11 +16,11 @@ RUN = Run("ours", "trpo", "HalfCheetah-v5", "shared", "0123456789", 1_000_000, 3
 
 
 @pytest.mark.parametrize("algo", ["ppo", "trpo"])
-def test_shipped_is_what_the_command_line_reads(algo):
+def test_shipped_is_what_the_command_line_reads(algo: str) -> None:
     assert entries.load(algo, "Hopper-v5") == hyperparams.load(algo)["Hopper-v5"]
 
 
-def test_every_candidate_is_one_that_the_algorithms_take():
+def test_every_candidate_is_one_that_the_algorithms_take() -> None:
     """Their keys are those of shipped entries; trainings test the values."""
     for algo, candidates in yaml.safe_load(entries.CANDIDATES.read_text()).items():
         known = {key for entry in hyperparams.load(algo).values() for key in entry}
@@ -26,10 +28,10 @@ def test_every_candidate_is_one_that_the_algorithms_take():
             assert set(entry) <= known, name
 
 
-def test_changes_follow_the_name():
+def test_changes_follow_the_name() -> None:
     plain = entries.load("trpo", "Hopper-v5")
     text = "gamma=0.98 n_steps=256 learning_rate=lin_1e-3 target_kl=1e-2 normalize=False policy_kwargs=dict(log_std_init=-1)"
-    changes = {
+    changes: dict[str, Any] = {
         "gamma": 0.98,
         "n_steps": 256,
         "learning_rate": "lin_1e-3",
@@ -41,18 +43,18 @@ def test_changes_follow_the_name():
 
 
 @pytest.mark.parametrize("text", ["shipped gamma", "shipped =1", "shipped gamma="])
-def test_what_is_no_change_is_refused(text):
+def test_what_is_no_change_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"key=value.*{re.escape(text.split()[1])}"):
         entries.load("trpo", "Hopper-v5", text)
 
 
-def test_unknown_entries_are_refused_with_those_there_are():
+def test_unknown_entries_are_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"no entry 'sharde' for ppo; it has .*shared"):
         entries.load("ppo", "Hopper-v5", "sharde")
 
 
-def test_identity_is_of_the_settings_alone():
-    entry = {
+def test_identity_is_of_the_settings_alone() -> None:
+    entry: dict[str, Any] = {
         "gamma": 0.9,
         "normalize": True,
         "policy_kwargs": "dict(log_std_init=-2,\n  ortho_init=False)",
@@ -64,12 +66,12 @@ def test_identity_is_of_the_settings_alone():
         assert entries.identity(different) != entries.identity(entry)
 
 
-def test_contrib_gets_the_settings_divided_by_the_dimensions():
+def test_contrib_gets_the_settings_divided_by_the_dimensions() -> None:
     converted = entries.on_the_scale_of_contrib({"target_kl": 0.12, "gamma": 0.9}, 6)
     assert converted == pytest.approx({"target_kl": 0.02, "gamma": 0.9, "cg_damping": 0.1 / 6})
 
 
-def test_a_row_is_read_as_it_was_written_and_its_run_is_not_missing(tmp_path):
+def test_a_row_is_read_as_it_was_written_and_its_run_is_not_missing(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     other = Run(**{**vars(RUN), "seed": 4})
     renamed = Run(**{**vars(RUN), "entry": "another name of the same settings"})
@@ -83,27 +85,27 @@ def test_a_row_is_read_as_it_was_written_and_its_run_is_not_missing(tmp_path):
     ("column", "value"),
     [("implementation", "stock"), ("algo", "ppo"), ("env_id", "Ant-v5"), ("entry_hash", "9"), ("n_timesteps", 5), ("seed", 9)],
 )
-def test_a_run_that_differs_in_anything_else_is_missing(tmp_path, column, value):
+def test_a_run_that_differs_in_anything_else_is_missing(tmp_path: Path, column: str, value: Any) -> None:
     path = tmp_path / "scores.csv"
     runs.append(RUN, {}, path)
     other = Run(**{**vars(RUN), column: value})
     assert runs.missing([other], path) == [other]
 
 
-def test_the_csv_of_the_repository_has_each_run_once():
+def test_the_csv_of_the_repository_has_each_run_once() -> None:
     rows = runs.read()
     assert len(rows) > 0
     assert len({runs.key(row) for row in rows}) == len(rows)
 
 
-def tuned_here(algo):
+def tuned_here(algo: str) -> list[Any]:
     """The entries whose numbers come from trainings of version 5 here."""
     lines = hyperparams.path(algo).read_text().splitlines()
     return [line.split(":")[0] for before, line in pairwise(lines) if before.startswith("# tuned here") and "-v5:" in line]
 
 
 @pytest.mark.parametrize(("algo", "env_id"), [(algo, env_id) for algo in ("ppo", "trpo") for env_id in tuned_here(algo)])
-def test_every_entry_tuned_here_has_its_trainings_in_the_csv(algo, env_id):
+def test_every_entry_tuned_here_has_its_trainings_in_the_csv(algo: str, env_id: str) -> None:
     """An entry that is changed without new trainings has no rows, for its identity is another."""
     identity = entries.identity(entries.load(algo, env_id))
     seeds = {

@@ -1,5 +1,7 @@
 """The statistics of docs/scores.md against closed forms and scipy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,33 +18,33 @@ RETURNS = hnp.arrays(float, st.integers(1, 8), elements=st.integers(-4, 4).map(f
 
 
 @given(RETURNS, RETURNS)
-def test_probability_of_improvement_is_mann_whitneys_u_over_all_pairs(ours, theirs):
+def test_probability_of_improvement_is_mann_whitneys_u_over_all_pairs(ours: Any, theirs: Any) -> None:
     u = stats.mannwhitneyu(ours, theirs).statistic
     assert probability_of_improvement(ours, theirs) == pytest.approx(u / (len(ours) * len(theirs)))
     assert probability_of_improvement(theirs, ours) == pytest.approx(1 - probability_of_improvement(ours, theirs))
 
 
-def test_probability_of_improvement_of_two_normal_distributions():
+def test_probability_of_improvement_of_two_normal_distributions() -> None:
     # X ~ N(1, 1), Y ~ N(0, 1): P(X > Y) = Phi(1 / sqrt 2) = 0.760. The standard error of U / (n m) is below 0.006 here.
     rng = np.random.default_rng(0)
     estimate = probability_of_improvement(rng.normal(1, 1, 3000), rng.normal(0, 1, 3000))
     assert estimate == pytest.approx(stats.norm.cdf(1 / np.sqrt(2)), abs=0.02)
 
 
-def test_mean_improvement_weighs_environments_alike():
+def test_mean_improvement_weighs_environments_alike() -> None:
     # 1 on the first environment (six pairs), 1/4 on the second (4 pairs of which one is won).
     pairs = [np.array([5.0, 6.0]), np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0]), np.array([1.0, 3.0])]
     assert mean_improvement(pairs) == pytest.approx((1 + 1 / 4) / 2)
 
 
 @pytest.mark.parametrize(("ones", "n"), [(3, 10), (5, 8)])
-def test_bootstrap_of_a_mean_of_zeros_and_ones_is_binomial(ones, n):
+def test_bootstrap_of_a_mean_of_zeros_and_ones_is_binomial(ones: Any, n: int) -> None:
     values = np.concatenate([np.ones(ones), np.zeros(n - ones)])
     interval = stratified_interval(lambda groups: float(groups[0].mean()), [values], n_resamples=20_000)
     assert interval == pytest.approx(tuple(stats.binom.ppf([0.025, 0.975], n, ones / n) / n))
 
 
-def test_strata_are_resampled_each_on_its_own():
+def test_strata_are_resampled_each_on_its_own() -> None:
     # Constant groups stay what they are, however they differ; resampled together, their mean would vary.
     assert stratified_interval(lambda groups: float(np.mean([g.mean() for g in groups])), [np.zeros(5), np.ones(5)]) == (
         0.5,
@@ -50,14 +52,16 @@ def test_strata_are_resampled_each_on_its_own():
     )
 
 
-def test_interval_of_a_mean_agrees_with_scipys_percentile_bootstrap():
+def test_interval_of_a_mean_agrees_with_scipys_percentile_bootstrap() -> None:
     values = np.random.default_rng(3).normal(size=30)
     ours = stratified_interval(lambda groups: float(groups[0].mean()), [values], n_resamples=20_000)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1))
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)  # of an interval 0.7 wide
 
 
-def row(seed, mean, implementation="ours", entry_hash="a", env_id="Hopper-v5", seconds="60"):
+def row(
+    seed: int, mean: Any, implementation: str = "ours", entry_hash: str = "a", env_id: str = "Hopper-v5", seconds: str = "60"
+) -> Any:
     return {
         "implementation": implementation,
         "algo": "trpo",
@@ -72,7 +76,7 @@ def row(seed, mean, implementation="ours", entry_hash="a", env_id="Hopper-v5", s
     }
 
 
-def test_group_has_the_mean_of_the_middle_half_of_its_seeds():
+def test_group_has_the_mean_of_the_middle_half_of_its_seeds() -> None:
     (found,) = group([row(seed, mean) for seed, mean in enumerate([100, 3, 0, 5, 2, 6, 1, 4])])
     assert found.iqm == 3.5  # 2, 3, 4 and 5 are left
     low, high = found.interval
@@ -80,16 +84,16 @@ def test_group_has_the_mean_of_the_middle_half_of_its_seeds():
     assert found.minutes == 1.0
 
 
-def test_a_row_without_wall_time_has_none():
+def test_a_row_without_wall_time_has_none() -> None:
     assert Group((row(0, 1.0, seconds=""),)).minutes is None
 
 
-def test_search_seeds_entries_and_implementations_stay_apart_and_seeds_are_in_order():
+def test_search_seeds_entries_and_implementations_stay_apart_and_seeds_are_in_order() -> None:
     rows = [row(1, 5.0), row(1000, 9.0), row(0, 4.0), row(0, 1.0, entry_hash="b"), row(0, 2.0, "stock")]
     assert [list(found.returns) for found in group(rows)] == [[4.0, 5.0], [9.0], [1.0], [2.0]]
 
 
-def test_the_best_stock_entry_is_the_one_to_beat():
+def test_the_best_stock_entry_is_the_one_to_beat() -> None:
     groups = group([row(0, 1.0), row(0, 2.0, "stock"), row(0, 7.0, "stock", "b"), row(0, 9.0, "stock", env_id="Ant-v5")])
     best = stock_for(groups[0], groups)
     assert best is not None and list(best.returns) == [7.0]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,22 +17,25 @@ from benchmarks.scores.runs import Run
 ENV = "InvertedPendulum-v5"
 
 
-def make_run(steps, entry_name="shipped", implementation="ours", algo="trpo"):
+def make_run(steps: int, entry_name: str = "shipped", implementation: str = "ours", algo: str = "trpo") -> Any:
     entry = entries.load(algo, ENV, entry_name)
     return Run(implementation, algo, ENV, entry_name, entries.identity(entry), steps, 0), entry
 
 
-def parameters(folder):
+def parameters(folder: Path) -> Any:
     _, params, _ = load_from_zip_file(folder / f"{ENV}.zip")
-    weights = {name: values.tolist() for name, values in params["policy"].items()}
+    policy: Any = params["policy"]  # a state_dict, to SB3 a tensor
+    weights = {name: values.tolist() for name, values in policy.items()}
     statistics = (folder / ENV / "vecnormalize.pkl").read_bytes()
     return weights, statistics
 
 
-def test_a_run_is_made_once_and_as_the_command_line_makes_it(tmp_path, cli, monkeypatch):
+def test_a_run_is_made_once_and_as_the_command_line_makes_it(
+    tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = {}
 
-    def keep(run, entry, folder, train=train.train):
+    def keep(run: Any, entry: Any, folder: Path, train: Any = train.train) -> Any:
         result = train(run, entry, folder)
         trained["harness"] = parameters(result)
         return result
@@ -58,7 +63,7 @@ def test_a_run_is_made_once_and_as_the_command_line_makes_it(tmp_path, cli, monk
     assert trained == {} and len(runs.read(results)) == 1
 
 
-def test_a_training_that_fails_says_so_and_has_no_row(tmp_path, capsys):
+def test_a_training_that_fails_says_so_and_has_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "scores.csv"
     assert train.train_all([make_run(512, "shipped gamma=2")], tmp_path / "work", results) == 1
     assert "gamma" in capsys.readouterr().err
@@ -66,7 +71,7 @@ def test_a_training_that_fails_says_so_and_has_no_row(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_one_failure_leaves_the_other_runs_alone(tmp_path):
+def test_one_failure_leaves_the_other_runs_alone(tmp_path: Path) -> None:
     results = tmp_path / "scores.csv"
     good, entry = make_run(512, "shipped n_steps=128 batch_size=64")
     assert train.train_all([make_run(512, "shipped gamma=2"), (good, entry)], tmp_path / "work", results) == 1
@@ -74,12 +79,12 @@ def test_one_failure_leaves_the_other_runs_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_parameters(tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_to_the_same_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2048)
     run, entry = make_run(40_960)
     whole = parameters(train.train(run, entry, tmp_path / "whole"))
 
-    def kill(module, arguments, folder):
+    def kill(module: Any, arguments: Any, folder: Path) -> None:
         with subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=folder, stdout=subprocess.DEVNULL) as process:
             while not list((folder / "checkpoints").glob("*.zip")) and process.poll() is None:
                 time.sleep(0.01)
@@ -96,7 +101,7 @@ def test_a_killed_training_goes_on_to_the_same_parameters(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_stock_trains_its_own_classes_on_its_own_scale(tmp_path):
+def test_stock_trains_its_own_classes_on_its_own_scale(tmp_path: Path) -> None:
     run, entry = make_run(256, "shipped n_steps=64 batch_size=64", "stock")
     train.train(run, entry, tmp_path / "work")
     written = yaml.safe_load((tmp_path / "work" / "entry.yml").read_text())[ENV]
@@ -105,7 +110,7 @@ def test_stock_trains_its_own_classes_on_its_own_scale(tmp_path):
     assert train.learning_curve(tmp_path / "work", 256)
 
 
-def test_a_search_is_taken_up_where_it_stood(tmp_path):
+def test_a_search_is_taken_up_where_it_stood(tmp_path: Path) -> None:
     import optuna
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0), direction="maximize")
@@ -116,10 +121,17 @@ def test_a_search_is_taken_up_where_it_stood(tmp_path):
     assert [trial.state.name for trial in study.trials] == ["FAIL", "RUNNING"]
 
 
-def test_a_second_call_goes_on_with_the_study_and_draws_anew(tmp_path, monkeypatch, capsys):
+def test_a_second_call_goes_on_with_the_study_and_draws_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With a score that takes no training: the study, its storage and its sampler are real."""
-    names = []
-    monkeypatch.setattr(search, "score", lambda name, options: names.append(name) or float(len(names)))
+    names: list[str] = []
+
+    def score(name: str, options: Any) -> float:
+        names.append(name)
+        return float(len(names))
+
+    monkeypatch.setattr(search, "score", score)
     command = ["search", "--algo", "trpo", "--env", ENV, "--trials", "2", "--work", str(tmp_path)]
     assert main(command) == 0
     assert main(command) == 0
@@ -128,10 +140,10 @@ def test_a_second_call_goes_on_with_the_study_and_draws_anew(tmp_path, monkeypat
     assert best == f"       4.0  {names[3]}"
 
 
-def test_the_name_of_a_trial_says_what_it_trains():
+def test_the_name_of_a_trial_says_what_it_trains() -> None:
     values = {"one_minus_gamma": 0.005, "one_minus_lambda": 0.1, "log_std_init": -0.7, "learning_rate": 0.001, "rollout": 2048}
     entry = entries.load("trpo", ENV, search.entry_name("shared", 4, values))
-    expected = {
+    expected: dict[str, Any] = {
         "gamma": 0.995,
         "gae_lambda": 0.9,
         "learning_rate": "lin_0.001",
@@ -141,12 +153,12 @@ def test_the_name_of_a_trial_says_what_it_trains():
     assert entry == {**entries.load("trpo", ENV, "shared"), **expected}
 
 
-def test_the_objective_does_not_forgive_a_stalled_seed():
+def test_the_objective_does_not_forgive_a_stalled_seed() -> None:
     assert search.lower_quartile([1800.0, 6000.0, 6000.0]) == 3900.0
 
 
 @pytest.mark.slow
-def test_a_search_of_two_trials(tmp_path, capsys):
+def test_a_search_of_two_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In two calls, the second of which does not draw the first one's trial again."""
     command = ["search", "--algo", "trpo", "--env", ENV, "--trials", "1", "--n-seeds", "2", "-n", "4096"]
     command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "scores.csv")]

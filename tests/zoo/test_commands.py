@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -121,7 +122,7 @@ def test_train_evaluate_film_and_tabulate(tmp_path: Path, cli: Run, algo: str, e
     """All commands in turn, on a machine without a display."""
     agent = f"--algo {algo} --env {env_id}"
     name = env_id.replace("/", "-")
-    without_display = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "MUJOCO_GL": ""}
+    without_display: dict[str, Any] = {"DISPLAY": "", "WAYLAND_DISPLAY": "", "MUJOCO_GL": ""}
     cli(tmp_path, f"train {agent} --eval-freq 32 {options}")
     assert f"{name}.zip" in cli(tmp_path, f"enjoy {agent} -f logs --no-render -n 50").stdout
     cli(tmp_path, f"record_video {agent} -f logs -n 20", **without_display)

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,12 @@ SHORT = "-n 128 --seed 1 --eval-freq -1 -params n_envs:2 n_steps:32 batch_size:3
 
 
 @pytest.fixture
-def gpu_machine():
+def gpu_machine() -> Any:
     path = os.pathsep.join(filter(None, (str(EMULATED), os.environ.get("PYTHONPATH"))))
     return {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "0"}
 
 
-def test_the_machine_is_what_it_says(tmp_path, process, gpu_machine):
+def test_the_machine_is_what_it_says(tmp_path: Path, process: Any, gpu_machine: Any) -> None:
     script = "import torch; print(torch.cuda.is_available(), torch.cuda.device_count()); torch.zeros(1, device='cuda')"
     ended = process(["-c", script], tmp_path, **gpu_machine)
     assert ended.stdout.split() == ["True", "1"] and ended.returncode != 0
@@ -24,7 +25,7 @@ def test_the_machine_is_what_it_says(tmp_path, process, gpu_machine):
     assert hidden.stdout.split() == ["False", "0"]
 
 
-def test_small_networks_train_and_play_on_the_cpu(tmp_path, cli, gpu_machine):
+def test_small_networks_train_and_play_on_the_cpu(tmp_path: Path, cli: Any, gpu_machine: Any) -> None:
     trained = cli(tmp_path, f"train --algo trpo --env CartPole-v1 {SHORT}", **gpu_machine)
     assert "Using cpu device" in trained.stdout and "on the GPU" not in trained.stderr
     run = tmp_path / "logs" / "trpo" / "CartPole-v1_1"

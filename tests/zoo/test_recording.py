@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def write_rows(path: Path, start: int, steps: list[int], extra: str | None = None) -> None:
     output = ContinuedCSV(str(path), start)
     for step in steps:
-        values = {"time/total_timesteps": step, "train/line_search_reason": f"accepted, at {step}"}
+        values: dict[str, Any] = {"time/total_timesteps": step, "train/line_search_reason": f"accepted, at {step}"}
         output.write({**values, **({extra: step / 3} if extra else {})}, {})
     output.close()
 

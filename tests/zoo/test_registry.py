@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import rl_zoo3
@@ -159,12 +160,15 @@ def test_every_reference_of_an_entry_exists(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in registry.ALGORITHMS.items() if entry.stock is not None])
-def test_the_stock_class_of_an_entry_loads_its_zips(name, tmp_path):
+def test_the_stock_class_of_an_entry_loads_its_zips(name: str, tmp_path: Path) -> None:
     entry = registry.find(name)
     policy, env_id = "MlpLstmPolicy" if entry.memory else "MlpPolicy", "MaskedRoute-v0" if entry.masks else "CartPole-v1"
-    model = entry.load_class()(policy, env_id, n_steps=8, batch_size=8, seed=0, device="cpu")
+    algorithm: Any = entry.load_class()
+    model = algorithm(policy, env_id, n_steps=8, batch_size=8, seed=0, device="cpu")
     model.save(tmp_path / "model")
-    stock = registry.resolve(entry.stock).load(tmp_path / "model", device="cpu")
+    assert entry.stock is not None
+    stock_class: Any = registry.resolve(entry.stock)
+    stock = stock_class.load(tmp_path / "model", device="cpu")
     assert type(stock).__name__ == entry.class_name and not isinstance(stock, type(model))
     observation = model.get_env().reset()
     assert (stock.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()

@@ -262,7 +262,12 @@ def test_agents_without_normalisation(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_our_children(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shims.children_are_stock(command), GONE
     calls: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda words, **options: calls.append(words) or 0)
+
+    def call(words: list[str], **options: Any) -> int:
+        calls.append(words)
+        return 0
+
+    monkeypatch.setattr(subprocess, "call", call)
     name = EnvironmentName("ALE/Pong-v5")
     with shims.our_children():
         subprocess.call(["python", "-m", "rl_zoo3.record_video", "--env", "ALE/Pong-v5"])

@@ -1,6 +1,7 @@
 """A training whose environment returns NaN: ``faulty_training.py ALGORITHM ACTIONS QUANTITY DEVICE`` prints how it ended."""
 
 import sys
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,26 +18,26 @@ class Faulty(gym.Env):
 
     observation_space = spaces.Box(-9, 9, (3,), np.float32)
 
-    def __init__(self, action_space, quantity):
+    def __init__(self, action_space: Any, quantity: str) -> None:
         self.action_space, self.quantity, self.steps = action_space, quantity, 0
 
-    def observe(self):
+    def observe(self) -> Any:
         observation = self.np_random.normal(size=3).astype(np.float32)
         if self.quantity == "observation" and self.steps == 5:
             observation[1] = np.nan
         return observation
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         return self.observe(), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         self.steps += 1
         reward = np.nan if self.quantity == "reward" and self.steps == 5 else 1.0
         return self.observe(), reward, False, False, {}
 
 
-def train(algorithm, actions, quantity, device):
+def train(algorithm: Any, actions: Any, quantity: str, device: str) -> Any:
     """The error's name and message."""
     env = make_vec_env(lambda: Faulty(ACTIONS[actions], quantity), n_envs=1, seed=0)
     model = getattr(sb3_policyopt, algorithm)("MlpPolicy", env, n_steps=16, batch_size=16, seed=0, device=device)

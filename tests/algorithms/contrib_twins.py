@@ -22,7 +22,9 @@ MASKABLE = {name: ACTION_SPACES[name] for name in ("discrete", "multi_discrete",
 class MaskedToy(ToyEnv):
     """Forbids each action with probability 1/2, but one of each choice is always allowed."""
 
-    def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Space = MASKABLE["discrete"]) -> None:
+    def __init__(
+        self, observation_space: spaces.Space[Any] = VECTOR, action_space: spaces.Space[Any] = MASKABLE["discrete"]
+    ) -> None:
         super().__init__(observation_space, action_space)
         self.taken: list[Any] = []
 
@@ -49,7 +51,7 @@ class MaskedToy(ToyEnv):
         return self.mask
 
 
-def is_allowed(space: spaces.Space, action: Any, mask: np.ndarray) -> bool:
+def is_allowed(space: spaces.Space[Any], action: Any, mask: np.ndarray) -> bool:
     """Whether a mask allows every choice of an action."""
     chosen, start = np.atleast_1d(action).astype(int), 0
     for choice, size in zip(chosen, choices(space), strict=True):
@@ -59,7 +61,9 @@ def is_allowed(space: spaces.Space, action: Any, mask: np.ndarray) -> bool:
     return True
 
 
-def masked_toy(observation: spaces.Space = VECTOR, action: spaces.Space = MASKABLE["discrete"], n_envs: int = 4) -> VecEnv:
+def masked_toy(
+    observation: spaces.Space[Any] = VECTOR, action: spaces.Space[Any] = MASKABLE["discrete"], n_envs: int = 4
+) -> VecEnv:
     return make_vec_env(lambda: MaskedToy(observation, action), n_envs, seed=0)
 
 
