@@ -1,12 +1,15 @@
 """M1: forbidden actions. Their logits get so large a penalty that their probability, and every slope through it, is 0."""
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 
-from sb3_policyopt.maths.arrays import ArrayT, NumpyArray, namespace
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 
 PENALTY = -1e8
 """sb3-contrib's logit of a forbidden action."""
+
+_ZERO, _PENALTY = np.float32(0), np.float32(PENALTY)
 
 
 def penalties(action_masks: ArrayT) -> ArrayT:
@@ -16,12 +19,9 @@ def penalties(action_masks: ArrayT) -> ArrayT:
     :param action_masks: which actions are allowed, bool, shape (batch, n)
     :return: 0 for those that are, −1e8 for the others; float32, shape (batch, n)
     """
-    xp = namespace(action_masks)
-    zero, penalty = (xp.asarray(number, dtype=xp.float32) for number in (0.0, PENALTY))
-    if not isinstance(action_masks, np.ndarray):
-        zero, penalty = zero.to(action_masks.device), penalty.to(action_masks.device)
-    result: ArrayT = xp.where(action_masks, zero, penalty)
-    return result
+    if isinstance(action_masks, np.ndarray):
+        return np.where(action_masks, _ZERO, _PENALTY)
+    return th.zeros(action_masks.shape, device=action_masks.device).masked_fill_(~action_masks, PENALTY)
 
 
 def choices(space: spaces.Space[object]) -> tuple[int, ...]:
@@ -43,14 +43,17 @@ def choices(space: spaces.Space[object]) -> tuple[int, ...]:
     )
 
 
-def forbids_all(action_masks: NumpyArray, sizes: tuple[int, ...]) -> NumpyArray:
+def allows_some(action_masks: NumpyArray, sizes: tuple[int, ...]) -> NumpyArray:
     """
-    Rows in which a choice has no allowed action.
+    Rows in which every choice has an allowed action.
 
     :param action_masks: bool, shape (batch, Σ sizes)
     :param sizes: of :func:`choices`
     :return: bool, shape (batch,)
     """
+    if len(sizes) == 1:
+        one_choice: NumpyArray = np.logical_or.reduce(action_masks, 1)
+        return one_choice
     starts = np.cumsum((0, *sizes[:-1]))
     allows: NumpyArray = np.logical_or.reduceat(action_masks, starts, axis=1)
-    return np.logical_not(allows.all(1))
+    return np.logical_and.reduce(allows, 1)

@@ -77,7 +77,8 @@ def collect(
             action_masks = masks.current(n_steps)
         if masks is not None or lstm_states is not None:
             context = Context(action_masks, lstm_states, self._last_episode_starts)
-            episode_starts = th.as_tensor(self._last_episode_starts, dtype=th.float32)
+        if lstm_states is not None:
+            episode_starts = th.from_numpy(np.asarray(self._last_episode_starts, np.float32))
         actions, value, log_prob, lstm_states = act(engine, guard, self._last_obs, context, self.device, continuous)
         values, log_probs = value_tensors(n_steps, value[:, None]), log_prob_tensors(n_steps, log_prob)
         clipped_actions = to_env_action(actions)

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-from sb3_policyopt.distributions.masking import choices, forbids_all
+from sb3_policyopt.distributions.masking import allows_some, choices
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.info import Info
 
@@ -82,9 +82,7 @@ class Masks:
             as_bool = masks.astype(bool)
             self._check(as_bool == masks, step, "holds other numbers than 0 and 1")
             masks = as_bool
-        self._check(
-            ~forbids_all(masks, self.sizes), step, "allows no action" + (" of a choice" if len(self.sizes) > 1 else "")
-        )
+        self._check(allows_some(masks, self.sizes), step, "allows no action" + (" of a choice" if len(self.sizes) > 1 else ""))
         return masks
 
     def note(self, infos: list[Info], dones: NumpyArray) -> NumpyArray | None:

@@ -15,7 +15,7 @@ from toy_environments import VECTOR, collect
 
 from sb3_policyopt import MaskablePPO, MaskableTRPO
 from sb3_policyopt.distributions import Categorical, MultiCategorical
-from sb3_policyopt.distributions.masking import PENALTY, choices, forbids_all, penalties
+from sb3_policyopt.distributions.masking import PENALTY, allows_some, choices, penalties
 
 BATCH = 3
 SIZES = [(4,), (1,), (3, 2, 4), (2, 2, 2, 2, 2)]
@@ -167,8 +167,8 @@ def test_M1_the_columns_of_a_mask() -> None:
 
 def test_M1_a_row_that_allows_none_of_a_choice() -> None:
     masks = np.array([[1, 0, 0, 0, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
-    assert forbids_all(masks, (2, 3)).tolist() == [False, True, True, True]
-    assert forbids_all(masks, (5,)).tolist() == [False, False, False, True]
+    assert allows_some(masks, (2, 3)).tolist() == [True, False, False, False]
+    assert allows_some(masks, (5,)).tolist() == [True, True, True, False]
 
 
 class NeverTheLast(MaskedToy):
