@@ -99,23 +99,23 @@ class Counting(gym.Env):
 
     observation_space, action_space = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(4)
 
-    def __init__(self, where):
+    def __init__(self, where: str) -> None:
         self.where, self.n = where, 0
         if where == "method":
             self.action_masks = self.masks
 
-    def masks(self):
+    def masks(self) -> np.ndarray:
         return np.arange(4) == self.n % 4
 
-    def info(self):
+    def info(self) -> dict[str, Any]:
         return {"action_mask": self.masks()} if self.where == "info" else {}
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.n = 0
         return np.zeros(2, np.float32), self.info()
 
-    def step(self, action):
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         assert self.masks()[action], f"{action} at step {self.n}"
         self.n += 1
         return np.zeros(2, np.float32), 1.0, self.n == 7, False, self.info()

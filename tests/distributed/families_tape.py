@@ -6,6 +6,7 @@ sees what several ranks see together.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tape import N_STEPS, TAPE
+from tape import N_STEPS, TAPE, MixedIn
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.identity.kinds import kind_of
@@ -58,22 +59,23 @@ class Case:
 
 PPO_ARGUMENTS = {"n_epochs": 2, "learning_rate": 1e-3, "ent_coef": 0.01}
 TRPO_ARGUMENTS = {"n_critic_updates": 2, "target_kl": 0.02}
+FAMILIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("masks", {"policy": "MaskableMlpPolicy", "batch_sizes": (8, 10)}, {}),
+    ("masks, empty minibatches", {"policy": "MaskableMlpPolicy", "n_envs": (3, 1), "batch_sizes": (5, 10)}, {}),
+    ("memory", {"policy": "MlpLstmPolicy", "actions": "box"}, {}),
+    ("memory, empty minibatches", {"policy": "MlpLstmPolicy", "n_envs": (3, 1), "batch_sizes": (5, 10)}, {}),
+    (
+        "gru, shared",
+        {"policy": "MlpLstmPolicy", "network": {"rnn": "gru", "shared_lstm": True, "enable_critic_lstm": False}},
+        {},
+    ),
+    ("both", {"policy": "MaskableMlpLstmPolicy", "n_envs": (1, 3), "batch_sizes": (8, 5)}, {}),
+]
 CASES = {
     f"{name}-{algorithm.__name__}-{engine}": Case(algorithm, engine=engine, arguments={**arguments, **more}, **given)
     for algorithm, arguments in ((PPO, PPO_ARGUMENTS), (TRPO, TRPO_ARGUMENTS))
     for engine in ("auto", "autograd")
-    for name, given, more in (
-        ("masks", {"policy": "MaskableMlpPolicy", "batch_sizes": (8, 10)}, {}),
-        ("masks, empty minibatches", {"policy": "MaskableMlpPolicy", "n_envs": (3, 1), "batch_sizes": (5, 10)}, {}),
-        ("memory", {"policy": "MlpLstmPolicy", "actions": "box"}, {}),
-        ("memory, empty minibatches", {"policy": "MlpLstmPolicy", "n_envs": (3, 1), "batch_sizes": (5, 10)}, {}),
-        (
-            "gru, shared",
-            {"policy": "MlpLstmPolicy", "network": {"rnn": "gru", "shared_lstm": True, "enable_critic_lstm": False}},
-            {},
-        ),
-        ("both", {"policy": "MaskableMlpLstmPolicy", "n_envs": (1, 3), "batch_sizes": (8, 5)}, {}),
-    )
+    for name, given, more in FAMILIES
 }
 
 
@@ -82,15 +84,15 @@ def rotation(rank: int, number: int, size: int) -> int:
     return int(np.random.RandomState(1000 * rank + number).randint(size))
 
 
-class OnTape:
+class OnTape(MixedIn):
     """Mixed into an algorithm: acts as the tape says."""
 
-    def prepare_engine(self):
+    def prepare_engine(self) -> Any:
         engine = super().prepare_engine()
         engine.act = self.act_by_tape
         return engine
 
-    def act_by_tape(self, observations, context):
+    def act_by_tape(self, observations: Any, context: Any) -> Decision:
         positions, actions = self.env.get_attr("position"), self.env.get_attr("actions")
         taken = np.stack([tape[position] for tape, position in zip(actions, positions, strict=True)])
         masks = {} if context.action_masks is None else {"action_masks": context.action_masks}
@@ -106,18 +108,18 @@ class OnTape:
                 memory = Memory(after.pi, after.vf)
         return Decision(taken, values.flatten().numpy(), log_prob.flatten().numpy(), memory)
 
-    def train(self):
+    def train(self) -> None:
         super().train()
         self.last_metrics = dict(self.logger.name_to_value)
 
 
-class InOneProcess:
+class InOneProcess(MixedIn):
     """Mixed into an algorithm: takes in one minibatch what the ranks take at a time."""
 
-    def passes(self, data, n_passes, normalized=False) -> Iterator[Iterator[Any]]:
+    def passes(self, data: Any, n_passes: int, normalized: bool = False) -> Iterator[Iterator[Any]]:
         return (self.one_pass(data, normalized and self.normalize_advantage) for _ in range(n_passes))
 
-    def one_pass(self, data, normalized) -> Iterator[Any]:
+    def one_pass(self, data: Any, normalized: bool) -> Iterator[Any]:
         memory = kind_of(self.policy).memory
         (whole,) = data.whole()
         parts, first = [], 0
@@ -145,7 +147,7 @@ class InOneProcess:
 def build(case: Case, numbers: range, batch_size: int, *mixins: type) -> Any:
     algorithm = type(f"{case.algorithm.__name__}OnTape", (*mixins, OnTape, case.algorithm), {})
     network = {"net_arch": [8], **({"lstm_hidden_size": 5} if "Lstm" in case.policy else {}), **case.network}
-    envs = DummyVecEnv([lambda number=number: MaskedTape(number, case.actions) for number in numbers])
+    envs = DummyVecEnv([partial(MaskedTape, number, case.actions) for number in numbers])
     options = {"n_steps": N_STEPS, "batch_size": batch_size, "engine": case.engine, "seed": 3, "device": "cpu"}
     model = algorithm(case.policy, envs, policy_kwargs=network, **options, **case.arguments)
     model.case, model.n_passes = case, 0
@@ -174,13 +176,14 @@ def train_on_this_rank(case: Case) -> dict[str, Any]:
     first = sum(case.n_envs[:rank])
     model = build(case, range(first, first + case.n_envs[rank]), case.batch_sizes[rank])
     passes = iter(range(1000))
-    originals = np.random.permutation, np.random.randint
-    np.random.permutation = lambda size: tape.order(rank, next(passes), size)
-    np.random.randint = lambda size: rotation(rank, next(passes), size)
+    random: Any = np.random
+    originals = random.permutation, random.randint
+    random.permutation = lambda size: tape.order(rank, next(passes), size)
+    random.randint = lambda size: rotation(rank, next(passes), size)
     try:
         return results(model.learn(N_ITERATIONS * N_STEPS * sum(case.n_envs)))
     finally:
-        np.random.permutation, np.random.randint = originals
+        random.permutation, random.randint = originals
 
 
 if __name__ == "__main__":

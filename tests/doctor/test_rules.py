@@ -185,7 +185,7 @@ def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path: Path) ->
     assert symptoms <= set(found(tmp_path / "stuck"))
 
 
-def test_masks_that_leave_no_choice_are_no_lack_of_exploring(tmp_path):
+def test_masks_that_leave_no_choice_are_no_lack_of_exploring(tmp_path: Path) -> None:
     """The entropy of a policy with masks is small where few actions are allowed, from the first update on."""
     for algo, start, expected in [("ppo", 0.008, True), ("ppo_mask", 0.008, False), ("ppo_mask", 1.0, True)]:
         rows = [{STEPS: i, "train/entropy_loss": -max(start * 0.5**i, 0.005), "train/clip_fraction": 0.1} for i in range(12)]
@@ -195,7 +195,7 @@ def test_masks_that_leave_no_choice_are_no_lack_of_exploring(tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
-def test_a_recorded_run_is_known_by_its_class(tmp_path, policy):
+def test_a_recorded_run_is_known_by_its_class(tmp_path: Path, policy: str) -> None:
     """Without the zoo's folders, as PPO and PPO with masks log the same metrics."""
     model = MaskableTRPO(policy, "MaskedRoute-v0", n_steps=32, batch_size=32, device="cpu")
     model.learn(64, callback=RunRecorder(tmp_path))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,14 +21,14 @@ from sb3_policyopt.evaluation import evaluate_policy
 IDS = ["MaskedRoute-v0", "MaskedWorkshop-v0"]
 
 
-def allowed_action(env, rng):
+def allowed_action(env: Any, rng: np.random.Generator) -> Any:
     masks = env.get_wrapper_attr("action_masks")()
     if isinstance(env.action_space, gym.spaces.Discrete):
         return rng.choice(np.flatnonzero(masks))
     return np.array([rng.choice(np.flatnonzero(row)) for row in masks.reshape(env.action_space.nvec.size, -1)])
 
 
-def episode(env, seed):
+def episode(env: Any, seed: int) -> list[Any]:
     """Observations, rewards and masks of an episode of allowed actions."""
     rng, done = np.random.default_rng(seed), False
     seen = [env.reset(seed=seed)[0]]
@@ -40,7 +41,7 @@ def episode(env, seed):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_checkers_pass_and_episodes_follow_their_seed(env_id):
+def test_checkers_pass_and_episodes_follow_their_seed(env_id: str) -> None:
     check_env(gym.make(env_id).unwrapped, skip_render_check=True)
     sb3_check_env(gym.make(env_id).unwrapped)
     assert is_masking_supported(gym.make(env_id))
@@ -50,8 +51,8 @@ def test_checkers_pass_and_episodes_follow_their_seed(env_id):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_pictures(env_id):
-    env = gym.make(env_id, render_mode="rgb_array")
+def test_pictures(env_id: str) -> None:
+    env: Any = gym.make(env_id, render_mode="rgb_array")
     env.reset(seed=0)
     before = env.render()
     assert before.dtype == np.uint8 and before.shape[2] == 3 and before.shape[0] % 32 == before.shape[1] % 32 == 0
@@ -63,7 +64,7 @@ def test_pictures(env_id):
         type(env.unwrapped)(render_mode="ansi")
 
 
-def test_masks_of_the_route_are_the_neighbours():
+def test_masks_of_the_route_are_the_neighbours() -> None:
     """side 4: the wall is the second row but for its third and its last cell, 6 and 7."""
     env = MaskedRoute(side=4)
     assert env.walls.ravel().nonzero()[0].tolist() == [4, 5]
@@ -80,18 +81,18 @@ def test_masks_of_the_route_are_the_neighbours():
 
 
 @pytest.mark.parametrize("side", [3, 4, 7, 8, 9])
-def test_every_cell_has_a_way_to_the_corner(side):
+def test_every_cell_has_a_way_to_the_corner(side: int) -> None:
     env = MaskedRoute(side=side)
     reached, new = {env.goal}, [env.goal]
     while new:
         env.cell = new.pop()
-        neighbours = set(env.action_masks().nonzero()[0]) - reached
+        neighbours = set(env.action_masks().nonzero()[0].tolist()) - reached
         reached |= neighbours
         new += neighbours
     assert reached == set(env.free)
 
 
-def test_workers_do_what_they_know_and_share_the_last_job():
+def test_workers_do_what_they_know_and_share_the_last_job() -> None:
     env = MaskedWorkshop(n_workers=2, n_kinds=4)
     # kinds {0, 1, 3} and {2, 3, 1}: with two workers, the second begins two kinds later
     assert env.knows.astype(int).tolist() == [[1, 1, 0, 1], [0, 1, 1, 1]]
@@ -106,14 +107,14 @@ def test_workers_do_what_they_know_and_share_the_last_job():
 
 
 @pytest.mark.parametrize("arguments", [{"n_kinds": 3}, {"n_workers": 0}])
-def test_wrong_sizes_are_refused(arguments):
+def test_wrong_sizes_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least"):
         MaskedWorkshop(**arguments)
     with pytest.raises(ValueError, match="side must be at least 3"):
         MaskedRoute(side=2)
 
 
-def test_worker_processes_hand_masks_over():
+def test_worker_processes_hand_masks_over() -> None:
     env = make_vec_env("sb3_policyopt.envs:MaskedRoute-v0", 2, seed=0, vec_env_cls=SubprocVecEnv)
     env.reset()
     assert get_action_masks(env).shape == (2, 64)
@@ -121,17 +122,17 @@ def test_worker_processes_hand_masks_over():
     env.close()
 
 
-def test_importing_the_package_registers_nothing():
+def test_importing_the_package_registers_nothing() -> None:
     code = "import sb3_policyopt, gymnasium, sys; print('MaskedRoute-v0' in gymnasium.registry, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize("masked", [MaskablePPO, MaskableTRPO])
-def test_masks_find_the_way_that_is_not_found_without_them(masked):
+def test_masks_find_the_way_that_is_not_found_without_them(masked: type[Any]) -> None:
     """Of 64 cells 2 to 4 may be named: in 8,192 steps only an agent with masks comes to the corner nearly always."""
     plain = PPO if masked is MaskablePPO else TRPO
-    options = {"n_steps": 128, "batch_size": 256, "learning_rate": 1e-3, "seed": 0, "device": "cpu"}
+    options: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "learning_rate": 1e-3, "seed": 0, "device": "cpu"}
     scores = []
     for algorithm in (masked, plain):
         model = algorithm("MlpPolicy", make_vec_env("MaskedRoute-v0", 8, seed=0), **options).learn(8192)

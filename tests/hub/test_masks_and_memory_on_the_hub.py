@@ -5,6 +5,8 @@ import io
 import json
 import zipfile
 from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +24,12 @@ from sb3_policyopt.hub.evaluation import Protocol, requirement
 from sb3_policyopt.hub.push import agent_of_model
 from sb3_policyopt.hub.video import record_video
 
-SMALL = {"n_steps": 32, "batch_size": 32, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "seed": 0, "device": "cpu"}
 LSTM = {"policy_kwargs": {"lstm_hidden_size": 8}}
 GRU = {"policy_kwargs": {"lstm_hidden_size": 8, "rnn": "gru"}}
 
 # class, policy, environment, arguments; name on the Hub, name for the zoo, policy in config.yml, stock class
-KINDS = {
+KINDS: dict[str, tuple[Any, str, str, dict[str, Any], str, str, str, str | None]] = {
     "masks": (MaskablePPO, "MlpPolicy", "MaskedRoute-v0", {}, "ppo_mask", "PPO_MASK", "MaskableMlpPolicy", "MaskablePPO"),
     "masks of PPO": (
         PPO,
@@ -67,12 +69,12 @@ KINDS = {
 }
 
 
-def trained(kind):
+def trained(kind: str) -> Any:
     algorithm, policy, env_id, options, *_ = KINDS[kind]
     return algorithm(policy, make_vec_env(env_id, 2, seed=0), **SMALL, **options).learn(64)
 
 
-def described(kind, folder):
+def described(kind: str, folder: Path) -> tuple[Any, Any, Any, Card]:
     """A trained agent, what is published of it, and its card with the score of three episodes."""
     model = trained(kind)
     agent = agent_of_model(model, folder, env=model.get_env())
@@ -83,7 +85,9 @@ def described(kind, folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_code_of_the_card_finds_the_score_and_lets_the_agent_act(kind, tmp_path, monkeypatch):
+def test_the_code_of_the_card_finds_the_score_and_lets_the_agent_act(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     *_, algo, model_name, policy, stock = KINDS[kind]
     model, agent, score, card = described(kind, tmp_path)
     assert (agent.algo, agent.config["policy"]) == (algo, policy)
@@ -100,7 +104,7 @@ def test_the_code_of_the_card_finds_the_score_and_lets_the_agent_act(kind, tmp_p
         assert ("action_masks=" in block) == ("mask" in algo) and ("state, episode_start" in block) == (
             "policy_kwargs" in str(agent.config)
         )
-        names = {}
+        names: dict[str, Any] = {}
         with redirect_stdout(io.StringIO()) as out:
             exec(block, names)
         assert out.getvalue().strip() == f"mean_reward: {score}"
@@ -108,7 +112,7 @@ def test_the_code_of_the_card_finds_the_score_and_lets_the_agent_act(kind, tmp_p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_zips_load_without_pickles_and_act_the_same(kind, tmp_path):
+def test_zips_load_without_pickles_and_act_the_same(kind: str, tmp_path: Path) -> None:
     model = trained(kind)
     model.save(tmp_path / "agent")
     with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
@@ -127,17 +131,17 @@ def test_zips_load_without_pickles_and_act_the_same(kind, tmp_path):
 
 
 @pytest.mark.parametrize("stock", ["MaskablePPO", "RecurrentPPO"])
-def test_masks_with_memory_have_no_stock_class(stock, tmp_path):
+def test_masks_with_memory_have_no_stock_class(stock: str, tmp_path: Path) -> None:
     trained("both").save(tmp_path / "agent")
     with pytest.raises(ValueError, match=r"has no class in sb3-contrib|must subclass Maskable"):
         getattr(sb3_contrib, stock).load(tmp_path / "agent", device="cpu")
 
 
-def test_without_sb3_contrib_loading_says_what_to_install(tmp_path, monkeypatch):
+def test_without_sb3_contrib_loading_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained("memory").save(tmp_path / "agent")
     original = importlib.import_module
 
-    def without(name, *rest):
+    def without(name: str, *rest: Any) -> Any:
         if name.startswith("sb3_contrib"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return original(name, *rest)
@@ -147,24 +151,25 @@ def test_without_sb3_contrib_loading_says_what_to_install(tmp_path, monkeypatch)
         RecurrentPPO.load(tmp_path / "agent", safe=True)
 
 
-def test_a_description_names_no_other_class(tmp_path):
+def test_a_description_names_no_other_class(tmp_path: Path) -> None:
     """Neither a class of another module of sb3-contrib, nor one of this package that is no policy."""
     from sb3_policyopt.saving.plain_json import decode, encode
 
-    assert "$pickle_only" in encode(sb3_contrib.TRPO)
+    encoded: Any = encode(sb3_contrib.TRPO)
+    assert "$pickle_only" in encoded
     for name in ("sb3_contrib.TRPO", "sb3_policyopt.GRU", "sb3_policyopt.PPO"):
         with pytest.raises(ValueError, match="none of the classes"):
             decode({"$class": name})
 
 
 @pytest.mark.parametrize("kind", ["both", "memory"])
-def test_video(kind, tmp_path, monkeypatch):
+def test_video(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forbidden action is an error here; a state that is not handed on, too."""
     model = trained(kind)
     agent = agent_of_model(model, tmp_path, env=model.get_env())
     states, predict = [], model.predict
 
-    def spy(observation, state=None, episode_start=None, deterministic=False, **masks):
+    def spy(observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False, **masks: Any) -> Any:
         states.append(state)
         assert bool(masks) == (kind == "both")
         return predict(observation, state, episode_start, deterministic, **masks)
@@ -176,7 +181,7 @@ def test_video(kind, tmp_path, monkeypatch):
     assert len(states) == 20 and states[0] is None and all(state is not None for state in states[1:])
 
 
-def test_requirements_of_the_environments():
+def test_requirements_of_the_environments() -> None:
     import rl_zoo3.import_envs  # noqa: F401  registers those without velocities
 
     assert requirement("MaskedRoute-v0") == "sb3-policyopt" and requirement("CartPoleNoVel-v1") == "rl-zoo3"
@@ -205,7 +210,7 @@ for algorithm, policy, env_id, name in [
 """
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path: Path) -> None:
     with Hub() as hub:
         client = Client(hub.url, tmp_path)
         result = client.python("-c", ROUND_TRIP)

@@ -1,14 +1,14 @@
 """Environments that remember what they gave, and what a policy's networks make of whole episodes, computed by hand."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch as th
 from contrib_twins import MASKABLE, MaskedToy
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from toy_environments import VECTOR
 
 from benchmarks.environments import ToyEnv
@@ -26,7 +26,7 @@ class Episode:
 class Recorded(MaskedToy):
     """Keeps its episodes."""
 
-    def __init__(self, action: spaces.Space) -> None:
+    def __init__(self, action: spaces.Space[Any]) -> None:
         ToyEnv.__init__(self, VECTOR, action)
         self.taken: list[Any] = []
         self.kept: list[Episode] = []
@@ -48,13 +48,13 @@ class Recorded(MaskedToy):
         return observation, reward, terminated, truncated, info
 
 
-def recorded(action: spaces.Space = MASKABLE["discrete"], n_envs: int = 3) -> VecEnv:
+def recorded(action: spaces.Space[Any] = MASKABLE["discrete"], n_envs: int = 3) -> VecEnv:
     return make_vec_env(lambda: Recorded(action), n_envs, seed=0)
 
 
 def episodes_of(env: VecEnv, number: int) -> list[Episode]:
     """Of one environment."""
-    return env.envs[number].get_wrapper_attr("kept")
+    return cast(DummyVecEnv, env).envs[number].get_wrapper_attr("kept")
 
 
 @dataclass
@@ -82,7 +82,8 @@ def by_hand(policy: Any, episodes: list[Episode], gamma: float) -> ByHand:
     :param episodes: of one environment
     :param gamma: γ
     """
-    values, rewards, hidden = [], [], ([], [])
+    values, rewards = [], []
+    hidden: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for episode in episodes:
         features = th.as_tensor(np.array(episode.observations))
         outputs, before = zip(*(run(network, features) for network in networks(policy)), strict=True)

@@ -56,7 +56,7 @@ BY_LUCK = "tests/test_invalid_actions.py::test_identity"
 @pytest.mark.skipif(not FOLDER, reason="SB3_CONTRIB_TESTS does not name the tests of a checkout of sb3-contrib")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("engine", ["auto", "autograd"])
-def test_sb3_contribs_own_tests_pass(tmp_path, name, engine):
+def test_sb3_contribs_own_tests_pass(tmp_path: Path, name: str, engine: str) -> None:
     script, settings = tmp_path / "run.py", tmp_path / "pytest.ini"
     script.write_text(RUN)
     settings.write_text("[pytest]\nmarkers =\n    slow: takes minutes\n    expensive: takes longer\n")

@@ -15,7 +15,7 @@ from toy_environments import ACTION_SPACES, collect, start, toy
 from sb3_policyopt import PPO, TRPO, RecurrentPPO, RecurrentTRPO
 from sb3_policyopt.rollout.buffers import STATES
 
-SMALL = {"n_steps": 20, "batch_size": 20, "seed": 0, "device": "cpu", "n_epochs": 1}
+SMALL: dict[str, Any] = {"n_steps": 20, "batch_size": 20, "seed": 0, "device": "cpu", "n_epochs": 1}
 NETWORK = {"lstm_hidden_size": 6, "net_arch": [8], "log_std_init": -1.0}
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "separate": ("MlpLstmPolicy", {}),
@@ -32,7 +32,7 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def model_of(name: str, engine: str = "auto", action: Any = MASKABLE["discrete"], **arguments: Any) -> PPO:
+def model_of(name: str, engine: str = "auto", action: Any = MASKABLE["discrete"], **arguments: Any) -> Any:
     policy, options = POLICIES[name]
     network = {**NETWORK, **options}
     return PPO(policy, recorded(action), engine=engine, policy_kwargs=network, **{**SMALL, **arguments})
@@ -40,7 +40,7 @@ def model_of(name: str, engine: str = "auto", action: Any = MASKABLE["discrete"]
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", POLICIES)
-def test_R1_a_rollout_is_that_of_the_networks_over_whole_episodes(name, engine):
+def test_R1_a_rollout_is_that_of_the_networks_over_whole_episodes(name: str, engine: str) -> None:
     """Values, states, bootstrapped rewards and the last value; the second rollout begins in the middle of episodes."""
     model = model_of(name, engine)
     with th.no_grad():
@@ -66,7 +66,7 @@ def test_R1_a_rollout_is_that_of_the_networks_over_whole_episodes(name, engine):
     assert n_truncated >= 4
 
 
-def test_R1_log_probabilities_of_a_rollout_are_those_of_its_sequences(engine):
+def test_R1_log_probabilities_of_a_rollout_are_those_of_its_sequences(engine: str) -> None:
     """π_old as it was when acting is π at the update's start: the ratio r(θ) is 1 and the KL 0."""
     for name in POLICIES:
         model = model_of(name, engine, learning_rate=0.0)
@@ -77,7 +77,7 @@ def test_R1_log_probabilities_of_a_rollout_are_those_of_its_sequences(engine):
         assert logged["train/clip_fraction"] == 0, name
 
 
-def test_a_rollout_goes_on_from_the_last_states(engine):
+def test_a_rollout_goes_on_from_the_last_states(engine: str) -> None:
     model = model_of("separate", engine)
     collect(model)
     before = model._last_lstm_states
@@ -96,24 +96,25 @@ class Look(BaseCallback):
 
     def _on_step(self) -> bool:
         self.names |= set(self.locals)
-        states = self.locals["lstm_states"]
+        states, starts = self.locals["lstm_states"], self.model._last_episode_starts
+        assert starts is not None
         self.steps.append(
             {
                 "hidden": np.asarray(states.pi[0]).copy(),
                 "shapes": [tuple(part.shape) for part in (*states.pi, *states.vf)],
                 "episode_starts": self.locals["episode_starts"].numpy().copy(),
                 "dtype": self.locals["episode_starts"].dtype,
-                "last": self.model._last_episode_starts.copy(),
+                "last": starts.copy(),
             }
         )
         return True
 
 
-def test_callbacks_see_states_as_sb3_contribs(engine):
+def test_callbacks_see_states_as_sb3_contribs(engine: str) -> None:
     stock, ours = Look(), Look()
-    arguments = {"policy_kwargs": {"lstm_hidden_size": 6}, **SMALL}
+    arguments: dict[str, Any] = {"policy_kwargs": {"lstm_hidden_size": 6}, **SMALL}
     ContribPPO("MlpLstmPolicy", recorded(), **arguments).learn(60, callback=stock)
-    model = RecurrentPPO("MlpLstmPolicy", recorded(), engine=engine, **arguments).learn(60, callback=ours)
+    model: Any = RecurrentPPO("MlpLstmPolicy", recorded(), engine=engine, **arguments).learn(60, callback=ours)
     # What is left out are the variables of sb3-contrib's loop over finished episodes.
     of_loop = {"idx", "done_", "terminal_obs", "terminal_value", "terminal_lstm_state"}
     assert stock.names - of_loop <= ours.names
@@ -129,7 +130,7 @@ def test_callbacks_see_states_as_sb3_contribs(engine):
         np.testing.assert_array_equal(before, step["hidden"])
 
 
-def test_callbacks_see_masks_and_states_together():
+def test_callbacks_see_masks_and_states_together() -> None:
     class Both(BaseCallback):
         def _on_step(self) -> bool:
             assert self.locals["action_masks"].shape == (3, 4)
@@ -142,7 +143,7 @@ def test_callbacks_see_masks_and_states_together():
 
 
 @pytest.mark.parametrize("algorithm", [RecurrentPPO, RecurrentTRPO])
-def test_squashed_actions_are_scaled_to_the_box(algorithm, engine):
+def test_squashed_actions_are_scaled_to_the_box(algorithm: type[Any], engine: str) -> None:
     """The policy's actions are within ±1. Pendulum's Box is ±2; sb3-contrib clips, so that it gets ±1 at most."""
     sent: list[np.ndarray] = []
 
@@ -162,7 +163,7 @@ def test_squashed_actions_are_scaled_to_the_box(algorithm, engine):
     assert actions.shape == (1, 1)
 
 
-def test_actions_of_a_gaussian_are_clipped_to_the_box(engine):
+def test_actions_of_a_gaussian_are_clipped_to_the_box(engine: str) -> None:
     model = model_of("separate", engine, ACTION_SPACES["box_6"])
     model.policy.log_std.data.fill_(1.0)
     sent: list[float] = []
@@ -177,7 +178,7 @@ def test_actions_of_a_gaussian_are_clipped_to_the_box(engine):
 
 
 @pytest.mark.parametrize("make", [PPO, TRPO])
-def test_sequence_length_is_for_policies_with_memory(make):
+def test_sequence_length_is_for_policies_with_memory(make: type[Any]) -> None:
     with pytest.raises(ValueError, match="sequence_length is for policies with memory"):
         make("MlpPolicy", toy(), sequence_length=4, device="cpu")
     with pytest.raises(ValueError, match="sequence_length"):
@@ -185,23 +186,23 @@ def test_sequence_length_is_for_policies_with_memory(make):
 
 
 @pytest.mark.parametrize("name", ["MlpPolicy", "CnnPolicy", "MaskableMlpPolicy"])
-def test_recurrent_algorithms_need_a_policy_with_memory(name):
+def test_recurrent_algorithms_need_a_policy_with_memory(name: str) -> None:
     for algorithm in (RecurrentPPO, RecurrentTRPO):
         with pytest.raises(ValueError, match="trains policies with memory"):
             algorithm(name, toy(action=MASKABLE["discrete"]), device="cpu")
 
 
-def test_rnn_is_lstm_or_gru_and_for_policies_with_memory():
+def test_rnn_is_lstm_or_gru_and_for_policies_with_memory() -> None:
     with pytest.raises(ValueError, match="rnn must be one of lstm, gru"):
         PPO("MlpLstmPolicy", toy(), policy_kwargs={"rnn": "elman"}, device="cpu")
     with pytest.raises(ValueError, match="rnn is for policies with memory"):
         PPO("MlpPolicy", toy(), policy_kwargs={"rnn": "gru"}, device="cpu")
 
 
-def test_a_gru_has_three_gates_and_an_lstm_four(engine):
+def test_a_gru_has_three_gates_and_an_lstm_four(engine: str) -> None:
     """(in + hidden + 2 biases) weights a gate: 4 inputs, 6 hidden units."""
     for rnn, gates in (("lstm", 4), ("gru", 3)):
-        model = PPO("MlpLstmPolicy", recorded(), engine=engine, policy_kwargs={**NETWORK, "rnn": rnn}, **SMALL)
+        model: Any = PPO("MlpLstmPolicy", recorded(), engine=engine, policy_kwargs={**NETWORK, "rnn": rnn}, **SMALL)
         network = model.policy.lstm_actor
         assert sum(p.numel() for p in network.parameters()) == gates * 6 * (4 + 6 + 2)
         in_optimizer = {id(p) for group in model.policy.optimizer.param_groups for p in group["params"]}
@@ -212,7 +213,7 @@ def test_a_gru_has_three_gates_and_an_lstm_four(engine):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_predict_step_by_step_is_the_rollout(name, engine):
+def test_predict_step_by_step_is_the_rollout(name: str, engine: str) -> None:
     """Deterministic actions with the state handed on are the modes of the networks over a whole episode."""
     model = model_of(name, engine)
     observations = np.random.default_rng(0).normal(size=(7, 2, 4)).astype(np.float32)

@@ -13,7 +13,7 @@ from toy_environments import ACTION_SPACES, collect, copy_rollout, parameter_vec
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.rollout.buffers import STATES
 
-SMALL = {"n_steps": 24, "batch_size": 32, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 24, "batch_size": 32, "seed": 0, "device": "cpu"}
 ACTIONS = {name: ACTION_SPACES[name] for name in ("box_6", "discrete", "multi_discrete", "multi_binary")}
 CRITICS: dict[str, dict[str, Any]] = {
     "separate": {},
@@ -54,7 +54,7 @@ def assert_same_parameters(models: list[Any], tolerance: float) -> None:
 
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
 @pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MaskableMlpLstmPolicy", "MaskableMlpPolicy"])
-def test_R1_micro_batches_give_the_same_update(algorithm, policy, engine):
+def test_R1_micro_batches_give_the_same_update(algorithm: type[Any], policy: str, engine: str) -> None:
     """
     Pieces of whole sequences; those of the toy have up to 11 rows, so that with 1 each is a piece by itself.
 
@@ -72,7 +72,7 @@ def test_R1_micro_batches_give_the_same_update(algorithm, policy, engine):
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
 @pytest.mark.parametrize("rnn", ["lstm", "gru"])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_R1_auto_and_autograd_make_the_same_update(algorithm, rnn, action):
+def test_R1_auto_and_autograd_make_the_same_update(algorithm: type[Any], rnn: str, action: str) -> None:
     models = [model_of(algorithm, action, network={"rnn": rnn}, engine=engine) for engine in ("autograd", "auto")]
     before = parameter_vector(models[0].policy)
     same_rollout(models)
@@ -82,7 +82,9 @@ def test_R1_auto_and_autograd_make_the_same_update(algorithm, rnn, action):
 
 
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
-def test_R1_a_limit_longer_than_all_sequences_cuts_nothing(algorithm, engine, monkeypatch):
+def test_R1_a_limit_longer_than_all_sequences_cuts_nothing(
+    algorithm: type[Any], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one minibatch, where the order of the sequences is mere rounding, if the rotation does not cut one in two."""
     monkeypatch.setattr(np.random, "randint", lambda size: 0)
     models = [model_of(algorithm, engine=engine, batch_size=96, sequence_length=length) for length in (None, 24)]
@@ -90,7 +92,7 @@ def test_R1_a_limit_longer_than_all_sequences_cuts_nothing(algorithm, engine, mo
     assert_same_parameters(models, 2e-6 if algorithm is PPO else 1e-4)
 
 
-def test_R1_sequence_length_1_is_a_policy_whose_memory_is_part_of_its_observation(engine):
+def test_R1_sequence_length_1_is_a_policy_whose_memory_is_part_of_its_observation(engine: str) -> None:
     """
     With one row a sequence nothing is differentiated through time, and each row starts from its stored state. So the loss is
     that of rows taken by themselves with their states as constants, whose gradient torch gives here row by row.
@@ -122,7 +124,7 @@ def test_R1_sequence_length_1_is_a_policy_whose_memory_is_part_of_its_observatio
     assert moved > 1e-3
 
 
-def test_R1_sequence_length_changes_the_gradient(engine):
+def test_R1_sequence_length_changes_the_gradient(engine: str) -> None:
     """Else the tests above would compare equals with equals."""
     models = [model_of(PPO, engine=engine, batch_size=96, sequence_length=length) for length in (None, 1)]
     same_rollout(models)
@@ -130,7 +132,7 @@ def test_R1_sequence_length_changes_the_gradient(engine):
 
 
 @pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MaskableMlpLstmPolicy"])
-def test_R1_sub_sampling_thins_the_fisher_matrix_alone(policy, engine):
+def test_R1_sub_sampling_thins_the_fisher_matrix_alone(policy: str, engine: str) -> None:
     """J, g and KL are of all rows, the metric of every third sequence."""
     model = model_of(TRPO, policy=policy, engine=engine, sub_sampling_factor=3)
     collect(model)
@@ -156,7 +158,7 @@ def test_R1_sub_sampling_thins_the_fisher_matrix_alone(policy, engine):
 
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("rnn", ["lstm", "gru"])
-def test_the_actors_step_leaves_the_critic_and_the_critics_the_actor(critic, rnn, engine):
+def test_the_actors_step_leaves_the_critic_and_the_critics_the_actor(critic: str, rnn: str, engine: str) -> None:
     """With ``n_critic_updates=0`` the critic's own parameters keep their bits, and afterwards the actor's."""
     model = model_of(TRPO, network={**CRITICS[critic], "rnn": rnn}, engine=engine, n_critic_updates=0)
     collect(model)
@@ -173,5 +175,5 @@ def test_the_actors_step_leaves_the_critic_and_the_critics_the_actor(critic, rnn
     assert changed == {name for name in before if not name.startswith(of_actor)}
 
 
-def test_maskable_spaces_are_those_of_the_actions():
+def test_maskable_spaces_are_those_of_the_actions() -> None:
     assert set(MASKABLE) < set(ACTIONS)

@@ -27,7 +27,7 @@ LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=9)
 
 
 @given(lengths=LENGTHS, shape=st.sampled_from([(), (2,), (2, 3)]))
-def test_R1_to_padded_and_back_is_the_identity(lengths, shape):
+def test_R1_to_padded_and_back_is_the_identity(lengths: list[int], shape: tuple[int, ...]) -> None:
     sequences, n = sequences_of(lengths), sum(lengths)
     rows = th.arange(n * int(np.prod(shape)), dtype=th.float32).reshape(n, *shape)
     padded = to_padded(rows, sequences)
@@ -40,16 +40,18 @@ def test_R1_to_padded_and_back_is_the_identity(lengths, shape):
 
 
 @given(lengths=LENGTHS)
-def test_R1_padding_gets_no_gradient_of_its_own(lengths):
+def test_R1_padding_gets_no_gradient_of_its_own(lengths: list[int]) -> None:
     """What is computed from padding is left out: ∂Σ rows/∂rows is 1 for each row, though the last ones are repeated."""
     sequences = sequences_of(lengths)
     rows = th.zeros(sum(lengths), requires_grad=True)
-    from_padded(to_padded(rows, sequences).flatten(), sequences).sum().backward()
+    total: Any = from_padded(to_padded(rows, sequences).flatten(), sequences).sum()
+    total.backward()
+    assert rows.grad is not None
     assert th.equal(rows.grad, th.ones(sum(lengths)))
 
 
 @given(lengths=LENGTHS, size=st.integers(1, 12))
-def test_R1_pieces_never_cut_a_sequence(lengths, size):
+def test_R1_pieces_never_cut_a_sequence(lengths: list[int], size: int) -> None:
     batch = batch_of(lengths)
     pieces = list(batch.pieces(size))
     assert sum(piece.size for piece in pieces) == batch.size
@@ -65,7 +67,7 @@ def test_R1_pieces_never_cut_a_sequence(lengths, size):
 
 
 @given(lengths=LENGTHS, n=st.integers(1, 10))
-def test_R1_thinning_takes_every_nth_sequence(lengths, n):
+def test_R1_thinning_takes_every_nth_sequence(lengths: list[int], n: int) -> None:
     thinned = batch_of(lengths).thinned(n)
     assert thinned.sequences is not None
     assert thinned.sequences.lengths.tolist() == lengths[::n]
@@ -104,7 +106,7 @@ def rollouts(draw: Any) -> tuple[np.ndarray, int, int | None]:
 
 
 @given(rollout=rollouts())
-def test_R1_sequences_are_cut_at_environments_episodes_and_the_limit(rollout):
+def test_R1_sequences_are_cut_at_environments_episodes_and_the_limit(rollout: tuple[np.ndarray, int, int | None]) -> None:
     starts, n_steps, limit = rollout
     before, expected, since = starts.copy(), [], 0
     for row, start in enumerate(starts):  # the definition, row by row
@@ -131,6 +133,7 @@ def assert_right_sequences(data: SequencedRows, batch: Batch[th.Tensor]) -> None
     sequences = batch.sequences
     assert sequences is not None and sequences.lengths.sum() == batch.size
     rows = batch.returns.numpy().astype(int)
+    assert isinstance(batch.observations, th.Tensor)
     np.testing.assert_array_equal(batch.observations[:, 0].numpy(), rows)
     first = 0
     for number, length in enumerate(sequences.lengths):
@@ -148,16 +151,18 @@ def assert_right_sequences(data: SequencedRows, batch: Batch[th.Tensor]) -> None
 
 
 @given(rollout=rollouts())
-def test_R1_the_whole_rollout_in_order(rollout):
+def test_R1_the_whole_rollout_in_order(rollout: tuple[np.ndarray, int, int | None]) -> None:
     data = data_of(*rollout)
     (batch,) = data.whole()
     np.testing.assert_array_equal(batch.returns.numpy(), np.arange(len(rollout[0])))
     assert_right_sequences(data, batch)
-    assert len(batch.sequences.lengths) == data.cuts.sum()
+    assert batch.sequences is not None and len(batch.sequences.lengths) == data.cuts.sum()
 
 
 @given(rollout=rollouts(), batch_size=st.integers(1, 20), seed=st.integers(0, 100))
-def test_R1_minibatches_are_every_row_once_in_right_sequences(rollout, batch_size, seed):
+def test_R1_minibatches_are_every_row_once_in_right_sequences(
+    rollout: tuple[np.ndarray, int, int | None], batch_size: int, seed: int
+) -> None:
     data = data_of(*rollout)
     np.random.seed(seed)
     batches = list(data.minibatches(batch_size, False))
@@ -171,7 +176,7 @@ def test_R1_minibatches_are_every_row_once_in_right_sequences(rollout, batch_siz
         assert is_a_range(np.roll(rows, rows.tolist().index(0) * -1))
 
 
-def test_R1_without_a_limit_a_pass_is_sb3_contribs_rotation():
+def test_R1_without_a_limit_a_pass_is_sb3_contribs_rotation() -> None:
     """``split_index = np.random.randint(size)``: the rows from it on, then those before it."""
     data = data_of(np.zeros(12, bool), 6, None)
     np.random.seed(5)
@@ -181,7 +186,7 @@ def test_R1_without_a_limit_a_pass_is_sb3_contribs_rotation():
     np.testing.assert_array_equal(rows, [*range(split, 12), *range(split)])
 
 
-def test_R1_with_a_limit_a_pass_shuffles_sequences():
+def test_R1_with_a_limit_a_pass_shuffles_sequences() -> None:
     data = data_of(np.zeros(24, bool), 12, 3)
     np.random.seed(0)
     orders = {tuple(np.concatenate([b.returns.numpy() for b in data.minibatches(6, False)]).astype(int)) for _ in range(20)}
@@ -190,7 +195,7 @@ def test_R1_with_a_limit_a_pass_shuffles_sequences():
         assert all(is_a_range(np.array(order[i : i + 3])) for i in range(0, 24, 3))
 
 
-def test_R1_minibatches_with_normalised_advantages():
+def test_R1_minibatches_with_normalised_advantages() -> None:
     data = data_of(np.arange(24) % 7 == 0, 12, None)
     for batch in data.minibatches(8, True):
         assert batch.sequences is not None
@@ -198,14 +203,14 @@ def test_R1_minibatches_with_normalised_advantages():
         assert float(batch.advantages.std()) == pytest.approx(1, rel=1e-5)
 
 
-def test_R1_initial_states_are_copies():
+def test_R1_initial_states_are_copies() -> None:
     states = np.ones((3, LAYERS, HIDDEN), np.float32)
     found = initial_states(states, np.array([0, 2]), np.array([True, False]))
     np.testing.assert_array_equal(found, np.stack([np.zeros((LAYERS, HIDDEN)), np.ones((LAYERS, HIDDEN))], 1))
     assert (states == 1).all()
 
 
-def test_an_empty_batch_has_no_rows_and_no_sequences():
+def test_an_empty_batch_has_no_rows_and_no_sequences() -> None:
     batch = batch_of([3, 2]).rows(slice(0, 0))
     assert batch.size == 0
     assert sequences_of([2]).some(np.empty(0, int)).rows_of(np.empty(0, int)).shape == (0,)

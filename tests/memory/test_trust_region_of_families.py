@@ -90,19 +90,20 @@ def parts_of(policy: Any, columns: dict[str, np.ndarray]) -> list[th.distributio
         return [th.distributions.Bernoulli(logits=output)]
     if has_masks:
         output = output.masked_fill(~th.as_tensor(columns["action_masks"]), -th.inf)
-    return [th.distributions.Categorical(probs=part.softmax(-1)) for part in output.split(choices(space), -1)]
+    split = th.split(output, list(choices(space)), -1)
+    return [th.distributions.Categorical(probs=part.softmax(-1)) for part in split]
 
 
 def kl_by_torch(model: Any) -> float:
     """KL(π_old‖π_new), joint over the parts of an action and the mean over all steps, in float64."""
     with th.no_grad():
         old, new = (parts_of(copy.deepcopy(policy).double(), model.columns) for policy in (model.before, model.policy))
-        total = sum(th.distributions.kl_divergence(p, q) for p, q in zip(old, new, strict=True))
+        total: Any = sum(th.distributions.kl_divergence(p, q) for p, q in zip(old, new, strict=True))
     return float(total.sum(-1).mean() if total.dim() == 3 else total.mean())
 
 
 @cases
-def test_T2_kl_of_every_update_is_within_the_trust_region(policy, action, engine):
+def test_T2_kl_of_every_update_is_within_the_trust_region(policy: str, action: str, engine: str) -> None:
     model, n_accepted = model_of(policy, action, engine, target_kl=0.02), 0
     for _ in range(3):
         collect(model)
@@ -126,7 +127,7 @@ def dense_fisher(policy: Any, names: list[str], columns: dict[str, np.ndarray]) 
     n = output.shape[-1]
     rows = output.reshape(-1, n)
     metrics = metrics_of(policy, columns)
-    total = 0.0
+    total: Any = 0.0
     for row, metric in zip(rows, metrics, strict=True):
         gradients = [th.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True) for entry in row]
         flat = [
@@ -150,13 +151,15 @@ def metrics_of(policy: Any, columns: dict[str, np.ndarray]) -> th.Tensor:
         elif isinstance(part, th.distributions.Bernoulli):
             blocks.append(th.diag_embed(part.variance).flatten(0, 1))
         else:
+            assert isinstance(part, th.distributions.Categorical)
             p = part.probs.flatten(0, 1)
             blocks.append(th.diag_embed(p) - p[:, :, None] * p[:, None, :])
-    return th.stack([th.block_diag(*row) for row in zip(*blocks, strict=True)])
+    block_diag: Callable[..., th.Tensor] = th.block_diag  # torch has no annotations for it
+    return th.stack([block_diag(*row) for row in zip(*blocks, strict=True)])
 
 
 @cases
-def test_T5_R2_products_with_F_are_those_of_float64(policy, action, engine):
+def test_T5_R2_products_with_F_are_those_of_float64(policy: str, action: str, engine: str) -> None:
     """
     One float32 product has errors of some 1e-6 of its largest entry. Before it the policy makes an update, so that the rollout
     begins in the middle of episodes, with states that are not zero.
@@ -187,7 +190,7 @@ def test_T5_R2_products_with_F_are_those_of_float64(policy, action, engine):
 
 
 @cases
-def test_R2_J_and_its_transpose_are_adjoint(policy, action, engine):
+def test_R2_J_and_its_transpose_are_adjoint(policy: str, action: str, engine: str) -> None:
     """uᵀ(Jv) = vᵀ(Jᵀu)."""
     model = model_of(policy, action, engine, n_steps=8, batch_size=32)
     collect(model)
@@ -198,7 +201,7 @@ def test_R2_J_and_its_transpose_are_adjoint(policy, action, engine):
     v = th.as_tensor(random.normal(size=engine_in_use.n_actor).astype(np.float32))
     moved = forward.pushforward(v)
     # A row for every transition, also for a standard deviation that moves by the same for all.
-    slopes = tuple(random.normal(size=(batch.size, part.shape[1])).astype(np.float32) for part in moved)
+    slopes: tuple[Any, ...] = tuple(random.normal(size=(batch.size, part.shape[1])).astype(np.float32) for part in moved)
     if isinstance(moved[0], th.Tensor):
         slopes = tuple(th.as_tensor(part) for part in slopes)
     left = sum(
@@ -216,7 +219,7 @@ def refusing(answer: Callable[[], tuple[float, float]]) -> type[Kept]:
         n_asked = 0
 
         def trust_region(self, *arguments: Any) -> Any:
-            region = super().trust_region(*arguments)
+            region: Any = super().trust_region(*arguments)
             evaluate = region.evaluate
 
             def evaluated() -> tuple[float, float]:
@@ -232,7 +235,7 @@ def refusing(answer: Callable[[], tuple[float, float]]) -> type[Kept]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("why", ["kl", "surrogate", "not finite"])
-def test_T9_a_rejected_step_leaves_the_parameters_bit_for_bit(policy, why, engine):
+def test_T9_a_rejected_step_leaves_the_parameters_bit_for_bit(policy: str, why: str, engine: str) -> None:
     answers = {"kl": (1e9, 1.0), "surrogate": (-1e9, 0.0), "not finite": (float("nan"), 0.0)}
     algorithm = refusing(lambda: answers[why])
     model = model_of(policy, "discrete", engine, algorithm, n_critic_updates=0)

@@ -8,21 +8,24 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import sb3_contrib
 import torch as th
 from contrib_twins import masked_toy
+from gymnasium.spaces import Box
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from toy_environments import parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO, MaskablePPO, MaskableTRPO, RecurrentPPO, RecurrentTRPO
 
-SMALL = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
 LSTM = {"lstm_hidden_size": 6, "net_arch": [8]}
 # name: our class, policy, environment, arguments, sb3-contrib's class
 MODELS: dict[str, tuple[Any, str, str, dict[str, Any], str]] = {
@@ -52,7 +55,7 @@ def make_env(name: str) -> VecEnv:
 
 def observations(env_id: str) -> np.ndarray:
     """Seven steps of three environments."""
-    width = make_env(env_id).observation_space.shape[0] if env_id != "masks" else 1
+    width = cast(Box, make_env(env_id).observation_space).shape[0] if env_id != "masks" else 1
     if env_id == "masks":
         return np.zeros((7, 3, width), np.float32)
     return np.random.default_rng(0).normal(size=(7, 3, width)).astype(np.float32)
@@ -85,7 +88,7 @@ def inputs(model: Any, env_id: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Each of MODELS, trained and saved; and what sb3-contrib did with its zip in a process without this package."""
     folder = tmp_path_factory.mktemp("zips")
     models, jobs = {}, []
@@ -108,7 +111,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_sb3_contrib_opens_our_zip_and_acts_the_same(name, saved):
+def test_sb3_contrib_opens_our_zip_and_acts_the_same(name: str, saved: dict[str, Any]) -> None:
     model, _, stock = saved[name]
     actions, states = acted(model, MODELS[name][2])
     np.testing.assert_allclose(stock["actions"], actions, rtol=1e-5, atol=1e-6)
@@ -126,7 +129,7 @@ def test_sb3_contrib_opens_our_zip_and_acts_the_same(name, saved):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_our_classes_open_our_zip_and_sb3_contribs_and_train_on(name, saved):
+def test_our_classes_open_our_zip_and_sb3_contribs_and_train_on(name: str, saved: dict[str, Any]) -> None:
     _, path, stock = saved[name]
     ours, _, env_id, _, theirs = MODELS[name]
     counterpart = {"MaskablePPO": MaskablePPO, "RecurrentPPO": RecurrentPPO}[theirs]
@@ -144,22 +147,23 @@ def test_our_classes_open_our_zip_and_sb3_contribs_and_train_on(name, saved):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_of_sb3_contribs_goes_on_here_as_there(name, saved):
+def test_a_model_of_sb3_contribs_goes_on_here_as_there(name: str, saved: dict[str, Any]) -> None:
     """Their zip of a training, opened on both sides, takes the same next updates with the same seed."""
     _, path, _ = saved[name]
     env_id, theirs = MODELS[name][2], getattr(sb3_contrib, MODELS[name][4])
-    models = [cls.load(f"{path}_stock", env=make_env(env_id), device="cpu") for cls in (theirs, PPO)]
+    models: list[Any] = [cls.load(f"{path}_stock", env=make_env(env_id), device="cpu") for cls in (theirs, PPO)]
     models[1].engine = "autograd"
     models[1].sequence_length = None  # which sb3-contrib does not have
     for model in models:
         model.env.seed(1)
         model.set_random_seed(1)
         model.learn(64)
-    np.testing.assert_allclose(*(parameter_vector(model.policy) for model in models), rtol=0, atol=5e-6)
+    one, other = (parameter_vector(model.policy) for model in models)
+    np.testing.assert_allclose(one, other, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_pickle_names_this_package_and_states_stay_out(name, saved):
+def test_no_pickle_names_this_package_and_states_stay_out(name: str, saved: dict[str, Any]) -> None:
     with zipfile.ZipFile(saved[name][1].with_suffix(".zip")) as archive:
         data = json.loads(archive.read("data"))
         for member in archive.namelist():
@@ -204,7 +208,7 @@ def assert_act_the_same(one: Any, other: Any, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_models_without_a_stock_class_come_back_the_same(name, tmp_path):
+def test_models_without_a_stock_class_come_back_the_same(name: str, tmp_path: pathlib.Path) -> None:
     model = own_model(name)
     model.save(tmp_path / "model")
     cls, _, env, _ = OWN[name]
@@ -220,7 +224,7 @@ def test_models_without_a_stock_class_come_back_the_same(name, tmp_path):
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
 )
-def test_copies_of_a_model_act_and_train_by_themselves(name, copied):
+def test_copies_of_a_model_act_and_train_by_themselves(name: str, copied: Callable[[Any], Any]) -> None:
     """In the middle of episodes, too: both go on from the same states to the same parameters."""
     model = own_model(name)
     twin = copied(model)
@@ -234,13 +238,15 @@ def test_copies_of_a_model_act_and_train_by_themselves(name, copied):
     assert th.equal(parameter_vector(model.policy), parameter_vector(twin.policy))
 
 
-def test_vec_normalize_goes_with_memory(tmp_path, engine):
+def test_vec_normalize_goes_with_memory(tmp_path: pathlib.Path, engine: str) -> None:
     env = VecNormalize(toy())
+    moments = cast(RunningMeanStd, env.obs_rms)
     model = RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=LSTM, engine=engine, **SMALL).learn(128)
-    assert env.obs_rms.count > 128
+    assert moments.count > 128
     assert np.abs(model.rollout_buffer.observations).max() > 1.05, "the toy's observations are within ±1"
     model.save(tmp_path / "model")
     env.save(str(tmp_path / "moments"))
     loaded = RecurrentPPO.load(tmp_path / "model", env=VecNormalize.load(str(tmp_path / "moments"), toy()), device="cpu")
     loaded.learn(128)
-    assert loaded.get_vec_normalize_env().obs_rms.count > env.obs_rms.count
+    normalize = loaded.get_vec_normalize_env()
+    assert normalize is not None and cast(RunningMeanStd, normalize.obs_rms).count > moments.count

@@ -23,7 +23,7 @@ def interrupted_and_resumed(folder: Path, crash_at: float, **options: Any) -> An
     return train(folder, **options)
 
 
-SCENARIOS = {
+SCENARIOS: dict[str, dict[str, Any]] = {
     "PPO": {"algorithm": "PPO"},
     "PPO by autograd": {"algorithm": "PPO", "engine": "autograd"},
     "TRPO": {"algorithm": "TRPO"},

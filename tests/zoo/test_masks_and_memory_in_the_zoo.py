@@ -33,7 +33,14 @@ def run(*words: str) -> None:
 
 
 @pytest.mark.parametrize(("algo", "env_id", "params"), FAMILIES.values(), ids=FAMILIES)
-def test_train_and_enjoy(algo, env_id, params, tmp_path, monkeypatch, capsys) -> None:
+def test_train_and_enjoy(
+    algo: str,
+    env_id: str,
+    params: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """StrictRoute raises an error where an evaluation during training, or ``enjoy``, leaves the masks out."""
     monkeypatch.chdir(tmp_path)
     agent = ["--algo", algo, "--env", env_id]

@@ -136,7 +136,9 @@ def test_the_zoo_finds_the_key_by_the_name_on_a_card(name: str, monkeypatch: pyt
         ("trpo_mask", True, False, "trpo_mask"),
     ],
 )
-def test_an_agent_is_published_by_the_kind_of_its_policy(trained_by, masks, memory, published_as) -> None:
+def test_an_agent_is_published_by_the_kind_of_its_policy(
+    trained_by: str, masks: bool, memory: bool, published_as: str
+) -> None:
     assert registry.of_policy(registry.find(trained_by), masks, memory).name == published_as
 
 

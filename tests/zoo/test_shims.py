@@ -227,7 +227,7 @@ def test_evaluations_with_masks() -> None:
     assert exp_manager.EvalCallback is not callbacks.EvalCallback
     assert issubclass(exp_manager.TrialEvalCallback, EvaluatesWithMasks)
     model = MaskablePPO("MlpPolicy", "StrictRoute-v0", n_steps=32, batch_size=32, seed=0, device="cpu")
-    options = {"eval_freq": 16, "n_eval_episodes": 3, "deterministic": False, "warn": False}
+    options: dict[str, Any] = {"eval_freq": 16, "n_eval_episodes": 3, "deterministic": False, "warn": False}
     with pytest.raises(AssertionError, match="a forbidden action"):
         model.learn(64, callback=callbacks.EvalCallback(gym.make("StrictRoute-v0"), **options))
         pytest.fail(GONE)
