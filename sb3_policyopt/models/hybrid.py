@@ -47,7 +47,7 @@ class HybridModel(Model[th.Tensor]):
         parameters = sb3_parameters(policy, family)
         super().__init__(policy, *parameters)
         self.torch = TorchModel(policy, parameters, channels_last=channels_last, flat=self.flat)
-        self.networks = ActorCriticNetworks(policy, self.flat, family)
+        self.networks = ActorCriticNetworks.in_numpy(policy, self.flat, family)
         self.watch = NetworksWatch(policy, self.flat)
         self.acting = Acting(self.networks, policy.action_space.shape or ())
         # What lies before each network in the flat vector belongs to the extractors.
@@ -138,7 +138,7 @@ class HybridModel(Model[th.Tensor]):
         x = features.detach().numpy()
         arrays = in_numpy(batch)
         if objective.critic_only:
-            forward: CriticPass | NetworksPass = self.networks.critic_forward(x)
+            forward: CriticPass[NumpyArray] | NetworksPass[NumpyArray] = self.networks.critic_forward(x)
         else:
             forward = self.networks.forward(x, arrays.context.get("action_masks"))
         slopes, terms = objective.known_slopes()(forward.outputs, arrays)

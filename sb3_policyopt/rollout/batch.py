@@ -1,8 +1,8 @@
 """Transitions as named columns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeAlias
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 import torch as th
@@ -151,5 +151,38 @@ def in_numpy(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
         batch.advantages.numpy(),
         batch.returns.numpy(),
         {name: column.numpy() for name, column in batch.context.items()},
+        batch.sequences,
+    )
+
+
+def in_torch(batch: Batch[NumpyArray]) -> Batch[th.Tensor]:
+    """
+    The memory of arrays as tensors on the CPU.
+
+    :param batch: arrays, those of observations no dict
+    :return: tensors
+    """
+    return _converted(batch, th.from_numpy)
+
+
+def as_arrays(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
+    """
+    The memory of tensors on the CPU as arrays: the inverse of :func:`in_torch`.
+
+    :param batch: tensors, those of observations no dict
+    :return: arrays
+    """
+    return _converted(batch, th.Tensor.numpy)
+
+
+def _converted(batch: Batch[Any], convert: Callable[[Any], Any]) -> Batch[Any]:
+    return Batch(
+        convert(one_array(batch.observations)),
+        convert(batch.actions),
+        convert(batch.old_values),
+        convert(batch.old_log_prob),
+        convert(batch.advantages),
+        convert(batch.returns),
+        {name: convert(column) for name, column in batch.context.items()},
         batch.sequences,
     )

@@ -16,7 +16,7 @@ class Acting:
     :param action_shape: of an action of one environment
     """
 
-    def __init__(self, networks: ActorCriticNetworks, action_shape: tuple[int, ...]) -> None:
+    def __init__(self, networks: ActorCriticNetworks[NumpyArray], action_shape: tuple[int, ...]) -> None:
         self.networks = networks
         self.action_shape = action_shape
         self.sampler = networks.family.sampler(0, 0)
