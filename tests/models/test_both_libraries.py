@@ -1,0 +1,131 @@
+"""Whole updates of the closed form in NumPy, in torch, and by autograd; and that torch's never waits for its device."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from pairs import critic_objective, ppo_objective
+from policies import ACTIONS, VECTOR
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy_environments import collect, copy_rollout, start, toy
+
+from sb3_policyopt import PPO, TRPO
+from sb3_policyopt.distributions import family_of
+from sb3_policyopt.models.closed_form import ClosedFormModel
+from sb3_policyopt.models.networks import sides
+from sb3_policyopt.objectives import PPOCoefficients, clipped_slopes, closed_form
+from sb3_policyopt.optimisation.optimiser import Optimiser
+from sb3_policyopt.rollout.batch import Batch
+
+pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # the last one is smaller
+
+TOLERANCE = 1e-6
+WAYS = {"numpy": "closed_form", "torch": "closed_form", "autograd": "autograd"}
+OPTIONS: dict[type[Any], dict[str, Any]] = {
+    PPO: {"n_epochs": 2, "batch_size": 48, "ent_coef": 0.01},
+    # Few iterations: rounding grows with each.
+    TRPO: {"cg_max_steps": 3, "n_critic_updates": 2, "batch_size": 48},
+}
+
+
+def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """The model after one update on the rollout of another, from the other's parameters."""
+    monkeypatch.setattr(sides, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
+    model = algorithm(source.policy.__class__, source.env, engine=WAYS[way], device="cpu", seed=0, **options)
+    start(model)
+    model.policy.load_state_dict(copy.deepcopy(source.policy.state_dict()))
+    copy_rollout(source.rollout_buffer, model.rollout_buffer)
+    if hasattr(source.rollout_buffer, "action_masks"):
+        model.rollout_buffer.action_masks[...] = source.rollout_buffer.action_masks
+    np.random.seed(1)
+    model.train()
+    return model
+
+
+def assert_same_updates(algorithm: type[Any], env: Any, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"n_steps": 40, **OPTIONS[algorithm]}
+    source = algorithm(policy, env, device="cpu", seed=0, **options)
+    collect(source)
+    models = {way: updated(algorithm, way, source, monkeypatch, **options) for way in WAYS}
+    before, (of_numpy, *others) = source.policy.state_dict(), models.values()
+    moved = max(float((value - before[name]).abs().max()) for name, value in of_numpy.policy.state_dict().items())
+    assert moved > 100 * TOLERANCE
+    for other in others:
+        for name, value in of_numpy.policy.state_dict().items():
+            np.testing.assert_allclose(other.policy.state_dict()[name], value, rtol=0, atol=TOLERANCE, err_msg=name)
+        for name, value in of_numpy.logger.name_to_value.items():
+            if isinstance(value, float):
+                assert other.logger.name_to_value[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_parameters_and_log_after_a_whole_update(algorithm, action, monkeypatch):
+    assert_same_updates(algorithm, toy(VECTOR, ACTIONS[action]), "MlpPolicy", monkeypatch)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_with_masks(algorithm, monkeypatch):
+    pytest.importorskip("sb3_contrib")
+    env = toy(VECTOR, spaces.Discrete(4))
+    for i, one in enumerate(env.envs):
+        one.unwrapped.action_masks = lambda i=i: np.arange(4) != i
+    assert_same_updates(algorithm, env, "MaskableMlpPolicy", monkeypatch)
+
+
+@pytest.mark.fast
+def test_slopes_of_a_user_are_given_arrays(monkeypatch):
+    """``closed_form`` promised arrays before there were tensors."""
+    given = []
+
+    def slopes(outputs, batch, coefficients):
+        found, terms = clipped_slopes(outputs, batch, coefficients)
+        given.append(type(outputs.values))
+        return found, {**terms, "largest": np.max(np.exp(batch.old_log_prob))}
+
+    class Own(PPO):
+        @closed_form(slopes)
+        def loss(self, batch, coefficients):
+            return super().loss(batch, coefficients)
+
+    assert_ways = {}
+    for way in ("numpy", "torch"):
+        monkeypatch.setattr(sides, "faster_library", lambda *_, way=way: way)
+        model = Own("MlpPolicy", toy(), n_steps=16, batch_size=32, seed=0, device="cpu").learn(64)
+        assert_ways[way] = model.policy.state_dict()
+    assert set(given) == {np.ndarray}
+    for name, value in assert_ways["numpy"].items():
+        np.testing.assert_allclose(assert_ways["torch"][name], value, rtol=0, atol=TOLERANCE)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where a number of a tensor is handed to Python, for which a GPU would be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (th.ops.aten._local_scalar_dense.default, th.ops.aten.is_nonzero.default, th.ops.aten.equal.default)
+        assert "nonzero" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("clip_range_vf", [None, 0.5])
+def test_a_minibatch_in_torch_waits_for_no_device_and_builds_no_graph(action, clip_range_vf):
+    policy = ActorCriticPolicy(VECTOR, ACTIONS[action], lambda _: 1e-3)
+    model = ClosedFormModel(policy, family_of(policy))
+    observations = th.rand(32, 3)
+    with th.no_grad():
+        actions, values, log_prob = policy(observations)
+    batch = Batch(observations, actions.reshape(32, -1), values.flatten(), log_prob, th.randn(32), th.randn(32))
+    objective = ppo_objective(policy, PPOCoefficients(0.2, clip_range_vf, "clipped", 0.01, 0.5))
+    optimiser = Optimiser(policy, model.flat)  # as on a GPU; that of the CPU may look at numbers
+    with optimiser.updating():
+        for _ in range(2):  # constants are made in the first
+            with NoWaiting():
+                terms = model.gradient(objective, batch.normalized())
+                optimiser.step(0.5, terms["loss"])
+                terms.update(model.gradient(critic_objective(policy), batch))
+    assert not any(isinstance(term, th.Tensor) and term.requires_grad for term in terms.values())
