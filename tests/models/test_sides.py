@@ -34,7 +34,7 @@ ON_16_CORES = {
     (1024, 512): (12900, 50204, "torch"),
 }
 PRODUCTS_ON_16_CORES = {
-    # (rows, width): a product (rows × width)·(width × width), µs: NumPy with 1 thread, with 16, torch with 16; tanh in NumPy, torch
+    # (rows, width): a product (rows × width)·(width × width), µs: NumPy with 1 thread, with 16, torch; tanh in NumPy, torch
     (64, 64): (10, 5, 10, 3, 10),
     (64, 256): (80, 56, 30, 8, 11),
     (512, 256): (467, 119, 109, 48, 16),
