@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -67,6 +68,16 @@ class Robot(gym.Env[Any, Any]):
         return np.zeros(48, np.float32), {}
 
 
+def overridden(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    A hook of a subclass.
+
+    :param hook: of the class
+    :return: another function that computes the same
+    """
+    return lambda self, *arguments: hook(self, *arguments)
+
+
 def make_model(module: str, cell: Cell) -> Any:
     """
     A contender.
@@ -84,7 +95,7 @@ def make_model(module: str, cell: Cell) -> Any:
         policy_kwargs["optimizer_class"] = th.optim.AdamW
     options: dict[str, Any] = {"micro_batch_size": 256} if ours and cell.variant == "micro" else {}
     if ours and cell.variant == "loss":  # overrides that compute the same
-        cls = type("Own", (cls,), {name: lambda self, *a, hook=getattr(cls, name): hook(self, *a) for name in cls.hooks})
+        cls = type("Own", (cls,), {name: overridden(getattr(cls, name)) for name in cls.hooks})
     if cell.algorithm == "PPO":
         options |= {"n_epochs": 1, "batch_size": cell.rows, "n_steps": max(1, cell.rows * MINIBATCHES // N_ENVS)}
     else:
