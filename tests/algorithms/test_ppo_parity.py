@@ -168,7 +168,7 @@ def test_P5_P6_an_update_is_sb3s(name: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("name", MLP_CASES)
-def test_P5_P6_an_update_in_torch_without_a_graph_is_sb3s(name, monkeypatch):
+def test_P5_P6_an_update_in_torch_without_a_graph_is_sb3s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sides, "faster_library", lambda *_: "torch")
     assert_equal_to_rounding(MLP_CASES[name], engine="closed_form")
 

@@ -1,6 +1,7 @@
 """Whole updates of the closed form in NumPy, in torch, and by autograd; and that torch's never waits for its device."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from toy_environments import collect, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.distributions import family_of
+from sb3_policyopt.maths.terms import value_of
 from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.networks import sides
-from sb3_policyopt.objectives import PPOCoefficients, clipped_slopes, closed_form
+from sb3_policyopt.objectives import PPOCoefficients, Slopes, Terms, clipped_slopes, closed_form
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.rollout.batch import Batch
 
@@ -64,48 +66,52 @@ def assert_same_updates(algorithm: type[Any], env: Any, policy: str, monkeypatch
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
-def test_parameters_and_log_after_a_whole_update(algorithm, action, monkeypatch):
+def test_parameters_and_log_after_a_whole_update(algorithm: type[Any], action: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same_updates(algorithm, toy(VECTOR, ACTIONS[action]), "MlpPolicy", monkeypatch)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
-def test_with_masks(algorithm, monkeypatch):
+def test_with_masks(algorithm: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sb3_contrib")
-    env = toy(VECTOR, spaces.Discrete(4))
+    env: Any = toy(VECTOR, spaces.Discrete(4))
     for i, one in enumerate(env.envs):
         one.unwrapped.action_masks = lambda i=i: np.arange(4) != i
     assert_same_updates(algorithm, env, "MaskableMlpPolicy", monkeypatch)
 
 
-@pytest.mark.fast
-def test_slopes_of_a_user_are_given_arrays(monkeypatch):
-    """``closed_form`` promised arrays before there were tensors."""
-    given = []
+def _always(library: str, *_: object) -> str:
+    return library
 
-    def slopes(outputs, batch, coefficients):
+
+@pytest.mark.fast
+def test_slopes_of_a_user_are_given_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``closed_form`` promised arrays before there were tensors."""
+    given: list[type[Any]] = []
+
+    def slopes(outputs: Any, batch: Any, coefficients: PPOCoefficients) -> tuple[Slopes[Any], Terms]:
         found, terms = clipped_slopes(outputs, batch, coefficients)
         given.append(type(outputs.values))
         return found, {**terms, "largest": np.max(np.exp(batch.old_log_prob))}
 
     class Own(PPO):
         @closed_form(slopes)
-        def loss(self, batch, coefficients):
+        def loss(self, batch: Batch[th.Tensor], coefficients: PPOCoefficients) -> tuple[th.Tensor, Terms]:
             return super().loss(batch, coefficients)
 
-    assert_ways = {}
+    parameters = {}
     for way in ("numpy", "torch"):
-        monkeypatch.setattr(sides, "faster_library", lambda *_, way=way: way)
+        monkeypatch.setattr(sides, "faster_library", partial(_always, way))
         model = Own("MlpPolicy", toy(), n_steps=16, batch_size=32, seed=0, device="cpu").learn(64)
-        assert_ways[way] = model.policy.state_dict()
+        parameters[way] = model.policy.state_dict()
     assert set(given) == {np.ndarray}
-    for name, value in assert_ways["numpy"].items():
-        np.testing.assert_allclose(assert_ways["torch"][name], value, rtol=0, atol=TOLERANCE)
+    for name, value in parameters["numpy"].items():
+        np.testing.assert_allclose(parameters["torch"][name], value, rtol=0, atol=TOLERANCE)
 
 
-class NoWaiting(TorchDispatchMode):
+class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises where a number of a tensor is handed to Python, for which a GPU would be waited for."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func not in (th.ops.aten._local_scalar_dense.default, th.ops.aten.is_nonzero.default, th.ops.aten.equal.default)
         assert "nonzero" not in str(func)
         return func(*args, **(kwargs or {}))
@@ -113,9 +119,11 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("clip_range_vf", [None, 0.5])
-def test_a_minibatch_in_torch_waits_for_no_device_and_builds_no_graph(action, clip_range_vf):
+def test_a_minibatch_in_torch_waits_for_no_device_and_builds_no_graph(action: str, clip_range_vf: float | None) -> None:
     policy = ActorCriticPolicy(VECTOR, ACTIONS[action], lambda _: 1e-3)
-    model = ClosedFormModel(policy, family_of(policy))
+    family = family_of(policy)
+    assert family is not None
+    model = ClosedFormModel(policy, family)
     observations = th.rand(32, 3)
     with th.no_grad():
         actions, values, log_prob = policy(observations)
@@ -124,8 +132,8 @@ def test_a_minibatch_in_torch_waits_for_no_device_and_builds_no_graph(action, cl
     optimiser = Optimiser(policy, model.flat)  # as on a GPU; that of the CPU may look at numbers
     with optimiser.updating():
         for _ in range(2):  # constants are made in the first
-            with NoWaiting():
+            with NoWaiting():  # type: ignore[no-untyped-call]
                 terms = model.gradient(objective, batch.normalized())
-                optimiser.step(0.5, terms["loss"])
+                optimiser.step(0.5, value_of(terms["loss"]))
                 terms.update(model.gradient(critic_objective(policy), batch))
     assert not any(isinstance(term, th.Tensor) and term.requires_grad for term in terms.values())

@@ -56,7 +56,7 @@ class Pair:
         values, advantages, returns = th.randn(3, BATCH).double()
         scalars = (values, old_log_prob, advantages, returns)
         self.exact_batch = Batch(observations, actions, *scalars)
-        self.batch = Batch(
+        self.batch: Any = Batch(
             self.closed.features(observations.numpy()),
             actions.reshape(BATCH, -1).numpy().astype(ACTIONS[action].dtype),
             in_numpy(values),

@@ -1,5 +1,7 @@
 """The rule that chooses the library of the closed form, against measured tables, and what it leaves as it was."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch as th
@@ -49,7 +51,7 @@ CALLS_IN_TORCH = 550
 
 @pytest.mark.fast
 @pytest.mark.parametrize("cell", ON_16_CORES, ids=str)
-def test_on_16_cores_torch_serves_wherever_autograd_was_faster_than_numpy(cell):
+def test_on_16_cores_torch_serves_wherever_autograd_was_faster_than_numpy(cell: tuple[int, int]) -> None:
     """And NumPy where it was more than twice as fast as autograd, which computes what torch would and a graph."""
     width, rows = cell
     of_sb3, of_numpy, expected = ON_16_CORES[cell]
@@ -62,7 +64,9 @@ def test_on_16_cores_torch_serves_wherever_autograd_was_faster_than_numpy(cell):
 
 @pytest.mark.fast
 @pytest.mark.parametrize("cell", PRODUCTS_ON_16_CORES, ids=str)
-def test_on_16_cores_the_products_and_activations_of_the_table_are_faster_where_the_rule_says(cell):
+def test_on_16_cores_the_products_and_activations_of_the_table_are_faster_where_the_rule_says(
+    cell: tuple[int, int],
+) -> None:
     """
     A pass has five products of the largest size a network (three of a layer, two of the first) and two activations. Several
     threads of NumPy are as fast as torch at best, but for the smallest product, where all of them take 10 µs or less.
@@ -78,7 +82,7 @@ def test_on_16_cores_the_products_and_activations_of_the_table_are_faster_where_
 
 @pytest.mark.parametrize("threads", [1, 2, 4, 16, 64])
 @pytest.mark.parametrize("width", [32, 64, 256, 512, 1024])
-def test_from_some_number_of_rows_on_torch_serves_and_never_with_one_thread(width, threads):
+def test_from_some_number_of_rows_on_torch_serves_and_never_with_one_thread(width: int, threads: int) -> None:
     chosen = [faster_library(work_of(width), 2**i, threads) for i in range(18)]
     assert chosen == sorted(chosen)  # "numpy" before "torch"
     assert chosen[0] == "numpy"
@@ -91,7 +95,7 @@ def threads() -> tuple[int, int]:
 
 
 @pytest.fixture
-def several_threads():
+def several_threads() -> Iterator[None]:
     """Two threads of both libraries, wherever the tests run."""
     before, functions = threads(), blas_thread_functions()
     th.set_num_threads(2)
@@ -105,7 +109,7 @@ def several_threads():
 
 @pytest.mark.usefixtures("several_threads")
 @pytest.mark.parametrize("error", [False, True])
-def test_threads_rest_while_the_other_library_serves_and_come_back(error):
+def test_threads_rest_while_the_other_library_serves_and_come_back(error: bool) -> None:
     of_model, before = Sides(work_of(256)), threads()
     for rows, in_torch in ((64, 1), (16384, 2)):
         try:
@@ -122,7 +126,7 @@ def test_threads_rest_while_the_other_library_serves_and_come_back(error):
 
 
 @pytest.mark.usefixtures("several_threads")
-def test_a_changed_number_of_threads_counts_from_the_next_series_on():
+def test_a_changed_number_of_threads_counts_from_the_next_series_on() -> None:
     of_model = Sides(work_of(256))
     assert of_model.library(4096) == "torch"
     th.set_num_threads(1)
@@ -133,7 +137,7 @@ def test_a_changed_number_of_threads_counts_from_the_next_series_on():
 
 @pytest.mark.fast
 @pytest.mark.parametrize("count", [1, FEW_THREADS + 1])
-def test_tanh_of_either_library(count):
+def test_tanh_of_either_library(count: int) -> None:
     x = np.linspace(-9, 9, 1001, dtype=np.float32)
     tensor = th.from_numpy(x.copy())
     with threads_set(blas=1, torch=count):
