@@ -49,7 +49,7 @@ class ClosedFormModel(Model[Any]):
         self.tensors = ActorCriticNetworks.in_torch(policy, self.flat, family)
         self.sides = Sides(self.networks.work)
         self.watch = NetworksWatch(policy, self.flat, *features_extractors(policy))
-        self.acting = Acting(self.networks, policy.action_space.shape or ())
+        self.acting = Acting(self.networks, policy.action_space.shape or (), self.tensors, self.sides)
         self.features = make_features(policy)
         self.action_type = action_type(policy.action_space, kind_of(policy).masks)
 
@@ -67,7 +67,6 @@ class ClosedFormModel(Model[Any]):
 
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Draw the noise of all steps at once, from torch's global generator."""
-        self.sides.look()
         self.acting.start_rollout(n_steps, n_envs)
 
     def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:

@@ -136,6 +136,17 @@ def one_array(observations: Observations[ArrayT]) -> ArrayT:
     return observations
 
 
+def of_features(batch: Batch[th.Tensor]) -> Batch[th.Tensor]:
+    """
+    What is needed above the features: the columns without the observations.
+
+    :param batch: tensors
+    :return: tensors, actions of shape (batch, n_actions)
+    """
+    actions = batch.actions.reshape(batch.size, -1)
+    return replace(batch, observations=batch.returns.new_empty((batch.size, 0)), actions=actions)
+
+
 def in_numpy(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
     """
     The memory of tensors on the CPU as arrays. Observations are left out.
@@ -143,16 +154,7 @@ def in_numpy(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
     :param batch: tensors
     :return: arrays, actions of shape (batch, n_actions)
     """
-    return Batch(
-        np.empty((batch.size, 0), np.float32),
-        np.reshape(batch.actions.numpy(), (batch.size, -1)),
-        batch.old_values.numpy(),
-        batch.old_log_prob.numpy(),
-        batch.advantages.numpy(),
-        batch.returns.numpy(),
-        {name: column.numpy() for name, column in batch.context.items()},
-        batch.sequences,
-    )
+    return as_arrays(of_features(batch))
 
 
 def in_torch(batch: Batch[NumpyArray]) -> Batch[th.Tensor]:

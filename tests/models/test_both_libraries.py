@@ -12,7 +12,7 @@ from pairs import critic_objective, ppo_objective
 from policies import ACTIONS, VECTOR
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_environments import collect, copy_rollout, start, toy
+from toy_environments import IMAGE, collect, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.distributions import family_of
@@ -26,7 +26,7 @@ from sb3_policyopt.rollout.batch import Batch
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # the last one is smaller
 
 TOLERANCE = 1e-6
-WAYS = {"numpy": "closed_form", "torch": "closed_form", "autograd": "autograd"}
+WAYS = ("numpy", "torch", "autograd")
 OPTIONS: dict[type[Any], dict[str, Any]] = {
     PPO: {"n_epochs": 2, "batch_size": 48, "ent_coef": 0.01},
     # Few iterations: rounding grows with each.
@@ -34,10 +34,17 @@ OPTIONS: dict[type[Any], dict[str, Any]] = {
 }
 
 
-def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.MonkeyPatch, engine: str, **options: Any) -> Any:
     """The model after one update on the rollout of another, from the other's parameters."""
     monkeypatch.setattr(sides, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
-    model = algorithm(source.policy.__class__, source.env, engine=WAYS[way], device="cpu", seed=0, **options)
+    model = algorithm(
+        source.policy.__class__,
+        source.env,
+        engine="autograd" if way == "autograd" else engine,
+        device="cpu",
+        seed=0,
+        **options,
+    )
     start(model)
     model.policy.load_state_dict(copy.deepcopy(source.policy.state_dict()))
     copy_rollout(source.rollout_buffer, model.rollout_buffer)
@@ -48,11 +55,13 @@ def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.Mon
     return model
 
 
-def assert_same_updates(algorithm: type[Any], env: Any, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_same_updates(
+    algorithm: type[Any], env: Any, policy: str, monkeypatch: pytest.MonkeyPatch, engine: str = "closed_form"
+) -> None:
     options = {"n_steps": 40, **OPTIONS[algorithm]}
     source = algorithm(policy, env, device="cpu", seed=0, **options)
     collect(source)
-    models = {way: updated(algorithm, way, source, monkeypatch, **options) for way in WAYS}
+    models = {way: updated(algorithm, way, source, monkeypatch, engine, **options) for way in WAYS}
     before, (of_numpy, *others) = source.policy.state_dict(), models.values()
     moved = max(float((value - before[name]).abs().max()) for name, value in of_numpy.policy.state_dict().items())
     assert moved > 100 * TOLERANCE
@@ -106,6 +115,27 @@ def test_slopes_of_a_user_are_given_arrays(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(given) == {np.ndarray}
     for name, value in parameters["numpy"].items():
         np.testing.assert_allclose(parameters["torch"][name], value, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+def test_acting_of_many_environments(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = []
+    for way in ("numpy", "torch"):
+        monkeypatch.setattr(sides, "faster_library", partial(_always, way))
+        env = toy(VECTOR if policy == "MlpPolicy" else IMAGE, ACTIONS["box"], seed=0)
+        kwargs = {"net_arch": {"pi": [64], "vf": [64, 64]}}  # of unequal depth: not joined to one network
+        model = PPO(policy, env, policy_kwargs=kwargs, n_steps=8, batch_size=32, seed=0, device="cpu")
+        collect(model)
+        engine: Any = model.engine_in_use
+        assert engine.acting.in_torch == (way == "torch")
+        rollouts.append(model.rollout_buffer)
+    for name in ("actions", "values", "log_probs", "advantages"):
+        np.testing.assert_allclose(getattr(rollouts[1], name), getattr(rollouts[0], name), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_layers_above_an_extractor(algorithm: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same_updates(algorithm, toy(IMAGE, spaces.Discrete(4)), "CnnPolicy", monkeypatch, "hybrid")
 
 
 class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
