@@ -7,9 +7,10 @@ Nothing else should run on the machine meanwhile.
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
-from benchmarks import charts, report
+from benchmarks import charts, report, updates
 from benchmarks.cases import CASES
 from benchmarks.run import run
 
@@ -21,10 +22,12 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--floors", action="store_true", help="the ratios that must be held (default), each case twice")
     what.add_argument("--quick", action="store_true", help="the same, each case once and shorter")
     what.add_argument("--full", action="store_true", help="all cases, each once")
+    what.add_argument("--sweep", action="store_true", help="updates by widths and rows, see benchmarks.updates")
     parser.add_argument("--only", metavar="REGEX", help="only cases whose name or group matches")
     parser.add_argument("--repeats", type=int, help="how often each case starts anew, in fresh processes")
     parser.add_argument("--seconds", type=float, help="how long each contender trains each time (default 10, quick 4)")
     parser.add_argument("--default-threads", action="store_true", help="all cores and default thread counts, in all cases")
+    parser.add_argument("--threads", type=int, help="of --sweep (default: those that the libraries take)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for what is written")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: tables by the processor's time, if busy"
@@ -39,6 +42,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure what was asked for, and report."""
     args = arguments()
+    if args.sweep:
+        cells = [cell for cell in updates.CELLS if re.search(args.only or "", cell.name)]
+        sys.exit(0 if updates.sweep(cells, 15, args.threads) else 1)
     cases = [case for case in CASES.values() if args.full or args.only or case.group == "floors"]
     if args.only:
         cases = [case for case in cases if re.search(args.only, case.name) or re.search(args.only, case.group)]

@@ -91,6 +91,30 @@ def _one_thread(get: Callable[[], int], put: Callable[[int], None]) -> Iterator[
         put(before)
 
 
+@contextmanager
+def threads_set(blas: int, torch: int) -> Iterator[None]:
+    """
+    A context in which NumPy's matrix products and torch use so many threads; at its end they use as many as before.
+
+    :param blas: of OpenBLAS, if NumPy came with it
+    :param torch: of torch
+    :return: the context
+    """
+    functions, before = blas_thread_functions(), th.get_num_threads()
+    blas_before = functions[0]() if functions else blas
+    try:
+        if functions and blas != blas_before:
+            functions[1](blas)
+        if torch != before:
+            th.set_num_threads(torch)
+        yield
+    finally:
+        if functions and blas != blas_before:
+            functions[1](blas_before)
+        if torch != before:
+            th.set_num_threads(before)
+
+
 def threads_for(multiplications: int) -> AbstractContextManager[None]:
     """
     A context in which NumPy's matrix products use one thread; at its end the number of threads is restored.

@@ -255,7 +255,7 @@ class PPO(PolicyOptimization):
         """
         return self.target_kl is not None and not float(approx_kl) <= 1.5 * self.target_kl
 
-    @closed_form(clipped_slopes)
+    @closed_form(clipped_slopes, both_libraries=True)
     def loss(self, batch: Batch[th.Tensor], coefficients: PPOCoefficients) -> tuple[th.Tensor, Terms]:
         """
         P5: −L of a minibatch. Override it to change what PPO optimises. Autograd then computes its gradient, or slopes that

@@ -206,8 +206,9 @@ class TRPO(PolicyOptimization):
         :param batch: all transitions of this process
         :return: what to log
         """
-        region = self.trust_region(model, batch)
-        terms = self.team.lead(partial(self.update_policy, model), region, model.actor_parameters)
+        with model.threads(batch.size):
+            region = self.trust_region(model, batch)
+            terms = self.team.lead(partial(self.update_policy, model), region, model.actor_parameters)
         model.flat.push()
         return terms
 
@@ -301,7 +302,7 @@ class TRPO(PolicyOptimization):
             return spaces.flatdim(self.action_space)
         return 1
 
-    @closed_form(surrogate_slopes)
+    @closed_form(surrogate_slopes, both_libraries=True)
     def surrogate(self, batch: Batch[th.Tensor], log_prob: th.Tensor) -> th.Tensor:
         """
         T1: J of a batch. Override it to change what TRPO maximises; autograd then computes its gradient.
@@ -313,7 +314,7 @@ class TRPO(PolicyOptimization):
         ratio = losses.probability_ratio(log_prob, batch.old_log_prob)
         return cast(th.Tensor, losses.surrogate(ratio, batch.advantages))
 
-    @closed_form(critic_slopes)
+    @closed_form(critic_slopes, both_libraries=True)
     def value_loss(self, batch: Batch[th.Tensor]) -> tuple[th.Tensor, Terms]:
         """
         T10: the critic's loss of a minibatch. Override it to change what the critic minimises.

@@ -1,6 +1,12 @@
-"""MlpPolicy on the CPU by explicit formulas, in NumPy on the memory of the torch parameters: see :mod:`.networks`."""
+"""
+MlpPolicy on the CPU by explicit formulas on the memory of the torch parameters: see :mod:`.networks`.
+
+Small work is computed by NumPy, large work by torch without a graph; :mod:`.networks.sides` has the rule. The memory is the
+same, so that an update may use either for each of its series of passes. A rollout is NumPy's.
+"""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -10,13 +16,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.identity.kinds import kind_of
-from sb3_policyopt.maths.arrays import NumpyArray, mean
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray, mean
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.models.networks.acting import Acting
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.sb3_layout import features_extractors, make_features, sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
+from sb3_policyopt.models.networks.sides import Sides
 from sb3_policyopt.objectives.objective import Objective, slopes_of
 from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
@@ -26,7 +33,7 @@ from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.minibatches import RolloutData, ShuffledRows
 
 
-class ClosedFormModel(Model[NumpyArray]):
+class ClosedFormModel(Model[Any]):
     """
     The model for MlpPolicy on the CPU; see the module's text.
 
@@ -38,9 +45,11 @@ class ClosedFormModel(Model[NumpyArray]):
 
     def __init__(self, policy: ActorCriticPolicy, family: ActionDistribution) -> None:
         super().__init__(policy, *sb3_parameters(policy, family))
-        self.networks = ActorCriticNetworks(policy, self.flat, family)
+        self.networks = ActorCriticNetworks.in_numpy(policy, self.flat, family)
+        self.tensors = ActorCriticNetworks.in_torch(policy, self.flat, family)
+        self.sides = Sides(self.networks.work)
         self.watch = NetworksWatch(policy, self.flat, *features_extractors(policy))
-        self.acting = Acting(self.networks, policy.action_space.shape or ())
+        self.acting = Acting(self.networks, policy.action_space.shape or (), self.tensors, self.sides)
         self.features = make_features(policy)
         self.action_type = action_type(policy.action_space, kind_of(policy).masks)
 
@@ -70,9 +79,10 @@ class ClosedFormModel(Model[NumpyArray]):
 
     # ------------------------------------------------------------------ update
 
-    def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[NumpyArray]:
+    def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[Any]:
         """Observations become features once a rollout."""
-        return ShuffledRows(self.loaded(buffer), self._start_pass)
+        self.sides.look()
+        return ShuffledRows(self.loaded(buffer), self._start_pass, lambda rows: self.sides.library(rows) == "torch")
 
     def loaded(self, buffer: RolloutBuffer) -> Batch[NumpyArray]:
         """
@@ -101,14 +111,24 @@ class ClosedFormModel(Model[NumpyArray]):
         """Look at the optimizer's memory once a pass: between its minibatches no code of others runs."""
         self.flat.unwatched = True
 
-    def gradient(self, objective: Objective, batch: Batch[NumpyArray]) -> Terms:
+    def _of(self, batch: Batch[ArrayT]) -> ActorCriticNetworks[ArrayT]:
+        """
+        The networks in a batch's library.
+
+        :param batch: of arrays or tensors
+        :return: on the memory of the parameters
+        """
+        networks: Any = self.networks if isinstance(batch.returns, np.ndarray) else self.tensors
+        return networks
+
+    def gradient(self, objective: Objective, batch: Batch[ArrayT]) -> Terms:
         """Jᵀ ∂(−L)/∂output."""
         self.flat.bring(thorough=self.flat.unwatched)
-        features = features_of(batch)
+        networks, features = self._of(batch), features_of(batch)
         if objective.critic_only:
-            forward: CriticPass | NetworksPass = self.networks.critic_forward(features)
+            forward: CriticPass[ArrayT] | NetworksPass[ArrayT] = networks.critic_forward(features)
         else:
-            forward = self.networks.forward(features, batch.context.get("action_masks"))
+            forward = networks.forward(features, batch.context.get("action_masks"))
         slopes, terms = objective.known_slopes()(forward.outputs, batch)
         forward.pullback(slopes)
         return terms
@@ -119,15 +139,15 @@ class ClosedFormModel(Model[NumpyArray]):
     # ------------------------------------------------------------------ the actor's Jacobian
 
     def threads(self, rows: int) -> AbstractContextManager[None]:
-        """Those of the networks."""
-        return self.networks.threads(rows)
+        """One for NumPy; torch's rest, unless it serves."""
+        return self.sides.threads_for(rows)
 
-    def actor_pass(self, batch: Batch[NumpyArray]) -> ActorPass:
+    def actor_pass(self, batch: Batch[ArrayT]) -> ActorPass[ArrayT]:
         """Of the actor's network alone."""
         self.flat.bring()
-        return self.networks.actor_forward(features_of(batch), batch.context.get("action_masks"))
+        return self._of(batch).actor_forward(features_of(batch), batch.context.get("action_masks"))
 
-    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[NumpyArray]) -> tuple[float, th.Tensor, ActorPass]:
+    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[ArrayT]) -> tuple[float, th.Tensor, ActorPass[ArrayT]]:
         """g = Jᵀ ∂J/∂output."""
         forward = self.actor_pass(batch)
         compute = slopes_of(hook)
@@ -135,24 +155,21 @@ class ClosedFormModel(Model[NumpyArray]):
         slopes, terms = compute(forward.outputs, batch)
         return float(value_of(terms["surrogate"])), forward.pullback(slopes.parameters), forward
 
-    def surrogate_and_kl(
-        self, hook: SurrogateHook, batch: Batch[NumpyArray], old: tuple[NumpyArray, ...]
-    ) -> tuple[float, float]:
+    def surrogate_and_kl(self, hook: SurrogateHook, batch: Batch[ArrayT], old: tuple[ArrayT, ...]) -> tuple[float, float]:
         """One forward pass of the actor."""
         masks = batch.context.get("action_masks")
-        outputs = self.networks.actor_forward(features_of(batch), masks, with_slopes=False).outputs
+        outputs = self._of(batch).actor_forward(features_of(batch), masks, with_slopes=False).outputs
         return surrogate_value(hook, outputs, batch), float(mean(self.networks.family.kl(old, outputs.parameters)))
 
 
-def features_of(batch: Batch[NumpyArray]) -> NumpyArray:
+def features_of(batch: Batch[ArrayT]) -> ArrayT:
     """
     What both networks see of a batch.
 
     :param batch: with features in place of observations
     :return: shape (1, batch, n_features)
     """
-    features: NumpyArray = one_array(batch.observations)[None]
-    return features
+    return one_array(batch.observations)[None]
 
 
 def action_type(space: spaces.Space[object], masks: bool) -> type[np.generic]:

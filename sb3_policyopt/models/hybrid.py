@@ -8,6 +8,7 @@ everything above and x̄ = ∂(−L)/∂x, from which torch goes on backward.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -16,6 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.global_state import threads_set
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.models.model import Decision, Model
@@ -23,11 +25,12 @@ from sb3_policyopt.models.networks.acting import Acting
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.sb3_layout import sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
+from sb3_policyopt.models.networks.sides import Sides
 from sb3_policyopt.models.torch_policy import TorchModel, TorchPass
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
-from sb3_policyopt.rollout.batch import Batch, Observations, in_numpy
+from sb3_policyopt.rollout.batch import Batch, Observations, as_arrays, of_features
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.minibatches import RolloutData
 
@@ -47,9 +50,12 @@ class HybridModel(Model[th.Tensor]):
         parameters = sb3_parameters(policy, family)
         super().__init__(policy, *parameters)
         self.torch = TorchModel(policy, parameters, channels_last=channels_last, flat=self.flat)
-        self.networks = ActorCriticNetworks(policy, self.flat, family)
+        self.networks = ActorCriticNetworks.in_numpy(policy, self.flat, family)
+        self.tensors = ActorCriticNetworks.in_torch(policy, self.flat, family)
+        self.sides = Sides(self.networks.work)
+        self.in_torch = False
         self.watch = NetworksWatch(policy, self.flat)
-        self.acting = Acting(self.networks, policy.action_space.shape or ())
+        self.acting = Acting(self.networks, policy.action_space.shape or (), self.tensors, self.sides)
         # What lies before each network in the flat vector belongs to the extractors.
         actor_start, critic_start = self.networks.starts
         self._critic_extractor = range(self.actor_count, self.flat.offsets.index(critic_start))
@@ -135,18 +141,20 @@ class HybridModel(Model[th.Tensor]):
         numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
         with th.set_grad_enabled(bool(numbers)):
             features = self._features(batch, objective.critic_only)
-        x = features.detach().numpy()
-        arrays = in_numpy(batch)
+        networks: ActorCriticNetworks[Any] = self.tensors if self.in_torch else self.networks
+        x, above = features.detach(), of_features(batch)
+        rows: Batch[Any] = above if self.in_torch else as_arrays(above)
+        inputs: Any = x if self.in_torch else x.numpy()
         if objective.critic_only:
-            forward: CriticPass | NetworksPass = self.networks.critic_forward(x)
+            forward: CriticPass[Any] | NetworksPass[Any] = networks.critic_forward(inputs)
         else:
-            forward = self.networks.forward(x, arrays.context.get("action_masks"))
-        slopes, terms = objective.known_slopes()(forward.outputs, arrays)
+            forward = networks.forward(inputs, rows.context.get("action_masks"))
+        slopes, terms = objective.known_slopes()(forward.outputs, rows)
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
         gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
         if x_bar is not None and features.requires_grad:
             parameters = [self.flat.parameters[i] for i in numbers]
-            gradients = th.autograd.grad(features, parameters, th.from_numpy(x_bar), allow_unused=True)
+            gradients = th.autograd.grad(features, parameters, th.as_tensor(x_bar), allow_unused=True)
         self.flat.gather(gradients, numbers)
         return terms
 
@@ -156,8 +164,10 @@ class HybridModel(Model[th.Tensor]):
     # ------------------------------------------------------------------ the actor's Jacobian
 
     def threads(self, rows: int) -> AbstractContextManager[None]:
-        """Those of the networks."""
-        return self.networks.threads(rows)
+        """One for NumPy's products, as torch's threads compute the extractor. In a series of steps, the library is chosen."""
+        self.sides.look()
+        self.in_torch = self.sides.library(rows) == "torch"
+        return threads_set(blas=1, torch=self.sides.threads)
 
     def actor_pass(self, batch: Batch[th.Tensor]) -> TorchPass:
         """As of :class:`TorchModel`."""

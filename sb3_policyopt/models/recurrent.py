@@ -274,7 +274,7 @@ class RecurrentPass:
     :param layers_pass: of the layers above it
     """
 
-    def __init__(self, network: RecurrentNetwork, memory_pass: Pass[NumpyArray], layers_pass: ActorPass) -> None:
+    def __init__(self, network: RecurrentNetwork, memory_pass: Pass[NumpyArray], layers_pass: ActorPass[NumpyArray]) -> None:
         self.network, self.memory_pass, self.layers_pass = network, memory_pass, layers_pass
 
     @property

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch as th
 
 from sb3_policyopt.maths import losses
-from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.maths.arrays import ArrayT, namespace
 from sb3_policyopt.maths.losses import ValueClipping
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
@@ -64,8 +63,8 @@ def clipped_loss(
 
 
 def clipped_slopes(
-    outputs: Outputs[NumpyArray], batch: Batch[NumpyArray], coefficients: PPOCoefficients
-) -> tuple[Slopes, Terms]:
+    outputs: Outputs[ArrayT], batch: Batch[ArrayT], coefficients: PPOCoefficients
+) -> tuple[Slopes[ArrayT], Terms]:
     """
     P5: ∂(−L)/∂outputs of :func:`clipped_loss`.
 
@@ -77,7 +76,7 @@ def clipped_slopes(
     c, values = coefficients, outputs.values
     evaluation = outputs.family.evaluate(outputs.parameters, batch.actions, entropy_gradient=c.ent_coef != 0)
     log_ratio = losses.log_ratio(evaluation.log_prob, batch.old_log_prob)
-    ratio = np.exp(log_ratio)
+    ratio = namespace(log_ratio).exp(log_ratio)
 
     policy_objective, policy_slope = losses.clipped_surrogate_and_slope(ratio, batch.advantages, c.clip_range)
     descent = -policy_slope[:, None]

@@ -8,17 +8,18 @@ or on an object, is another function: it has no slopes, and autograd computes it
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch as th
 
-from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
-from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.batch import Batch, as_arrays
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
-SlopesFunction: TypeAlias = Callable[..., tuple[Slopes, Terms]]
+SlopesFunction: TypeAlias = Callable[..., tuple[Slopes[Any], Terms]]
 """(outputs, batch, …) ↦ slopes and terms; the further arguments are those of the hook."""
 
 _CLOSED_FORMS: dict[object, SlopesFunction] = {}
@@ -36,7 +37,7 @@ class Objective:
     """
 
     loss: Callable[[Batch[th.Tensor]], tuple[th.Tensor, Terms]]
-    slopes: Callable[[Outputs[NumpyArray], Batch[NumpyArray]], tuple[Slopes, Terms]] | None = None
+    slopes: Callable[[Outputs[Any], Batch[Any]], tuple[Slopes[Any], Terms]] | None = None
     critic_only: bool = False
     name: str = "loss"
 
@@ -65,7 +66,7 @@ class Objective:
             name,
         )
 
-    def known_slopes(self) -> Callable[[Outputs[NumpyArray], Batch[NumpyArray]], tuple[Slopes, Terms]]:
+    def known_slopes(self) -> Callable[[Outputs[Any], Batch[Any]], tuple[Slopes[Any], Terms]]:
         """
         The slopes, for a model that computes no graph.
 
@@ -80,19 +81,42 @@ class Objective:
         return self.slopes
 
 
-def closed_form(slopes: SlopesFunction) -> Callable[[Hook], Hook]:
+def closed_form(slopes: SlopesFunction, both_libraries: bool = False) -> Callable[[Hook], Hook]:
     """
     Name the function that computes the slopes of a hook.
 
     :param slopes: (outputs, batch, …) ↦ slopes and terms
+    :param both_libraries: whether it computes with tensors as well as with NumPy arrays; else it is given arrays
     :return: a decorator of the method, which stays as it is
     """
+    function = slopes if both_libraries else _given_arrays(slopes)
 
     def mark(hook: Hook) -> Hook:
-        _CLOSED_FORMS[hook] = slopes
+        _CLOSED_FORMS[hook] = function
         return hook
 
     return mark
+
+
+def _given_arrays(slopes: SlopesFunction) -> SlopesFunction:
+    """
+    A function that is given tensors on the CPU, made of one that computes with NumPy arrays.
+
+    :param slopes: with arrays
+    :return: with arrays or tensors
+    """
+
+    @wraps(slopes)
+    def compute(outputs: Outputs[Any], batch: Batch[Any], *arguments: object) -> tuple[Slopes[Any], Terms]:
+        if isinstance(batch.returns, np.ndarray):
+            return slopes(outputs, batch, *arguments)
+        parameters = tuple(parameter.numpy() for parameter in outputs.parameters)
+        arrays = Outputs(outputs.family, parameters, outputs.values.numpy())
+        found, terms = slopes(arrays, as_arrays(batch), *arguments)
+        values = None if found.values is None else th.as_tensor(found.values)
+        return Slopes(tuple(th.as_tensor(part) for part in found.parameters), values), terms
+
+    return compute
 
 
 def slopes_of(hook: object) -> SlopesFunction | None:

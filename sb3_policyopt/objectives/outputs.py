@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol
+from typing import Generic, Protocol
 
 import torch as th
 
 from sb3_policyopt.distributions.family import ActionDistribution
-from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
+from sb3_policyopt.maths.arrays import ArrayT
 
 
 @dataclass(slots=True)
@@ -25,7 +25,8 @@ class Outputs(Generic[ArrayT]):
     values: ArrayT
 
 
-class Slopes(NamedTuple):
+@dataclass(slots=True)
+class Slopes(Generic[ArrayT]):
     """
     The derivative of a scalar with respect to :class:`Outputs`.
 
@@ -33,8 +34,8 @@ class Slopes(NamedTuple):
     :param values: shape (batch,); None if it does not depend on the critic
     """
 
-    parameters: tuple[NumpyArray, ...] = ()
-    values: NumpyArray | None = None
+    parameters: tuple[ArrayT, ...] = ()
+    values: ArrayT | None = None
 
 
 class Pass(Protocol[ArrayT]):

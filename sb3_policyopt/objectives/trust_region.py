@@ -14,7 +14,7 @@ import numpy as np
 import torch as th
 
 from sb3_policyopt.maths import losses
-from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
+from sb3_policyopt.maths.arrays import ArrayT
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.objectives.objective import slopes_of
 from sb3_policyopt.objectives.outputs import Outputs, Pass, Slopes
@@ -28,7 +28,7 @@ class SurrogateHook(Protocol):
         """J, a scalar to maximise."""
 
 
-def surrogate_slopes(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> tuple[Slopes, Terms]:
+def surrogate_slopes(outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> tuple[Slopes[ArrayT], Terms]:
     """
     T1, T3: ∂J/∂parameters of the action distributions, and J.
 
@@ -42,7 +42,7 @@ def surrogate_slopes(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> 
     return Slopes(tuple([slope[:, None] * part for part in score])), {"surrogate": losses.surrogate(ratio, batch.advantages)}
 
 
-def surrogate_value(hook: SurrogateHook, outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> float:
+def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> float:
     """
     T1: J, without its slopes where that is cheaper.
 
@@ -184,4 +184,4 @@ def kept(parameter: ArrayT) -> ArrayT:
     :param parameter: of the distributions
     :return: its numbers
     """
-    return parameter.copy("K") if isinstance(parameter, np.ndarray) else parameter.detach()
+    return parameter.copy("K") if isinstance(parameter, np.ndarray) else parameter.detach().clone()

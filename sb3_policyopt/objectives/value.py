@@ -5,7 +5,7 @@ from typing import cast
 import torch as th
 
 from sb3_policyopt.maths import losses
-from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.maths.arrays import ArrayT
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
 from sb3_policyopt.rollout.batch import Batch
@@ -23,7 +23,7 @@ def critic_loss(values: th.Tensor, batch: Batch[th.Tensor]) -> tuple[th.Tensor, 
     return loss, {"value_loss": loss.detach()}
 
 
-def critic_slopes(outputs: Outputs[NumpyArray], batch: Batch[NumpyArray]) -> tuple[Slopes, Terms]:
+def critic_slopes(outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> tuple[Slopes[ArrayT], Terms]:
     """
     T10: ∂L_VF/∂V.
 

@@ -1,8 +1,8 @@
 """Transitions as named columns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeAlias
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 import torch as th
@@ -136,6 +136,17 @@ def one_array(observations: Observations[ArrayT]) -> ArrayT:
     return observations
 
 
+def of_features(batch: Batch[th.Tensor]) -> Batch[th.Tensor]:
+    """
+    What is needed above the features: the columns without the observations.
+
+    :param batch: tensors
+    :return: tensors, actions of shape (batch, n_actions)
+    """
+    actions = batch.actions.reshape(batch.size, -1)
+    return replace(batch, observations=batch.returns.new_empty((batch.size, 0)), actions=actions)
+
+
 def in_numpy(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
     """
     The memory of tensors on the CPU as arrays. Observations are left out.
@@ -143,13 +154,37 @@ def in_numpy(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
     :param batch: tensors
     :return: arrays, actions of shape (batch, n_actions)
     """
+    return as_arrays(of_features(batch))
+
+
+def in_torch(batch: Batch[NumpyArray]) -> Batch[th.Tensor]:
+    """
+    The memory of arrays as tensors on the CPU.
+
+    :param batch: arrays, those of observations no dict
+    :return: tensors
+    """
+    return _converted(batch, th.from_numpy)
+
+
+def as_arrays(batch: Batch[th.Tensor]) -> Batch[NumpyArray]:
+    """
+    The memory of tensors on the CPU as arrays: the inverse of :func:`in_torch`.
+
+    :param batch: tensors, those of observations no dict
+    :return: arrays
+    """
+    return _converted(batch, th.Tensor.numpy)
+
+
+def _converted(batch: Batch[Any], convert: Callable[[Any], Any]) -> Batch[Any]:
     return Batch(
-        np.empty((batch.size, 0), np.float32),
-        np.reshape(batch.actions.numpy(), (batch.size, -1)),
-        batch.old_values.numpy(),
-        batch.old_log_prob.numpy(),
-        batch.advantages.numpy(),
-        batch.returns.numpy(),
-        {name: column.numpy() for name, column in batch.context.items()},
+        convert(one_array(batch.observations)),
+        convert(batch.actions),
+        convert(batch.old_values),
+        convert(batch.old_log_prob),
+        convert(batch.advantages),
+        convert(batch.returns),
+        {name: convert(column) for name, column in batch.context.items()},
         batch.sequences,
     )

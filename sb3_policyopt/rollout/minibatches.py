@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Generic
+from typing import Any, Generic
 
 import numpy as np
 import torch as th
@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import normalize_pieces
-from sb3_policyopt.rollout.batch import Batch, one_array
+from sb3_policyopt.rollout.batch import Batch, in_torch, one_array
 from sb3_policyopt.rollout.buffers import own_samples
 
 
@@ -37,23 +37,28 @@ class RolloutData(ABC, Generic[ArrayT]):
         """
 
 
-class ShuffledRows(RolloutData[NumpyArray]):
+class ShuffledRows(RolloutData[Any]):
     """
-    NumPy arrays: a pass orders all rows anew at once, so that minibatches are contiguous pieces.
+    NumPy arrays: a pass orders all rows anew at once, so that minibatches are contiguous pieces. Where torch will compute,
+    they are handed out as tensors on the same memory.
 
     :param rollout: all transitions; columns of actions lie together in memory, as those of the means do
     :param before_pass: called at the start of each pass
+    :param takes_tensors: number of rows of a batch ↦ whether batches of so many are handed out as tensors
     """
 
-    def __init__(self, rollout: Batch[NumpyArray], before_pass: Callable[[], None]) -> None:
+    def __init__(
+        self, rollout: Batch[NumpyArray], before_pass: Callable[[], None], takes_tensors: Callable[[int], bool]
+    ) -> None:
         self.rollout = rollout
         self.before_pass = before_pass
+        self.takes_tensors = takes_tensors
 
-    def whole(self) -> Iterator[Batch[NumpyArray]]:
+    def whole(self) -> Iterator[Batch[Any]]:
         """All transitions in one batch."""
-        yield self.rollout
+        yield in_torch(self.rollout) if self.takes_tensors(self.rollout.size) else self.rollout
 
-    def minibatches(self, batch_size: int, normalized: bool) -> Iterator[Batch[NumpyArray]]:
+    def minibatches(self, batch_size: int, normalized: bool) -> Iterator[Batch[Any]]:
         """One ``np.random.permutation`` a pass, as SB3's buffer draws it."""
         self.before_pass()
         rollout = self.rollout
@@ -68,8 +73,9 @@ class ShuffledRows(RolloutData[NumpyArray]):
             rollout.returns.take(order),
             {name: column.take(order, 0) for name, column in rollout.context.items()},
         )
+        tensors = in_torch(shuffled) if self.takes_tensors(min(batch_size, rollout.size)) else None
         for start in range(0, rollout.size, batch_size):
-            yield shuffled.rows(slice(start, start + batch_size))
+            yield (shuffled if tensors is None else tensors).rows(slice(start, start + batch_size))
 
 
 class GatheredRows(RolloutData[th.Tensor]):

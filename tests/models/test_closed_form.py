@@ -19,7 +19,7 @@ from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.split import split_parameters
 from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.objectives import PPOCoefficients
-from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.batch import Batch, in_torch
 
 ACTIVATIONS = [th.nn.Tanh, th.nn.ReLU, th.nn.ELU, th.nn.SiLU]
 
@@ -31,7 +31,7 @@ def in_numpy(column: th.Tensor) -> np.ndarray:
 class Pair:
     """One policy and one rollout in both models."""
 
-    def __init__(self, action: str, networks: str, activation: type[th.nn.Module]) -> None:
+    def __init__(self, action: str, networks: str, activation: type[th.nn.Module], library: str) -> None:
         th.manual_seed(0)
         options: dict[str, Any] = {"net_arch": NETWORKS[networks], "activation_fn": activation, "ortho_init": False}
         single = ActorCriticPolicy(VECTOR, ACTIONS[action], lambda _: 1e-3, **options)
@@ -56,7 +56,7 @@ class Pair:
         values, advantages, returns = th.randn(3, BATCH).double()
         scalars = (values, old_log_prob, advantages, returns)
         self.exact_batch = Batch(observations, actions, *scalars)
-        self.batch = Batch(
+        self.batch: Any = Batch(
             self.closed.features(observations.numpy()),
             actions.reshape(BATCH, -1).numpy().astype(ACTIONS[action].dtype),
             in_numpy(values),
@@ -64,6 +64,8 @@ class Pair:
             in_numpy(advantages),
             in_numpy(returns),
         )
+        if library == "torch":
+            self.batch = in_torch(self.batch)
 
 
 @pytest.fixture(params=ACTIVATIONS, ids=lambda activation: activation.__name__)
@@ -76,9 +78,14 @@ def action(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=["numpy", "torch"])
+def library(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(params=NETWORKS)
-def pair(request: pytest.FixtureRequest, action: str, activation: type[Any]) -> Pair:
-    return Pair(action, request.param, activation)
+def pair(request: pytest.FixtureRequest, action: str, activation: type[Any], library: str) -> Pair:
+    return Pair(action, request.param, activation, library)
 
 
 def test_T3_T5_gradient_and_fisher_vector_products(pair: Pair) -> None:
@@ -103,7 +110,8 @@ def test_J_and_its_transpose_are_adjoint(pair: Pair) -> None:
         moved = [th.as_tensor(part) for part in forward.pushforward(v)]
         shapes = [(BATCH, part.shape[-1]) if part.dim() > 1 else part.shape for part in moved]
         slopes = [th.randn(shape).to(v.dtype) for shape in shapes]
-        as_arrays: Any = tuple(part.numpy() for part in slopes) if model is pair.closed else tuple(slopes)
+        in_numpy = isinstance(batch.returns, np.ndarray)
+        as_arrays: Any = tuple(part.numpy() for part in slopes) if in_numpy else tuple(slopes)
         left = th.stack([(u * part).sum() for u, part in zip(slopes, moved, strict=True)]).sum().item()
         assert left == pytest.approx((v @ forward.pullback(as_arrays)).item(), rel=tolerance, abs=tolerance)
 

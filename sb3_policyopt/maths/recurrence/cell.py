@@ -14,11 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic
 
-from sb3_policyopt.maths.arrays import ArrayT, namespace
+from sb3_policyopt.maths.arrays import ArrayT, empty, namespace
 from sb3_policyopt.maths.recurrence.layer import LayerPass
 from sb3_policyopt.maths.recurrence.packing import Packing
 from sb3_policyopt.maths.recurrence.weights import Weights, pack
-from sb3_policyopt.maths.recurrence.workspace import Workspace, empty
+from sb3_policyopt.maths.recurrence.workspace import Workspace
 
 
 class Prepared(Generic[ArrayT]):

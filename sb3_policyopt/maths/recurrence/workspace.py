@@ -8,23 +8,10 @@ mathematics, so a caller who makes one pass after another hands the same memory 
 import math
 from typing import Generic
 
-import numpy as np
-
-from sb3_policyopt.maths.arrays import ArrayT
+from sb3_policyopt.maths.arrays import ArrayT, empty
 from sb3_policyopt.maths.recurrence.packing import Packing
 
 EVERYTHING = slice(None)
-
-
-def empty(like: ArrayT, *shape: int) -> ArrayT:
-    """
-    An array that holds anything.
-
-    :param like: gives library, dtype and device
-    :param shape: of the array
-    :return: the array
-    """
-    return np.empty(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_empty(shape)
 
 
 class LayerWorkspace(Generic[ArrayT]):

@@ -1,11 +1,18 @@
 """The networks in a rollout: a row for each environment, step after step."""
 
+import torch as th
+
 from sb3_policyopt.distributions.masking import penalties
+from sb3_policyopt.global_state import threads_set
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.model import Decision
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks
 from sb3_policyopt.models.networks.few_rows import WORTH_JOINING, JoinedNetworks
 from sb3_policyopt.models.networks.layers import Layer
+from sb3_policyopt.models.networks.sides import Sides
+
+PASSES = 3
+"""Forward passes that take as long as one forward and backward."""
 
 
 class Acting:
@@ -14,10 +21,20 @@ class Acting:
 
     :param networks: actor and critic
     :param action_shape: of an action of one environment
+    :param tensors: the same in torch, for many environments
+    :param sides: the rule that chooses
     """
 
-    def __init__(self, networks: ActorCriticNetworks, action_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        networks: ActorCriticNetworks[NumpyArray],
+        action_shape: tuple[int, ...],
+        tensors: ActorCriticNetworks[th.Tensor],
+        sides: Sides,
+    ) -> None:
         self.networks = networks
+        self.tensors, self.sides = tensors, sides
+        self.in_torch = False
         self.action_shape = action_shape
         self.sampler = networks.family.sampler(0, 0)
         self.joined = None
@@ -40,6 +57,8 @@ class Acting:
         :param n_steps: number of steps to come
         :param n_envs: number of environments
         """
+        self.sides.look()
+        self.in_torch = self.sides.library(n_envs // PASSES) == "torch"
         self.sampler = self.networks.family.sampler(n_steps, n_envs)
 
     def act(self, features: NumpyArray, action_masks: NumpyArray | None = None) -> Decision:
@@ -79,6 +98,11 @@ class Acting:
         if self.joined is not None and shared and n_envs * self.joined.size <= WORTH_JOINING:
             output, values = self.joined.outputs(features[0])
             return (output, *self.networks.free), values
+        if self.in_torch:
+            own = features if features.flags.writeable else features.copy()
+            with threads_set(blas=1, torch=self.sides.threads):
+                tensors = self.tensors.forward(th.from_numpy(own), with_slopes=False).outputs
+            return tuple([parameter.numpy() for parameter in tensors.parameters]), tensors.values.numpy()
         with self.networks.threads(n_envs):
             outputs = self.networks.forward(features, with_slopes=False).outputs
         return outputs.parameters, outputs.values

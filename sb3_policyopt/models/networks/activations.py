@@ -1,58 +1,68 @@
-"""Activation functions φ with their slopes φ', in place in NumPy."""
+"""Activation functions φ with their slopes φ', in place, in NumPy and in torch."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch as th
 from torch import nn
 
-from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.maths.arrays import ArrayT, constant, copy, namespace, tanh_in_place
 
-Activation: TypeAlias = Callable[[NumpyArray, NumpyArray | None], None]
-"""(z, slope): overwrites z with φ(z) and, unless it is None, slope with φ'(z)."""
+Activation: TypeAlias = Callable[[Any, Any], None]
+"""(z, slope): overwrites z with φ(z) and, unless it is None, slope with φ'(z); both of one library."""
 
 
-def tanh(z: NumpyArray, slope: NumpyArray | None) -> None:
+def tanh(z: ArrayT, slope: ArrayT | None) -> None:
     """φ' = 1 − φ²."""
-    np.tanh(z, out=z)
+    xp = namespace(z)
+    tanh_in_place(z)
     if slope is not None:
-        np.square(z, out=slope)
-        np.subtract(1, slope, out=slope)
+        xp.square(z, out=slope)
+        xp.subtract(constant(1, z), slope, out=slope)
 
 
-def relu(z: NumpyArray, slope: NumpyArray | None) -> None:
+def relu(z: ArrayT, slope: ArrayT | None) -> None:
     """φ' = [z > 0]."""
     if slope is not None:
-        np.greater(z, 0, out=slope, casting="unsafe")
-    np.maximum(z, 0, out=z)
+        _positive(z, slope)
+    namespace(z).maximum(z, constant(0, z), out=z)
 
 
-def sigmoid(z: NumpyArray, slope: NumpyArray | None) -> None:
+def _positive(z: ArrayT, into: ArrayT) -> None:
+    """[z > 0] as 0 and 1."""
+    if isinstance(z, np.ndarray):
+        np.greater(z, 0, out=into, casting="unsafe")
+    else:
+        th.gt(z, 0, out=into)
+
+
+def sigmoid(z: ArrayT, slope: ArrayT | None) -> None:
     """φ' = φ (1 − φ)."""
     z *= 0.5
-    np.tanh(z, out=z)  # σ(z) = ½ + ½ tanh(z/2) cannot overflow
+    tanh_in_place(z)  # σ(z) = ½ + ½ tanh(z/2) cannot overflow
     z *= 0.5
     z += 0.5
     if slope is not None:
-        np.subtract(1, z, out=slope)
+        namespace(z).subtract(constant(1, z), z, out=slope)
         slope *= z
 
 
-def silu(z: NumpyArray, slope: NumpyArray | None) -> None:
+def silu(z: ArrayT, slope: ArrayT | None) -> None:
     """φ = z σ(z), φ' = σ(z) + φ (1 − σ(z))."""
-    gate = z.copy()
+    gate = copy(z)
     sigmoid(gate, None)
     z *= gate
     if slope is not None:
-        np.subtract(1, gate, out=slope)
+        namespace(z).subtract(constant(1, z), gate, out=slope)
         slope *= z
         slope += gate
 
 
-def identity(z: NumpyArray, slope: NumpyArray | None) -> None:
+def identity(z: ArrayT, slope: ArrayT | None) -> None:
     """φ' = 1."""
     if slope is not None:
-        slope.fill(1)
+        slope[...] = 1
 
 
 def leaky_relu(negative_slope: float) -> Activation:
@@ -63,8 +73,8 @@ def leaky_relu(negative_slope: float) -> Activation:
     :return: the activation
     """
 
-    def activation(z: NumpyArray, slope: NumpyArray | None) -> None:
-        factor = np.where(z > 0, np.float32(1), np.float32(negative_slope))
+    def activation(z: ArrayT, slope: ArrayT | None) -> None:
+        factor = namespace(z).where(z > 0, constant(1, z), constant(negative_slope, z))
         if slope is not None:
             slope[...] = factor
         z *= factor
@@ -80,22 +90,23 @@ def elu(alpha: float) -> Activation:
     :return: the activation
     """
 
-    def activation(z: NumpyArray, slope: NumpyArray | None) -> None:
-        negative = np.float32(alpha) * np.expm1(np.minimum(z, 0))
+    def activation(z: ArrayT, slope: ArrayT | None) -> None:
+        xp, scale = namespace(z), constant(alpha, z)
+        negative = scale * xp.expm1(xp.minimum(z, constant(0, z)))
         positive = z > 0
         if slope is not None:
-            slope[...] = np.where(positive, np.float32(1), negative + np.float32(alpha))
-        z[...] = np.where(positive, z, negative)
+            slope[...] = xp.where(positive, constant(1, z), negative + scale)
+        z[...] = xp.where(positive, z, negative)
 
     return activation
 
 
-def softplus(z: NumpyArray, slope: NumpyArray | None) -> None:
+def softplus(z: ArrayT, slope: ArrayT | None) -> None:
     """φ = ln(1 + e^z), φ' = σ(z)."""
     if slope is not None:
         slope[...] = z
         sigmoid(slope, None)
-    np.logaddexp(z, np.float32(0), out=z)
+    namespace(z).logaddexp(z, constant(0, z), out=z)
 
 
 def make_activation(module: nn.Module | None) -> Activation | None:

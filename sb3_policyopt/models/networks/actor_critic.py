@@ -1,5 +1,5 @@
 """
-Actor and critic above their features, by explicit formulas in NumPy on the memory of the torch parameters.
+Actor and critic above their features, by explicit formulas on the memory of the torch parameters, in NumPy or in torch.
 
 Everything that the objectives ask for is made of the networks' Jacobian J and its transpose, see :mod:`.layers`. Features are
 arrays of shape (1, batch, n_features) if both networks have the same, (2, batch, n_features) if each has its own: the actor's
@@ -9,6 +9,8 @@ first, the critic's last.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import pairwise
+from typing import Any, Generic
 
 import numpy as np
 import torch as th
@@ -18,15 +20,17 @@ from torch import nn
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.distributions.masking import penalties
 from sb3_policyopt.global_state import threads_for
-from sb3_policyopt.maths.arrays import NumpyArray, row_of_ones, total
+from sb3_policyopt.maths.arrays import ArrayT, NumpyArray, empty, namespace, product
 from sb3_policyopt.models.networks.activations import identity, make_activation
+from sb3_policyopt.models.networks.heads import actor_backward, actor_output, critic_backward, critic_values
 from sb3_policyopt.models.networks.layers import Layer, Network, Trunk, TrunkPass
 from sb3_policyopt.models.networks.sb3_layout import activation_modules, linear_layers
+from sb3_policyopt.models.networks.sides import Work
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 
 
-class ActorCriticNetworks:
+class ActorCriticNetworks(Generic[ArrayT]):
     """
     The two multilayer perceptrons of an SB3 policy, with their heads and the action distribution's own parameters.
 
@@ -34,17 +38,54 @@ class ActorCriticNetworks:
     :param flat: the policy's parameters; the layers of each network lie in it one after the other, head last, and the
         distribution's own parameters after the actor's
     :param family: of the policy's action distribution
+    :param theta: the flat vector, as an array of the library that computes
+    :param gradient: its gradient, as such an array
     """
 
-    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, family: ActionDistribution) -> None:
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        flat: FlatParameters,
+        family: ActionDistribution,
+        theta: ArrayT,
+        gradient: ArrayT,
+    ) -> None:
         actor_layers, critic_layers = linear_layers(policy)
         self.family = family
-        self.theta: NumpyArray = flat.vector.numpy()
-        self.gradient: NumpyArray = flat.gradient.numpy()
+        self.theta: ArrayT = theta
+        self.gradient: ArrayT = gradient
         self.starts = [flat.start_of(actor_layers[0].weight), flat.start_of(critic_layers[0].weight)]
         activations = activation_modules(policy)  # all with the same constants
         self.activation = (make_activation(activations[0]) if activations else None) or identity
         self._build(actor_layers, critic_layers)
+
+    @staticmethod
+    def in_numpy(
+        policy: ActorCriticPolicy, flat: FlatParameters, family: ActionDistribution
+    ) -> "ActorCriticNetworks[NumpyArray]":
+        """
+        Networks that NumPy computes.
+
+        :param policy: as above
+        :param flat: as above, on the CPU
+        :param family: as above
+        :return: on the memory of the parameters
+        """
+        return ActorCriticNetworks(policy, flat, family, flat.vector.numpy(), flat.gradient.numpy())
+
+    @staticmethod
+    def in_torch(
+        policy: ActorCriticPolicy, flat: FlatParameters, family: ActionDistribution
+    ) -> "ActorCriticNetworks[th.Tensor]":
+        """
+        Networks that torch computes, without a graph.
+
+        :param policy: as above
+        :param flat: as above, on any device
+        :param family: as above
+        :return: on the memory of the parameters
+        """
+        return ActorCriticNetworks(policy, flat, family, flat.vector, flat.gradient)
 
     def _build(self, actor_layers: list[nn.Linear], critic_layers: list[nn.Linear]) -> None:
         """
@@ -54,27 +95,42 @@ class ActorCriticNetworks:
         :param critic_layers: hidden layers and head of the critic
         """
 
-        def network(layers: list[nn.Linear], start: int) -> Network:
-            widths = [layer.in_features for layer in layers]
-            return Network(Trunk(widths, self.activation, [start]), layers[-1].out_features)
+        def network(layers: list[nn.Linear], start: int) -> Network[ArrayT]:
+            trunk: Trunk[ArrayT] = Trunk([layer.in_features for layer in layers], self.activation, [start])
+            return Network(trunk, layers[-1].out_features)
 
-        self.actor, self.critic = network(actor_layers, self.starts[0]), network(critic_layers, self.starts[1])
-        self.n_actor = self.actor.end + len(self.family.free) * self.actor.n_out
+        self.actor: Network[ArrayT] = network(actor_layers, self.starts[0])
+        self.critic: Network[ArrayT] = network(critic_layers, self.starts[1])
+        self.n_actor: int = self.actor.end + len(self.family.free) * self.actor.n_out
+        self.trunks: list[Trunk[ArrayT]] = [self.actor.trunk, self.critic.trunk]
         if self.actor.trunk.widths == self.critic.trunk.widths:
             self.trunks = [Trunk(self.actor.trunk.widths, self.activation, self.starts)]
-        else:
-            self.trunks = [self.actor.trunk, self.critic.trunk]
         self._largest_layer = max(layer.in_features * layer.out_features for layer in actor_layers + critic_layers)
         # The views of θ and of its gradient never change, as the vectors never move.
-        self.layers = [trunk.layers(self.theta) for trunk in self.trunks]
-        self.layer_gradients = [trunk.layers(self.gradient) for trunk in self.trunks]
-        self.actor_layers, self.critic_layers = self.actor.trunk.layers(self.theta), self.critic.trunk.layers(self.theta)
-        self.actor_head, self.critic_head = self.actor.head(self.theta), self.critic.head(self.theta)
-        self.critic_layer_gradients = self.critic.trunk.layers(self.gradient)
-        self.actor_head_gradient, self.critic_head_gradient = self.actor.head(self.gradient), self.critic.head(self.gradient)
-        self.free, self.free_gradient = self.free_of(self.theta), self.free_of(self.gradient)
+        self.layers: list[list[Layer[ArrayT]]] = [trunk.layers(self.theta) for trunk in self.trunks]
+        self.layer_gradients: list[list[Layer[ArrayT]]] = [trunk.layers(self.gradient) for trunk in self.trunks]
+        self.actor_layers: list[Layer[ArrayT]] = self.actor.trunk.layers(self.theta)
+        self.critic_layers: list[Layer[ArrayT]] = self.critic.trunk.layers(self.theta)
+        self.actor_head: Layer[ArrayT] = self.actor.head(self.theta)
+        self.critic_head: Layer[ArrayT] = self.critic.head(self.theta)
+        self.critic_layer_gradients: list[Layer[ArrayT]] = self.critic.trunk.layers(self.gradient)
+        self.actor_head_gradient: Layer[ArrayT] = self.actor.head(self.gradient)
+        self.critic_head_gradient: Layer[ArrayT] = self.critic.head(self.gradient)
+        self.free: tuple[ArrayT, ...] = self.free_of(self.theta)
+        self.free_gradient: tuple[ArrayT, ...] = self.free_of(self.gradient)
 
-    def free_of(self, vector: NumpyArray) -> tuple[NumpyArray, ...]:
+    @property
+    def work(self) -> Work:
+        """What one row costs: a product forward, two backward, but one to the features."""
+        chains: list[list[int]] = [[*self.actor.trunk.widths, self.actor.n_out], [*self.critic.trunk.widths, 1]]
+        multiplications = units = 0
+        for widths in chains:
+            sizes = [n * n_next for n, n_next in pairwise(widths)]
+            multiplications += 3 * sum(sizes) - sizes[0]
+            units += sum(widths[1:-1])
+        return Work(multiplications, units)
+
+    def free_of(self, vector: ArrayT) -> tuple[ArrayT, ...]:
         """
         The entries of the distribution's own parameters, such as a Gaussian's log_std.
 
@@ -83,6 +139,16 @@ class ActorCriticNetworks:
         """
         n, start = self.actor.n_out, self.actor.end
         return tuple([vector[start + i * n : start + (i + 1) * n] for i in range(len(self.family.free))])
+
+    def own(self, vector: th.Tensor) -> ArrayT:
+        """
+        A vector in the library that computes.
+
+        :param vector: of parameters, gradients or tangents
+        :return: the same memory
+        """
+        array: ArrayT = vector.numpy() if isinstance(self.theta, np.ndarray) else vector
+        return array
 
     def threads(self, batch: int) -> AbstractContextManager[None]:
         """
@@ -96,8 +162,8 @@ class ActorCriticNetworks:
     # ------------------------------------------------------------------ forward
 
     def forward(
-        self, features: NumpyArray, action_masks: NumpyArray | None = None, with_slopes: bool = True
-    ) -> "NetworksPass":
+        self, features: ArrayT, action_masks: ArrayT | None = None, with_slopes: bool = True
+    ) -> "NetworksPass[ArrayT]":
         """
         Both networks.
 
@@ -114,10 +180,10 @@ class ActorCriticNetworks:
         # One trunk of two networks or two trunks of one: the actor is the first network of the first trunk,
         # the critic the last network of the last trunk.
         parameters = self.distribution_parameters(passes[0].hidden[-1][0], action_masks)
-        outputs = Outputs(self.family, parameters, self.critic_values(passes[-1].hidden[-1][-1]))
+        outputs = Outputs(self.family, parameters, critic_values(self.critic_head, passes[-1].hidden[-1][-1]))
         return NetworksPass(self, outputs, passes, len(features) == 1)
 
-    def critic_forward(self, features: NumpyArray, with_slopes: bool = True) -> "CriticPass":
+    def critic_forward(self, features: ArrayT, with_slopes: bool = True) -> "CriticPass[ArrayT]":
         """
         The critic alone.
 
@@ -126,11 +192,13 @@ class ActorCriticNetworks:
         :return: V, and what the way back needs
         """
         trunk_pass = self.critic.trunk.forward(self.critic_layers, features, with_slopes)
-        return CriticPass(self, Outputs(self.family, (), self.critic_values(trunk_pass.hidden[-1][-1])), trunk_pass)
+        return CriticPass(
+            self, Outputs(self.family, (), critic_values(self.critic_head, trunk_pass.hidden[-1][-1])), trunk_pass
+        )
 
     def actor_forward(
-        self, features: NumpyArray, action_masks: NumpyArray | None = None, with_slopes: bool = True
-    ) -> "ActorPass":
+        self, features: ArrayT, action_masks: ArrayT | None = None, with_slopes: bool = True
+    ) -> "ActorPass[ArrayT]":
         """
         The actor alone.
 
@@ -142,7 +210,7 @@ class ActorCriticNetworks:
         trunk_pass = self.actor.trunk.forward(self.actor_layers, features, with_slopes)
         return ActorPass(self, self.distribution_parameters(trunk_pass.hidden[-1][0], action_masks), trunk_pass)
 
-    def distribution_parameters(self, hidden: NumpyArray, action_masks: NumpyArray | None = None) -> tuple[NumpyArray, ...]:
+    def distribution_parameters(self, hidden: ArrayT, action_masks: ArrayT | None = None) -> tuple[ArrayT, ...]:
         """
         The actor's head, and M1 where there are masks.
 
@@ -150,67 +218,14 @@ class ActorCriticNetworks:
         :param action_masks: which actions are allowed, bool, shape (batch, n); None for all
         :return: (mean, log_std) or (logits,)
         """
-        output = np.dot(self.actor_head.weight, hidden.T).T  # columns lie together: NumPy sums such rows twice as fast
-        output += self.actor_head.bias
+        output = actor_output(self.actor_head, hidden)
         if action_masks is not None:
             output += penalties(action_masks)
-        return (output, *self.free)
-
-    def critic_values(self, hidden: NumpyArray) -> NumpyArray:
-        """
-        The critic's head.
-
-        :param hidden: the critic's last h, shape (batch, n_hidden)
-        :return: V, shape (batch,)
-        """
-        values: NumpyArray = hidden.dot(self.critic_head.weight[0])
-        values += self.critic_head.bias
-        return values
-
-    # ------------------------------------------------------------------ backward through the heads
-
-    def actor_head_backward(
-        self,
-        hidden: NumpyArray,
-        slopes: tuple[NumpyArray, ...],
-        into: Layer,
-        free_into: tuple[NumpyArray, ...],
-        h_bar: NumpyArray,
-    ) -> None:
-        """
-        The backward pass of the actor's head.
-
-        :param hidden: the actor's last h, shape (batch, n_hidden)
-        :param slopes: with respect to the distributions' parameters, broadcastable to (batch, n) each
-        :param into: where W̄ and b̄ are written
-        :param free_into: where the slopes of the distribution's own parameters are written, shape (n,) each
-        :param h_bar: where h̄ is written, shape (batch, n_hidden)
-        """
-        output_bar, *free_bar = slopes
-        ones = row_of_ones(len(output_bar))
-        np.dot(output_bar.T, hidden, out=into.weight)
-        np.dot(ones, output_bar, out=into.bias)
-        np.dot(output_bar, self.actor_head.weight, out=h_bar)
-        for part, place in zip(free_bar, free_into, strict=True):
-            if len(part) == len(ones):
-                np.dot(ones, part, out=place)
-            else:  # one row stands for equal ones
-                np.multiply(part[0], len(ones), out=place)
-
-    def critic_head_backward(self, hidden: NumpyArray, slope: NumpyArray, h_bar: NumpyArray) -> None:
-        """
-        The backward pass of the critic's head, written to ``gradient``.
-
-        :param hidden: the critic's last h, shape (batch, n_hidden)
-        :param slope: with respect to V, shape (batch,)
-        :param h_bar: where h̄ is written, shape (batch, n_hidden)
-        """
-        np.dot(slope, hidden, out=self.critic_head_gradient.weight[0])
-        self.critic_head_gradient.bias[0] = total(slope)
-        np.dot(slope[:, None], self.critic_head.weight, out=h_bar)
+        parameters: list[Any] = [output, *self.free]
+        return tuple(parameters)
 
 
-class NetworksPass:
+class NetworksPass(Generic[ArrayT]):
     """
     A forward pass of both networks.
 
@@ -223,11 +238,18 @@ class NetworksPass:
     __slots__ = ("networks", "outputs", "passes", "same_features")
 
     def __init__(
-        self, networks: ActorCriticNetworks, outputs: Outputs[NumpyArray], passes: list[TrunkPass], same_features: bool
+        self,
+        networks: ActorCriticNetworks[ArrayT],
+        outputs: Outputs[ArrayT],
+        passes: list[TrunkPass[ArrayT]],
+        same_features: bool,
     ) -> None:
-        self.networks, self.outputs, self.passes, self.same_features = networks, outputs, passes, same_features
+        self.networks: ActorCriticNetworks[ArrayT] = networks
+        self.outputs: Outputs[ArrayT] = outputs
+        self.passes: list[TrunkPass[ArrayT]] = passes
+        self.same_features = same_features
 
-    def pullback(self, slopes: Slopes, to_features: bool = False) -> NumpyArray | None:
+    def pullback(self, slopes: Slopes[ArrayT], to_features: bool = False) -> ArrayT | None:
         """
         Jᵀ u, written to the networks' part of the flat gradient.
 
@@ -235,29 +257,35 @@ class NetworksPass:
         :param to_features: whether the slopes with respect to the features are wanted
         :return: those, of the shape that the features had, if they are wanted; valid until the next call
         """
-        networks, passes = self.networks, self.passes
+        networks: ActorCriticNetworks[ArrayT] = self.networks
+        passes: list[TrunkPass[ArrayT]] = self.passes
         assert slopes.values is not None
-        h_bars = [trunk.gradient_buffer(len(slopes.values)) for trunk in networks.trunks]
-        networks.actor_head_backward(
+        h_bars = [trunk.gradient_buffer(len(slopes.values), slopes.values) for trunk in networks.trunks]
+        actor_backward(
+            networks.actor_head,
             passes[0].hidden[-1][0],
             slopes.parameters,
             networks.actor_head_gradient,
             networks.free_gradient,
             h_bars[0][0],
         )
-        networks.critic_head_backward(passes[-1].hidden[-1][-1], slopes.values, h_bars[-1][-1])
+        into = networks.critic_head_gradient
+        critic_backward(networks.critic_head, passes[-1].hidden[-1][-1], slopes.values, into, h_bars[-1][-1])
         x_bars = [
-            trunk.backward(layers, hidden, layer_slopes, h_bar, into, to_features)
-            for trunk, layers, (hidden, layer_slopes), h_bar, into in zip(
+            trunk.backward(layers, forward.hidden, forward.slopes, h_bar, into, to_features)
+            for trunk, layers, forward, h_bar, into in zip(
                 networks.trunks, networks.layers, passes, h_bars, networks.layer_gradients, strict=True
             )
         ]
         if not to_features:
             return None
-        return np.add(x_bars[0][:1], x_bars[-1][-1:]) if self.same_features else np.concatenate(x_bars)
+        if self.same_features:
+            return x_bars[0][:1] + x_bars[-1][-1:]
+        joined: ArrayT = namespace(x_bars[0]).concatenate(x_bars)
+        return joined
 
 
-class CriticPass:
+class CriticPass(Generic[ArrayT]):
     """
     A forward pass of the critic.
 
@@ -268,10 +296,12 @@ class CriticPass:
 
     __slots__ = ("networks", "outputs", "trunk_pass")
 
-    def __init__(self, networks: ActorCriticNetworks, outputs: Outputs[NumpyArray], trunk_pass: TrunkPass) -> None:
-        self.networks, self.outputs, self.trunk_pass = networks, outputs, trunk_pass
+    def __init__(self, networks: ActorCriticNetworks[ArrayT], outputs: Outputs[ArrayT], trunk_pass: TrunkPass[ArrayT]) -> None:
+        self.networks: ActorCriticNetworks[ArrayT] = networks
+        self.outputs: Outputs[ArrayT] = outputs
+        self.trunk_pass: TrunkPass[ArrayT] = trunk_pass
 
-    def pullback(self, slopes: Slopes, to_features: bool = False) -> NumpyArray | None:
+    def pullback(self, slopes: Slopes[ArrayT], to_features: bool = False) -> ArrayT | None:
         """
         Jᵀ u, written to the critic's part of the flat gradient.
 
@@ -279,17 +309,18 @@ class CriticPass:
         :param to_features: whether the slope with respect to the features is wanted
         :return: that, shape (1, batch, n_features), if it is wanted; valid until the next call
         """
-        networks, (hidden, layer_slopes), trunk = self.networks, self.trunk_pass, self.networks.critic.trunk
+        networks, trunk = self.networks, self.networks.critic.trunk
+        hidden, layer_slopes = self.trunk_pass.hidden, self.trunk_pass.slopes
         assert slopes.values is not None
-        h_bar = trunk.gradient_buffer(len(slopes.values))
-        networks.critic_head_backward(hidden[-1][-1], slopes.values, h_bar[-1])
+        h_bar = trunk.gradient_buffer(len(slopes.values), slopes.values)
+        critic_backward(networks.critic_head, hidden[-1][-1], slopes.values, networks.critic_head_gradient, h_bar[-1])
         x_bar = trunk.backward(
             networks.critic_layers, hidden, layer_slopes, h_bar, networks.critic_layer_gradients, to_features
         )
         return x_bar if to_features else None
 
 
-class ActorPass:
+class ActorPass(Generic[ArrayT]):
     """
     A forward pass of the actor, with its Jacobian; see :class:`sb3_policyopt.objectives.outputs.Pass`.
 
@@ -298,20 +329,23 @@ class ActorPass:
     :param trunk_pass: of the actor's trunk
     """
 
-    def __init__(self, networks: ActorCriticNetworks, parameters: tuple[NumpyArray, ...], trunk_pass: TrunkPass) -> None:
-        self.networks, self.trunk_pass = networks, trunk_pass
-        self.outputs = Outputs(networks.family, parameters, np.empty(0, np.float32))
+    def __init__(
+        self, networks: ActorCriticNetworks[ArrayT], parameters: tuple[ArrayT, ...], trunk_pass: TrunkPass[ArrayT]
+    ) -> None:
+        self.networks: ActorCriticNetworks[ArrayT] = networks
+        self.trunk_pass: TrunkPass[ArrayT] = trunk_pass
+        self.outputs: Outputs[ArrayT] = Outputs(networks.family, parameters, empty(networks.theta, 0))
 
     @property
-    def parameters(self) -> tuple[NumpyArray, ...]:
+    def parameters(self) -> tuple[ArrayT, ...]:
         """Of the action distributions."""
         return self.outputs.parameters
 
-    def metric(self) -> Callable[[tuple[NumpyArray, ...]], tuple[NumpyArray, ...]]:
+    def metric(self) -> Callable[[tuple[ArrayT, ...]], tuple[ArrayT, ...]]:
         """That of the family."""
         return partial(self.networks.family.fisher_metric, self.parameters)
 
-    def pushforward(self, direction: th.Tensor, dx: NumpyArray | None = None) -> tuple[NumpyArray, ...]:
+    def pushforward(self, direction: th.Tensor, dx: ArrayT | None = None) -> tuple[ArrayT, ...]:
         """
         J v by the tangent pass.
 
@@ -319,31 +353,36 @@ class ActorPass:
         :param dx: how the features move beside, shape (1, batch, n_features); None if they do not
         :return: how the distributions' parameters move
         """
-        networks, (hidden, slopes), vector = self.networks, self.trunk_pass, direction.numpy()
+        networks: ActorCriticNetworks[ArrayT] = self.networks
+        vector: ArrayT = networks.own(direction)
+        hidden, slopes = self.trunk_pass.hidden, self.trunk_pass.slopes
         trunk, along = networks.actor.trunk, networks.actor.head(vector)
         moved = trunk.tangent(networks.actor_layers, hidden, slopes, trunk.layers(vector), dx)
-        output = hidden[-1][0] @ along.weight.T
+        output = product(hidden[-1][0], along.weight.T)
         output += along.bias
         if moved is not None:
-            output += moved[0] @ networks.actor_head.weight.T
-        return (output, *(part[None] for part in networks.free_of(vector)))
+            output += product(moved[0], networks.actor_head.weight.T)
+        moves: list[Any] = [output, *(part[None] for part in networks.free_of(vector))]
+        return tuple(moves)
 
-    def pullback(self, slopes: tuple[NumpyArray, ...]) -> th.Tensor:
+    def pullback(self, slopes: tuple[ArrayT, ...]) -> th.Tensor:
         """Jᵀ u by the backward pass."""
-        product = np.empty(self.networks.n_actor, np.float32)
-        self.backward(slopes, product)
-        return th.from_numpy(product)
+        found = empty(self.networks.theta, self.networks.n_actor)
+        self.backward(slopes, found)
+        return th.as_tensor(found)
 
-    def backward(self, slopes: tuple[NumpyArray, ...], product: NumpyArray, to_features: bool = False) -> NumpyArray:
+    def backward(self, slopes: tuple[ArrayT, ...], into: ArrayT, to_features: bool = False) -> ArrayT:
         """
         Jᵀ u, written to the network's part of a vector.
 
         :param slopes: u, broadcastable to (batch, n) each
-        :param product: of the actor's parameters, shape (n_actor,)
+        :param into: of the actor's parameters, shape (n_actor,)
         :param to_features: whether the slope with respect to the features is wanted
         :return: that, shape (1, batch, n_features), if it is wanted; valid until the next call
         """
-        networks, (hidden, layer_slopes), trunk = self.networks, self.trunk_pass, self.networks.actor.trunk
-        h_bar = trunk.gradient_buffer(hidden[0].shape[1])
-        networks.actor_head_backward(hidden[-1][0], slopes, networks.actor.head(product), networks.free_of(product), h_bar[0])
-        return trunk.backward(networks.actor_layers, hidden, layer_slopes, h_bar, trunk.layers(product), to_features)
+        networks, trunk = self.networks, self.networks.actor.trunk
+        hidden, layer_slopes = self.trunk_pass.hidden, self.trunk_pass.slopes
+        h_bar = trunk.gradient_buffer(hidden[0].shape[1], hidden[0])
+        head_into, free_into = networks.actor.head(into), networks.free_of(into)
+        actor_backward(networks.actor_head, hidden[-1][0], slopes, head_into, free_into, h_bar[0])
+        return trunk.backward(networks.actor_layers, hidden, layer_slopes, h_bar, trunk.layers(into), to_features)

@@ -25,7 +25,9 @@ class JoinedNetworks:
     :param activation: φ
     """
 
-    def __init__(self, theta: NumpyArray, actor: list[Layer], critic: list[Layer], activation: Activation) -> None:
+    def __init__(
+        self, theta: NumpyArray, actor: list[Layer[NumpyArray]], critic: list[Layer[NumpyArray]], activation: Activation
+    ) -> None:
         self.theta = theta
         self.activation = activation
         self.parts = list(zip(actor, critic, strict=True))

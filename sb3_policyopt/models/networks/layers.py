@@ -1,5 +1,6 @@
 """
-Networks of linear layers in NumPy: the passes forward, tangent and backward, on views of flat vectors.
+Networks of linear layers: the passes forward, tangent and backward, on views of flat vectors, in NumPy and in torch without
+a graph.
 
 Write δx for a small change of x and x̄ for the derivative of a scalar with respect to x. The three passes through a layer are
 
@@ -8,33 +9,36 @@ Write δx for a small change of x and x̄ for the derivative of a scalar with re
     backward    z̄ = φ'(z) h̄               W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W   (Jᵀ u: the gradient of what has the slope u)
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Generic
 
-import numpy as np
-
-from sb3_policyopt.maths.arrays import NumpyArray, row_of_ones
+from sb3_policyopt.maths.arrays import ArrayT, add_stacked_product, affine, column_sums, empty, stacked_product, strided
 from sb3_policyopt.models.networks.activations import Activation
 
 
-class Layer(NamedTuple):
+@dataclass(slots=True)
+class Layer(Generic[ArrayT]):
     """Views of one layer's entries in a flat vector; the leading axis counts the networks of a stack."""
 
-    weight: NumpyArray
+    weight: ArrayT
     """shape (networks, n_out, n_in)"""
-    bias: NumpyArray
+    bias: ArrayT
     """shape (networks, 1, n_out)"""
 
 
-class TrunkPass(NamedTuple):
+@dataclass(slots=True)
+class TrunkPass(Generic[ArrayT]):
     """What a trunk's forward pass leaves, shape (networks, batch, units) each."""
 
-    hidden: list[NumpyArray]
+    hidden: list[ArrayT]
     """The input, and h of each layer."""
-    slopes: list[NumpyArray]
+    slopes: list[ArrayT]
     """φ'(z) of each layer; empty if it was not asked for."""
 
 
-class Trunk:
+class Trunk(Generic[ArrayT]):
     """
     The hidden layers of one network, or of two networks of equal shape, whose layers are then computed together.
 
@@ -47,53 +51,51 @@ class Trunk:
         self.widths = widths
         self.activation = activation
         self.starts = starts
-        self._work: dict[tuple[str, int, int], NumpyArray] = {}
+        self._work: dict[tuple[str, int, int], ArrayT] = {}
 
     @property
     def size(self) -> int:
         """Number of entries of one network."""
-        return sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
+        return sum((n_in + 1) * n_out for n_in, n_out in pairwise(self.widths))
 
-    def layers(self, vector: NumpyArray) -> list[Layer]:
+    def layers(self, vector: ArrayT) -> list[Layer[ArrayT]]:
         """
         Views of the networks' layers in a vector of parameters, gradients or tangents.
 
         :param vector: float32, one-dimensional and contiguous
         :return: one entry a layer
         """
-        stride = (self.starts[-1] - self.starts[0]) * vector.itemsize
+        networks, stride = len(self.starts), self.starts[-1] - self.starts[0]
         start, result = self.starts[0], []
-        for n_in, n_out in zip(self.widths, self.widths[1:], strict=False):
+        for n_in, n_out in pairwise(self.widths):
+            bias = start + n_out * n_in
             result.append(
                 Layer(
-                    self._stacked(vector[start:], (n_out, n_in), stride),
-                    self._stacked(vector[start + n_out * n_in :], (1, n_out), stride),
+                    strided(vector, start, (networks, n_out, n_in), (stride, n_in, 1)),
+                    strided(vector, bias, (networks, 1, n_out), (stride, n_out, 1)),
                 )
             )
-            start += n_out * (n_in + 1)
+            start = bias + n_out
         return result
 
-    def _stacked(self, vector: NumpyArray, shape: tuple[int, int], stride: int) -> NumpyArray:
-        itemsize = vector.itemsize
-        return np.lib.stride_tricks.as_strided(vector, (len(self.starts), *shape), (stride, shape[1] * itemsize, itemsize))
-
-    def work(self, name: str, layer: int, batch: int) -> NumpyArray:
+    def work(self, name: str, layer: int, batch: int, like: ArrayT) -> ArrayT:
         """
         A work array that is the same one whenever it is asked for, so that no minibatch allocates memory.
 
         :param name: what it is for
         :param layer: number of the layer
         :param batch: number of samples
-        :return: float32, shape (networks, batch, units of the layer); with whatever it held before
+        :param like: gives library, dtype and device, the same at every call
+        :return: shape (networks, batch, units of the layer); with whatever it held before
         """
         key = (name, layer, batch)
         if key not in self._work:
             if len(self._work) > 200:
                 self._work.clear()
-            self._work[key] = np.empty((len(self.starts), batch, self.widths[layer]), np.float32)
+            self._work[key] = empty(like, len(self.starts), batch, self.widths[layer])
         return self._work[key]
 
-    def forward(self, layers: list[Layer], x: NumpyArray, with_slopes: bool = False) -> TrunkPass:
+    def forward(self, layers: list[Layer[ArrayT]], x: ArrayT, with_slopes: bool = False) -> TrunkPass[ArrayT]:
         """
         z = x Wᵀ + b, h = φ(z) through all layers.
 
@@ -103,12 +105,11 @@ class Trunk:
         :return: h and φ'(z) of each layer; valid until the next call with the same batch size
         """
         batch = x.shape[1]
-        hidden: list[NumpyArray] = [x]
-        slopes: list[NumpyArray] = []
-        for i, (weight, bias) in enumerate(layers, start=1):
-            z = np.matmul(hidden[-1], weight.swapaxes(1, 2), out=self.work("hidden", i, batch))
-            z += bias
-            slope = self.work("slope", i, batch) if with_slopes else None
+        hidden: list[ArrayT] = [x]
+        slopes: list[ArrayT] = []
+        for i, layer in enumerate(layers, start=1):
+            z = affine(hidden[-1], layer.weight, layer.bias, out=self.work("hidden", i, batch, x))
+            slope = self.work("slope", i, batch, x) if with_slopes else None
             self.activation(z, slope)
             hidden.append(z)
             if slope is not None:
@@ -117,12 +118,12 @@ class Trunk:
 
     def tangent(
         self,
-        layers: list[Layer],
-        hidden: list[NumpyArray],
-        slopes: list[NumpyArray],
-        direction: list[Layer],
-        dx: NumpyArray | None = None,
-    ) -> NumpyArray | None:
+        layers: list[Layer[ArrayT]],
+        hidden: list[ArrayT],
+        slopes: list[ArrayT],
+        direction: list[Layer[ArrayT]],
+        dx: ArrayT | None = None,
+    ) -> ArrayT | None:
         """
         δz = x δWᵀ + δb + δx Wᵀ, δh = φ'(z) δz through all layers.
 
@@ -136,9 +137,11 @@ class Trunk:
         moved = dx
         batch = hidden[0].shape[1]
         for i, (layer, along) in enumerate(zip(layers, direction, strict=True)):
-            change = np.matmul(hidden[i], along.weight.swapaxes(1, 2), out=self.work("tangent", i + 1, batch))
+            weight = along.weight.swapaxes(1, 2)
+            change = stacked_product(hidden[i], weight, out=self.work("tangent", i + 1, batch, hidden[0]))
             if moved is not None:
-                change += np.matmul(moved, layer.weight.swapaxes(1, 2), out=self.work("scratch", i + 1, batch))
+                scratch = partial(self.work, "scratch", i + 1, batch, hidden[0])
+                add_stacked_product(change, moved, layer.weight.swapaxes(1, 2), scratch)
             change += along.bias
             change *= slopes[i]
             moved = change
@@ -146,13 +149,13 @@ class Trunk:
 
     def backward(
         self,
-        layers: list[Layer],
-        hidden: list[NumpyArray],
-        slopes: list[NumpyArray],
-        h_bar: NumpyArray,
-        into: list[Layer],
+        layers: list[Layer[ArrayT]],
+        hidden: list[ArrayT],
+        slopes: list[ArrayT],
+        h_bar: ArrayT,
+        into: list[Layer[ArrayT]],
         to_input: bool = False,
-    ) -> NumpyArray:
+    ) -> ArrayT:
         """
         z̄ = φ'(z) h̄, W̄ = z̄ᵀ x, b̄ = Σ z̄, x̄ = z̄ W through all layers, the last one first.
 
@@ -164,26 +167,26 @@ class Trunk:
         :param to_input: whether x̄ of the first layer is wanted
         :return: that x̄ if it is, shape (networks, batch, n_in); valid until the next call with the same batch size
         """
-        ones = row_of_ones(h_bar.shape[1])[None]
         for i in reversed(range(len(layers))):
             h_bar *= slopes[i]  # now z̄
-            np.matmul(h_bar.swapaxes(1, 2), hidden[i], out=into[i].weight)
-            np.matmul(ones, h_bar, out=into[i].bias)
+            stacked_product(h_bar.swapaxes(1, 2), hidden[i], out=into[i].weight)
+            column_sums(h_bar, out=into[i].bias)
             if i > 0 or to_input:
-                h_bar = np.matmul(h_bar, layers[i].weight, out=self.work("backward", i, h_bar.shape[1]))
+                h_bar = stacked_product(h_bar, layers[i].weight, out=self.work("backward", i, h_bar.shape[1], h_bar))
         return h_bar
 
-    def gradient_buffer(self, batch: int) -> NumpyArray:
+    def gradient_buffer(self, batch: int, like: ArrayT) -> ArrayT:
         """
         The array in which to hand the last layer's h̄ to :meth:`backward`.
 
         :param batch: number of samples
-        :return: float32, shape (networks, batch, units of the last layer)
+        :param like: gives library, dtype and device
+        :return: shape (networks, batch, units of the last layer)
         """
-        return self.work("backward", len(self.widths) - 1, batch)
+        return self.work("backward", len(self.widths) - 1, batch, like)
 
 
-class Network:
+class Network(Generic[ArrayT]):
     """
     A trunk of one network with its linear head.
 
@@ -191,12 +194,12 @@ class Network:
     :param n_out: number of outputs of the head
     """
 
-    def __init__(self, trunk: Trunk, n_out: int) -> None:
-        self.trunk = trunk
+    def __init__(self, trunk: Trunk[ArrayT], n_out: int) -> None:
+        self.trunk: Trunk[ArrayT] = trunk
         self.n_out = n_out
         self.head_start = trunk.starts[0] + trunk.size
 
-    def head(self, vector: NumpyArray) -> Layer:
+    def head(self, vector: ArrayT) -> Layer[ArrayT]:
         """
         Views of the head in a vector of parameters, gradients or tangents.
 
