@@ -152,7 +152,7 @@ def test_ppo_on_autograd_is_sb3s(observation: str, action: str, how: dict[str, A
 @given(observation=st.sampled_from(list(OBSERVATIONS)), action=st.sampled_from(list(ACTIONS)), how=HOW)
 def test_the_fastest_engines_update_from_sb3s_own_rollout_is_sb3s(observation: str, action: str, how: dict[str, Any]) -> None:
     """They draw other random numbers while they act; the update is compared on what SB3 collected."""
-    stock = make(StockPPO, observation, action, how)
+    stock = make(StockPPO, observation, action, as_float_rewards(how))
     ours = make(PPO, observation, action, how, engine="auto")
     ours.policy.load_state_dict(stock.policy.state_dict())
     start(ours)

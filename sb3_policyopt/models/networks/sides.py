@@ -7,8 +7,8 @@ estimates the time of a forward and backward pass of both networks with the obje
     NumPy    pass + multiplications · product + units · elementwise
     torch    pass + (multiplications · product + units · elementwise) / speed-up
 
-where a unit is one hidden number of one row. The constants were fitted to measurements on 2 and on 16 cores, which
-``tests/models/test_sides.py`` holds row by row.
+where a unit is one hidden number of one row. The constants were fitted to measurements on 2 and on 16 cores;
+``tests/models/test_sides.py`` holds those on 16 row by row.
 
 While one side serves, the threads of the other library rest. The threads of a pool go on spinning after their work, and take
 the cores from the other pool, which made minibatches of wide networks up to four times as slow. Therefore NumPy's products
