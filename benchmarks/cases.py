@@ -152,7 +152,7 @@ MASKED: dict[str, Any] = {"env_id": "benchmarks/MaskedCartPole-v1", "all_cores":
 LSTM: dict[str, Any] = {"policy": "MlpLstmPolicy", "all_cores": True}
 WITH_64 = {"lstm_hidden_size": 64}
 ZOO_LSTM = {**WITH_64, "enable_critic_lstm": True, "net_arch": {"pi": [64], "vf": [64]}}
-# The zoo's entries for PPO with memory; their activation and their gSDE are left out, and LunarLander has 8 of 32 environments.
+# The zoo's entries for PPO with memory, without their activation and their gSDE, and with 8 of LunarLander's 32 environments.
 NO_VEL: dict[str, dict[str, Any]] = {
     "cartpole": {"env_id": "CartPoleNoVel-v1", "n_envs": 8, "n_steps": 32, "model_kwargs": {
         "batch_size": 256, "n_epochs": 20, "gae_lambda": 0.8, "gamma": 0.98, "policy_kwargs": ZOO_LSTM}},
