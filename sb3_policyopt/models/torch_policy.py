@@ -64,7 +64,7 @@ class TorchModel(Model[th.Tensor]):
         """As the base class: the policy's modules and trainable parameters are the same objects."""
         trainable = {id(parameter) for parameter in self.policy.parameters() if parameter.requires_grad}
         known = {id(parameter) for parameter in self.flat.parameters}
-        return trainable == known and self.structure.has_same_contents() and self.flat.is_of_same_kind()
+        return trainable == known and self.structure.has_same_contents() and self.flat.is_of_same_kind() and self.flat.pull()
 
     # ------------------------------------------------------------------ rollout
 

@@ -78,7 +78,7 @@ def assert_survived(model: Any, folder: Path | None = None) -> None:
         assert th.equal(saved, restored)
     if folder is not None:
         checkpoint = newest(folder)
-    assert checkpoint is not None and checkpoint.state["run"]["algorithm"] == type(model).__name__
+        assert checkpoint is not None and checkpoint.state["run"]["algorithm"] == type(model).__name__
 
 
 def learn(model: Any, folder: Path, total: int = 160, callbacks: Any = ()) -> Any:
