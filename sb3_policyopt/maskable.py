@@ -72,19 +72,34 @@ class _Maskable(PolicyOptimization):
             self.use_masking = use_masking
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
-    def _learn_with_masks(self: SelfMaskable, use_masking: bool, *arguments: Any) -> SelfMaskable:
+    def learn(  # type: ignore[override]  # sb3-contrib has use_masking before progress_bar
+        self: SelfMaskable,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        use_masking: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMaskable:
         """
-        Train.
+        See :meth:`PolicyOptimization.learn`.
 
+        :param total_timesteps: environment steps to train for, of all environments together
+        :param callback: called during training
+        :param log_interval: iterations between two logs
+        :param tb_log_name: name of the run in TensorBoard, by default that of the class
+        :param reset_num_timesteps: False continues the count (and the schedules) of an earlier call
         :param use_masking: whether to use masks
-        :param arguments: of :meth:`PolicyOptimization.learn`
-        :return: itself
+        :param progress_bar: whether to show one
+        :return: the trained model, itself
         """
         self.use_masking = use_masking
-        return super().learn(*arguments)
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
 
-class MaskablePPO(_Maskable, PPO):
+class MaskablePPO(_Maskable, PPO):  # type: ignore[misc]  # sb3-contrib has use_masking before progress_bar
     """
     PPO with masks: sb3-contrib's MaskablePPO, its arguments, defaults and results.
 
@@ -154,34 +169,8 @@ class MaskablePPO(_Maskable, PPO):
             **options,
         )
 
-    def learn(  # type: ignore[override]  # sb3-contrib has use_masking before progress_bar
-        self: SelfMaskable,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "MaskablePPO",
-        reset_num_timesteps: bool = True,
-        use_masking: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfMaskable:
-        """
-        See :meth:`PolicyOptimization.learn`.
 
-        :param total_timesteps: environment steps to train for, of all environments together
-        :param callback: called during training
-        :param log_interval: iterations between two logs
-        :param tb_log_name: name of the run in TensorBoard
-        :param reset_num_timesteps: False continues the count (and the schedules) of an earlier call
-        :param use_masking: whether to use masks
-        :param progress_bar: whether to show one
-        :return: the trained model, itself
-        """
-        return self._learn_with_masks(
-            use_masking, total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
-
-
-class MaskableTRPO(_Maskable, TRPO):
+class MaskableTRPO(_Maskable, TRPO):  # type: ignore[misc]  # the same
     """
     TRPO with masks. The trust region is that of the policy with its masks: KL and Fisher matrix are those of the allowed
     actions.
@@ -190,32 +179,3 @@ class MaskableTRPO(_Maskable, TRPO):
     :param env: the environment to learn from, or its registered name
     :param options: see :class:`sb3_policyopt.TRPO`
     """
-
-    def __init__(self, policy: Any, env: GymEnv | str | None, *options: Any, **named: Any) -> None:
-        super().__init__(policy, env, *options, **named)
-
-    def learn(  # type: ignore[override]
-        self: SelfMaskable,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "MaskableTRPO",
-        reset_num_timesteps: bool = True,
-        use_masking: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfMaskable:
-        """
-        See :meth:`MaskablePPO.learn`.
-
-        :param total_timesteps: environment steps to train for, of all environments together
-        :param callback: called during training
-        :param log_interval: iterations between two logs
-        :param tb_log_name: name of the run in TensorBoard
-        :param reset_num_timesteps: False continues the count (and the schedules) of an earlier call
-        :param use_masking: whether to use masks
-        :param progress_bar: whether to show one
-        :return: the trained model, itself
-        """
-        return self._learn_with_masks(
-            use_masking, total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )

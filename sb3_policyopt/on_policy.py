@@ -1,7 +1,6 @@
 """What PPO and TRPO share as SB3 algorithms: arguments, coefficients, the engine, the loop T11/P6 and its metrics."""
 
 import io
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
@@ -16,12 +15,10 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import update_log
 from sb3_policyopt.global_state import modes_kept
-from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
@@ -34,13 +31,12 @@ from sb3_policyopt.rollout import env_workers
 from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.buffers import samples_itself
 from sb3_policyopt.rollout.collect import collect
-from sb3_policyopt.rollout.context import Memory
-from sb3_policyopt.rollout.masks import Masks
 from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
-from sb3_policyopt.setup.kinds import suited_to_policy
+from sb3_policyopt.setup.coefficients import Scheduled
+from sb3_policyopt.setup.kinds import WithMasksAndMemory, suited_to_policy
 from sb3_policyopt.setup.placement import Placed
-from sb3_policyopt.setup.policies import check_policy, name_of_policy, named_policy, with_choice_of_rnn
+from sb3_policyopt.setup.policies import check_policy
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -50,7 +46,7 @@ DEFAULTS = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-class PolicyOptimization(Placed):
+class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
     """
     Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
 
@@ -84,12 +80,6 @@ class PolicyOptimization(Placed):
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
-    coefficient_names: ClassVar[tuple[str, ...]] = ()
-    """Coefficients that stock SB3 keeps as plain floats, and that may follow a schedule here."""
-    bounds: ClassVar[dict[str, arguments.Bounds]] = {"learning_rate": arguments.NOT_NEGATIVE}
-    """Smallest and largest value of each coefficient: what SB3 takes, less what no training can use."""
-    optional: ClassVar[tuple[str, ...]] = ()
-    """Coefficients that may be None."""
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that say what is optimised; an override, or one without a closed form, sends the computation to autograd."""
     action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = ACTION_SPACES
@@ -134,17 +124,12 @@ class PolicyOptimization(Placed):
         self.sequence_length = None
         if sequence_length is not None:
             self.sequence_length = arguments.integer("sequence_length", sequence_length)
-        self.use_masking = True
-        self._last_lstm_states: Memory | None = None
-        self._last_action_masks: NumpyArray | None = None
         options = {**DEFAULTS, **options}
         options |= arguments.passed_on(options)
         options["verbose"] = options["verbose"] if self.team.rank == 0 else 0
         self.engine_in_use: AnyModel | None = None
         self._skips = SkipCounter()
         self._n_iterations = 0
-        self.schedules: dict[str, FloatSchedule] = {}
-        self.scheduled_values: dict[str, float] = {}
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # SB3 takes None too, when it loads a model without an environment
@@ -159,36 +144,11 @@ class PolicyOptimization(Placed):
             max_grad_norm=0.0,
             **options,
         )
-        for name, value in (coefficients or {}).items():
-            given = value is not None or name not in self.optional
-            setattr(self, name, arguments.coefficient(name, value, self.bounds[name]) if given else None)
+        self._take_coefficients(coefficients or {})
         if self.env is not None:
-            self._check_batches(self.env.num_envs)
+            arguments.check_batches(self.n_steps, self.env.num_envs, self.batch_size, self.normalize_advantage)
         if _init_setup_model:
             self._setup_model()
-
-    def _check_batches(self, n_envs: int) -> None:
-        """
-        Refuse a rollout of one transition if advantages are normalised; warn of truncated minibatches, as SB3 does.
-
-        :param n_envs: number of environments
-        :raises ValueError: if there would be nothing to normalise
-        """
-        size = self.n_steps * n_envs
-        if self.normalize_advantage and size == 1:
-            raise ValueError(
-                f"n_steps * n_envs must be greater than 1 to normalize advantages, got n_steps={self.n_steps} and "
-                f"n_envs={n_envs}; raise n_steps or pass normalize_advantage=False"
-            )
-        if size % self.batch_size:
-            warnings.warn(
-                f"You have specified a mini-batch size of {self.batch_size}, but because the `RolloutBuffer` is of size "
-                f"`n_steps * n_envs = {size}`, after every {size // self.batch_size} untruncated mini-batches, there will "
-                f"be a truncated mini-batch of size {size % self.batch_size}\n"
-                "We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"
-                f"Info: (n_steps={self.n_steps} and n_envs={n_envs})",
-                stacklevel=4,
-            )
 
     @property
     def team(self) -> Team:
@@ -208,83 +168,11 @@ class PolicyOptimization(Placed):
         """
         super().set_random_seed(self.team.seed(seed, self.n_envs))
 
-    # ------------------------------------------------------------------ coefficients
-
-    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        """
-        The class of a policy; those with masks or memory are sb3-contrib's, which is imported when one is asked for.
-
-        :param policy_name: such as "MlpPolicy" or "MlpLstmPolicy"
-        :return: its class
-        """
-        return named_policy(policy_name) or super()._get_policy_from_name(policy_name)
-
-    def name_of_policy(self, policy_class: type[BasePolicy]) -> str | None:
-        """
-        The name by which the constructor takes a policy with masks or memory.
-
-        :param policy_class: the class of a policy
-        :return: such as "MlpLstmPolicy"; None for all others
-        """
-        return name_of_policy(policy_class)
-
     def _setup_model(self) -> None:
         """Build the networks and the buffer, and set scheduled coefficients to their first value."""
-        self.policy_class = with_choice_of_rnn(self.policy_class, self.policy_kwargs)
-        if self.sequence_length is not None and not kind_of(self.policy_class).memory:
-            raise ValueError("sequence_length is for policies with memory, such as MlpLstmPolicy; leave it out")
-        with suited_to_policy(self):
+        with suited_to_policy(self, self.sequence_length):
             super()._setup_model()
         self._update_coefficients()
-
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        """
-        Set the learning rate to its value at the current progress.
-
-        :param optimizers: one or several
-        :raises ValueError: if the schedule gives a number that is no learning rate
-        """
-        super()._update_learning_rate(optimizers)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                self._in_bounds("learning_rate", group["lr"])
-
-    def _in_bounds(self, name: str, value: Any) -> float:
-        """
-        Look at what a schedule gave, or at what was assigned.
-
-        The last rollout of a training may end after ``total_timesteps``. There ``progress_remaining`` is negative, and so is
-        a coefficient that falls linearly to 0. SB3 goes on with it, and so do we.
-
-        :param name: of the coefficient
-        :param value: its value
-        :return: the value as a Python float
-        :raises ValueError: if it makes no sense; the message names it
-        """
-        low, high = self.bounds[name]
-        over = self._current_progress_remaining < 0
-        return arguments.number(name, value, (-arguments.LARGEST if over else low, high))
-
-    def _update_coefficients(self) -> dict[str, float]:
-        """
-        Set every scheduled coefficient to its value at the current progress.
-
-        The attribute is always a plain float, which stock SB3 understands; assigning a number, a callable or "lin_X" to
-        it during training works too.
-
-        :return: the scheduled coefficients
-        """
-        for name in self.coefficient_names:
-            value = getattr(self, name)
-            if callable(value) or isinstance(value, str):
-                self.schedules[name] = FloatSchedule(arguments.coefficient(name, value, self.bounds[name]))
-            elif name in self.schedules and value != self.scheduled_values[name]:
-                del self.schedules[name]  # a number was assigned, which holds from now on
-            if name in self.schedules:
-                value = self.scheduled_values[name] = self.schedules[name](self._current_progress_remaining)
-            if value is not None or name not in self.optional:
-                setattr(self, name, self._in_bounds(name, value))
-        return {name: getattr(self, name) for name in self.schedules}
 
     # ------------------------------------------------------------------ engine
 
@@ -343,48 +231,6 @@ class PolicyOptimization(Placed):
         """
         changed = [name for name in self.hooks if slopes_of(getattr(self, name)) is None]
         return [*changed, "rollout_buffer.get"] if samples_itself(self.rollout_buffer) else changed
-
-    # ------------------------------------------------------------------ masks
-
-    def masks_of(self, env: VecEnv) -> Masks | None:
-        """
-        Where the masks of allowed actions come from.
-
-        :param env: the training environments
-        :return: None for a policy without masks, and where they are not used
-        :raises ValueError: if the policy has masks and the environments give none
-        """
-        if not (self.use_masking and kind_of(self.policy).masks):
-            return None
-        return Masks(env, self.action_space, self._last_action_masks)
-
-    def predict(
-        self,
-        observation: NumpyArray | dict[str, NumpyArray],
-        state: tuple[NumpyArray, ...] | None = None,
-        episode_start: NumpyArray | None = None,
-        deterministic: bool = False,
-        action_masks: NumpyArray | None = None,
-    ) -> tuple[NumpyArray, tuple[NumpyArray, ...] | None]:
-        """
-        Actions for observations, as in SB3 and sb3-contrib.
-
-        :param observation: of one environment, or of several with n_envs as first axis
-        :param state: of a policy with memory, from the call before; None at first
-        :param episode_start: of a policy with memory: whose episode starts, shape (n_envs,); None for none
-        :param deterministic: whether to take the most likely actions
-        :param action_masks: of a policy with masks: which actions are allowed, shape (n_envs, n_choices); None for all
-        :return: actions, and the state for the next call
-        :raises ValueError: if there are masks and the policy takes none
-        """
-        if action_masks is None:
-            return self.policy.predict(observation, state, episode_start, deterministic)
-        if not kind_of(self.policy).masks:
-            raise ValueError(
-                f"action_masks: {type(self.policy).__name__} takes no masks; take a policy such as MaskableMlpPolicy"
-            )
-        masks: Any = {"action_masks": action_masks}
-        return self.policy.predict(observation, state, episode_start, deterministic, **masks)
 
     # ------------------------------------------------------------------ the loop
 
@@ -445,30 +291,6 @@ class PolicyOptimization(Placed):
                         self.dump_logs(self._n_iterations)
             callback.on_training_end()
         return self
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        """
-        SB3's preparations. Where they reset the environments, the masks of the last observations are forgotten.
-
-        :param total_timesteps: environment steps to train for
-        :param callback: the user's
-        :param reset_num_timesteps: False continues the count of an earlier call
-        :param tb_log_name: name of the run in TensorBoard
-        :param progress_bar: whether to show one
-        :return: the number of steps to stop at, and one callback
-        """
-        last = self._last_obs
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if self._last_obs is not last:
-            self._last_action_masks = None
-        return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """

@@ -10,8 +10,7 @@ from sb3_policyopt.ppo import PPO
 from sb3_policyopt.setup.arguments import Coefficient
 from sb3_policyopt.trpo import TRPO
 
-SelfRecurrentPPO = TypeVar("SelfRecurrentPPO", bound="RecurrentPPO")
-SelfRecurrentTRPO = TypeVar("SelfRecurrentTRPO", bound="RecurrentTRPO")
+SelfRecurrent = TypeVar("SelfRecurrent", bound="_Recurrent")
 
 
 class _Recurrent(PolicyOptimization):
@@ -29,6 +28,29 @@ class _Recurrent(PolicyOptimization):
                 f"MultiInputLstmPolicy, and {self.policy_class.__name__} has none"
             )
         super()._setup_model()
+
+    def learn(
+        self: SelfRecurrent,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRecurrent:
+        """
+        See :meth:`PolicyOptimization.learn`.
+
+        :param total_timesteps: environment steps to train for, of all environments together
+        :param callback: called during training
+        :param log_interval: iterations between two logs
+        :param tb_log_name: name of the run in TensorBoard, by default that of the class
+        :param reset_num_timesteps: False continues the count (and the schedules) of an earlier call
+        :param progress_bar: whether to show one
+        :return: the trained model, itself
+        """
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
 
 class RecurrentPPO(_Recurrent, PPO):
@@ -96,18 +118,6 @@ class RecurrentPPO(_Recurrent, PPO):
             **options,
         )
 
-    def learn(
-        self: SelfRecurrentPPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "RecurrentPPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfRecurrentPPO:
-        """See :meth:`PolicyOptimization.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
 
 class RecurrentTRPO(_Recurrent, TRPO):
     """
@@ -118,18 +128,3 @@ class RecurrentTRPO(_Recurrent, TRPO):
     :param env: the environment to learn from, or its registered name
     :param options: see :class:`sb3_policyopt.TRPO`
     """
-
-    def __init__(self, policy: Any, env: GymEnv | str | None, *options: Any, **named: Any) -> None:
-        super().__init__(policy, env, *options, **named)
-
-    def learn(
-        self: SelfRecurrentTRPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "RecurrentTRPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfRecurrentTRPO:
-        """See :meth:`PolicyOptimization.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -255,6 +255,8 @@ def _unusual_memory(policy: ActorCriticPolicy) -> str | None:
         return None
     if not is_original(policy, owner, "_process_sequence"):
         return f"_process_sequence of the policy is not that of {owner.__name__}"
+    if policy.shared_lstm != (not memory_modules(policy)[1]):
+        return "shared_lstm of the policy is not what its modules are made for"
     for module in (module for part in memory_modules(policy) for module in part):
         if is_hooked(module) or "forward" in vars(module):
             return f"{type(module).__name__} has a hook or a method of its own"

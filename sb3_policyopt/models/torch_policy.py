@@ -19,6 +19,7 @@ from sb3_policyopt.identity.structure import Structure
 from sb3_policyopt.maths.arrays import Array, NumpyArray
 from sb3_policyopt.maths.terms import Count, Maximum, Term, Terms, value_of
 from sb3_policyopt.models import policy_calls
+from sb3_policyopt.models.channels_last import to_channels_last
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import SurrogateHook
@@ -40,7 +41,7 @@ class TorchModel(Model[th.Tensor]):
     :param parameters: the trainable ones of actor and critic, see :func:`sb3_policyopt.models.split.split_parameters`
     :param micro_batch_size: most samples that go through the networks at once; the sums are the same to rounding, and
         memory is bounded by it. None for no bound
-    :param channels_last: whether images may lie channels last in memory, see :func:`to_channels_last`
+    :param channels_last: whether images may lie channels last in memory, see :func:`.channels_last.to_channels_last`
     :param flat: the flat vector of the parameters, if there is one already
     """
 
@@ -337,29 +338,6 @@ def surrogate_gradient(policy: ActorCriticPolicy, flat: FlatParameters, actor_co
         )
     pairs = zip(parameters[:actor_count], gradients[:actor_count], strict=True)
     return th.cat([(th.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs])
-
-
-def to_channels_last(observations: Observations[th.Tensor]) -> Observations[th.Tensor]:
-    """
-    The same images with the numbers of each pixel side by side in memory, which oneDNN's convolutions run faster.
-
-    ``contiguous(memory_format=th.channels_last)`` would leave images of one channel as they are, and torch would then run
-    the slower convolutions in all layers.
-
-    :param observations: a tensor, or a dict of tensors; those of shape (batch, channels, height, width) are images
-    :return: of the same shape, or the same dict with such tensors
-    """
-    if isinstance(observations, dict):
-        return {key: _channels_last(value) for key, value in observations.items()}
-    return _channels_last(observations)
-
-
-def _channels_last(observations: th.Tensor) -> th.Tensor:
-    if observations.dim() != 4:
-        return observations
-    _, channels, height, width = observations.shape
-    strides = (height * width * channels, 1, width * channels, channels)
-    return observations.permute(0, 2, 3, 1).contiguous().as_strided(observations.shape, strides)
 
 
 def _accumulate(total: Terms, terms: Terms, share: float) -> None:

@@ -4,7 +4,7 @@ sb3-contrib's rollout buffers as they are kept here: masks are booleans, whose m
 Importing this module needs sb3-contrib.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -36,6 +36,28 @@ class _BooleanMasks:
         self.action_masks.fill(True)
 
 
+class _WithStates(_BooleanMasks):
+    """The same beside states."""
+
+    def reset(self) -> None:
+        """Begin a rollout."""
+        self._start_masks(cast(RolloutBuffer, self))
+        super().reset()  # type: ignore[misc]  # of the buffer that stands behind this class
+
+    def add(self, *args: Any, action_masks: NumpyArray | None = None, **kwargs: Any) -> None:
+        """
+        Store a step.
+
+        :param args: as sb3-contrib's
+        :param action_masks: bool, shape (n_envs, n_choices); None for all allowed
+        :param kwargs: as sb3-contrib's
+        """
+        buffer = cast(RolloutBuffer, self)
+        if action_masks is not None:
+            self.action_masks[buffer.pos] = action_masks.reshape(buffer.n_envs, self.mask_dims)
+        super().add(*args, **kwargs)  # type: ignore[misc]
+
+
 class MaskedBuffer(_BooleanMasks, MaskableRolloutBuffer):  # type: ignore[misc]  # sb3-contrib has no types
     """sb3-contrib's buffer with masks."""
 
@@ -54,46 +76,12 @@ class MaskedDictBuffer(_BooleanMasks, MaskableDictRolloutBuffer):  # type: ignor
         DictRolloutBuffer.reset(self)
 
 
-class MaskedRecurrentBuffer(_BooleanMasks, RecurrentRolloutBuffer):  # type: ignore[misc]
+class MaskedRecurrentBuffer(_WithStates, RecurrentRolloutBuffer):  # type: ignore[misc]
     """sb3-contrib's buffer with states, and masks beside them."""
 
-    def reset(self) -> None:
-        """Begin a rollout."""
-        self._start_masks(self)
-        super().reset()
 
-    def add(self, *args: Any, action_masks: NumpyArray | None = None, **kwargs: Any) -> None:
-        """
-        Store a step.
-
-        :param args: as sb3-contrib's
-        :param action_masks: bool, shape (n_envs, n_choices); None for all allowed
-        :param kwargs: as sb3-contrib's
-        """
-        if action_masks is not None:
-            self.action_masks[self.pos] = action_masks.reshape(self.n_envs, self.mask_dims)
-        super().add(*args, **kwargs)
-
-
-class MaskedRecurrentDictBuffer(_BooleanMasks, RecurrentDictRolloutBuffer):  # type: ignore[misc]
+class MaskedRecurrentDictBuffer(_WithStates, RecurrentDictRolloutBuffer):  # type: ignore[misc]
     """The same for dicts of observations."""
-
-    def reset(self) -> None:
-        """Begin a rollout."""
-        self._start_masks(self)
-        super().reset()
-
-    def add(self, *args: Any, action_masks: NumpyArray | None = None, **kwargs: Any) -> None:
-        """
-        Store a step.
-
-        :param args: as sb3-contrib's
-        :param action_masks: bool, shape (n_envs, n_choices); None for all allowed
-        :param kwargs: as sb3-contrib's
-        """
-        if action_masks is not None:
-            self.action_masks[self.pos] = action_masks.reshape(self.n_envs, self.mask_dims)
-        super().add(*args, **kwargs)
 
 
 def own_class(observation_space: spaces.Space[Any], masks: bool, memory: bool) -> type[RolloutBuffer]:

@@ -52,7 +52,7 @@ class Masks:
         own = getattr(self.env, METHOD, None)
         if callable(own):
             return own
-        inner = self.env
+        inner: Any = self.env
         while isinstance(inner, VecEnvWrapper) and not holds_masks(inner.reset_infos):
             inner = inner.venv  # as SB3's wrappers do not hand these infos through
         if holds_masks(inner.reset_infos):
@@ -60,7 +60,7 @@ class Masks:
             return lambda: self.last
         if not self.env.has_attr(METHOD):
             raise ValueError(WITHOUT)
-        if type(inner) is DummyVecEnv:
+        if asks_environments(self.env):
             methods = [env.get_wrapper_attr(METHOD) for env in inner.envs]
             return lambda: [method() for method in methods]
         return lambda: self.env.env_method(METHOD)
@@ -131,6 +131,20 @@ class Masks:
             f"The action mask of environment {environment} at step {step} of the rollout has the shape {found}, but the "
             f"action space needs {self.shape[1]} entries"
         )
+
+
+def asks_environments(env: VecEnv) -> bool:
+    """
+    Whether ``env_method`` only calls the method of each environment of a DummyVecEnv, so that the calls can be made directly.
+
+    :param env: the training environments
+    :return: False if a wrapper or a subclass has another ``env_method``, which may change what it returns
+    """
+    while isinstance(env, VecEnvWrapper):
+        if type(env).env_method is not VecEnvWrapper.env_method or "env_method" in vars(env):
+            return False
+        env = env.venv
+    return type(env) is DummyVecEnv and "env_method" not in vars(env)
 
 
 def holds_masks(infos: Sequence[Info]) -> bool:

@@ -3,6 +3,7 @@
 import math
 import numbers
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -169,3 +170,42 @@ def passed_on(options: Mapping[str, object]) -> dict[str, int]:
     if options["seed"] is not None:
         checked["seed"] = integer("seed", options["seed"], minimum=0)
     return checked
+
+
+def check_batches(n_steps: int, n_envs: int, batch_size: int, normalize_advantage: bool) -> None:
+    """
+    Refuse a rollout of one transition if advantages are normalised; warn of truncated minibatches, as SB3 does.
+
+    :param n_steps: steps of each environment
+    :param n_envs: number of environments
+    :param batch_size: transitions per minibatch
+    :param normalize_advantage: whether advantages are normalised
+    :raises ValueError: if there would be nothing to normalise
+    """
+    size = n_steps * n_envs
+    if normalize_advantage and size == 1:
+        raise ValueError(
+            f"n_steps * n_envs must be greater than 1 to normalize advantages, got n_steps={n_steps} and n_envs={n_envs}; "
+            "raise n_steps or pass normalize_advantage=False"
+        )
+    if size % batch_size:
+        warnings.warn(
+            f"You have specified a mini-batch size of {batch_size}, but because the `RolloutBuffer` is of size "
+            f"`n_steps * n_envs = {size}`, after every {size // batch_size} untruncated mini-batches, there will "
+            f"be a truncated mini-batch of size {size % batch_size}\n"
+            "We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"
+            f"Info: (n_steps={n_steps} and n_envs={n_envs})",
+            stacklevel=_level_of_user(),
+        )
+
+
+def _level_of_user() -> int:
+    """
+    How far up the calls the first one of other code is.
+
+    :return: ``stacklevel`` for a warning of the caller about that code
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sb3_policyopt."):
+        frame, level = frame.f_back, level + 1
+    return level

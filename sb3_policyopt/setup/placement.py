@@ -14,6 +14,7 @@ from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
 from sb3_policyopt.setup import devices
 from sb3_policyopt.setup.devices import Iteration, Machine, Passes
+from sb3_policyopt.setup.kinds import new_buffer
 
 PlacedT = TypeVar("PlacedT", bound="Placed")
 
@@ -127,16 +128,7 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
             self.rollout_buffer.device = self.device
             return
         assert self.rollout_buffer_class is not None
-        self.rollout_buffer = self.rollout_buffer_class(
-            self.n_steps,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            n_envs=self.n_envs,
-            **self.rollout_buffer_kwargs,
-        )
+        self.rollout_buffer = new_buffer(self, self.rollout_buffer_class)
 
     def move_to(self, device: th.device, reason: str) -> None:
         """

@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from toy_environments import ACTION_SPACES, VECTOR, collect, copy_rollout, parameter_vector, start, toy
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.models.torch_policy import to_channels_last
+from sb3_policyopt.models.channels_last import to_channels_last
 
 SMALL: dict[str, Any] = {"n_steps": 4, "batch_size": 8, "seed": 0, "device": "cpu"}
 FEW: dict[type[Any], dict[str, Any]] = {PPO: {"n_epochs": 1}, TRPO: {"cg_max_steps": 3, "n_critic_updates": 1}}

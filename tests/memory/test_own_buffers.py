@@ -80,3 +80,14 @@ def test_a_dict_of_observations_has_a_buffer_for_dicts(masks: bool, memory: bool
         space = spaces.Dict({"a": spaces.Box(-1, 1, (2,))})
         assert "Dict" in own_class(space, masks, memory).__name__
         assert "Dict" not in own_class(space["a"], masks, memory).__name__
+
+
+def test_a_model_that_moves_makes_such_a_buffer_anew() -> None:
+    env = make_vec_env(lambda: MaskedRoute(side=4), 2, seed=0)
+    kwargs = {"lstm_hidden_size": 8}
+    model = PPO("MlpLstmPolicy", env, policy_kwargs=kwargs, rollout_buffer_class=OwnStates, **{**OPTIONS, "batch_size": 24})
+    before = model.rollout_buffer
+    model.move_to(th.device("cpu"), "for a test")
+    assert type(model.rollout_buffer) is OwnStates and model.rollout_buffer is not before
+    model.learn(48)
+    assert model.rollout_buffer.hidden_states_pi.shape == (48, 1, 8)  # flattened by the update
