@@ -148,6 +148,7 @@ SHAPE_CASES = [
     libraries("ppo-pong", "shapes", "PPO Pong ×8", "ppo", **PONG),
 ]
 
+GROUP = "masks-and-memory"
 MASKED: dict[str, Any] = {"env_id": "benchmarks/MaskedCartPole-v1", "all_cores": True}
 LSTM: dict[str, Any] = {"policy": "MlpLstmPolicy", "all_cores": True}
 WITH_64 = {"lstm_hidden_size": 64}
@@ -161,18 +162,18 @@ NO_VEL: dict[str, dict[str, Any]] = {
     "lunarlander": {"env_id": "LunarLanderNoVel-v3", "n_envs": 8, "n_steps": 512, "model_kwargs": {
         "n_epochs": 4, "gae_lambda": 0.98, "gamma": 0.999, "ent_coef": 0.01, "policy_kwargs": ZOO_LSTM}},
 }  # fmt: skip
-FAMILY_CASES = [
+MASKS_AND_MEMORY_CASES = [
     *(
-        libraries(f"mask-cartpole-x{n}", "families", f"MaskablePPO CartPole-v1 ×{n}", "ppo_mask", **MASKED, n_envs=n,
+        libraries(f"mask-cartpole-x{n}", GROUP, f"MaskablePPO CartPole-v1 ×{n}", "ppo_mask", **MASKED, n_envs=n,
                   n_steps=256)
         for n in (1, 8)
     ),
-    libraries("lstm-64", "families", "RecurrentPPO CartPole-v1 ×8, LSTM of 64", "ppo_lstm", **LSTM, env_id="CartPole-v1",
+    libraries("lstm-64", GROUP, "RecurrentPPO CartPole-v1 ×8, LSTM of 64", "ppo_lstm", **LSTM, env_id="CartPole-v1",
               n_envs=8, n_steps=128, model_kwargs={"policy_kwargs": WITH_64}),
-    libraries("lstm-256", "families", "RecurrentPPO CartPole-v1 ×8, LSTM of 256", "ppo_lstm", **LSTM, env_id="CartPole-v1",
+    libraries("lstm-256", GROUP, "RecurrentPPO CartPole-v1 ×8, LSTM of 256", "ppo_lstm", **LSTM, env_id="CartPole-v1",
               n_envs=8, n_steps=128),
     *(
-        libraries(f"lstm-zoo-{name}", "families", f"RecurrentPPO {task['env_id']}, the zoo's size", "ppo_lstm", **LSTM, **task)
+        libraries(f"lstm-zoo-{name}", GROUP, f"RecurrentPPO {task['env_id']}, the zoo's size", "ppo_lstm", **LSTM, **task)
         for name, task in NO_VEL.items()
     ),
 ]  # fmt: skip
@@ -221,5 +222,6 @@ MEMORY_CASES = [
 ]  # fmt: skip
 
 CASES = {
-    case.name: case for case in [*FLOOR_CASES, *SHAPE_CASES, *FAMILY_CASES, *ENVPOOL_CASES, *SCALING_CASES, *MEMORY_CASES]
+    case.name: case
+    for case in [*FLOOR_CASES, *SHAPE_CASES, *MASKS_AND_MEMORY_CASES, *ENVPOOL_CASES, *SCALING_CASES, *MEMORY_CASES]
 }

@@ -111,6 +111,38 @@ def test_M1_each_step_has_the_mask_of_its_observation(name: str) -> None:
         env.close()
 
 
+class Narrower(VecEnvWrapper):
+    """Allows one action less than the environments do, where they allow several."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        results = super().env_method(method_name, *args, indices=indices, **kwargs)
+        return [narrowed(mask) for mask in results] if method_name == "action_masks" else results
+
+
+def narrowed(mask: np.ndarray) -> np.ndarray:
+    """Without the first of several allowed actions."""
+    fewer = mask.copy()
+    if mask.sum() > 1:
+        fewer[np.flatnonzero(mask)[0]] = False
+    return fewer
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("outside", [lambda env: env, VecMonitor])
+def test_M1_a_wrapper_with_an_env_method_of_its_own_is_asked(outside: Any) -> None:
+    """sb3-contrib asks ``env_method`` of the outermost VecEnv; only SB3's own is passed by."""
+    buffer = collect(PPO("MaskableMlpPolicy", outside(Narrower(vec(ByMethod))), **SMALL))
+    of_environments = np.apply_along_axis(allowed_after, 2, buffer.observations)
+    np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(narrowed, 2, of_environments))
+    assert (buffer.action_masks != of_environments).any()
+
+
 @pytest.mark.parametrize("make", [lambda env: VecNormalize(env), lambda env: VecMonitor(VecNormalize(env))])
 @pytest.mark.parametrize("env", [ByMethod, ByInfo])
 def test_M1_vec_normalize_hands_masks_through(env: Any, make: Callable[..., Any]) -> None:

@@ -177,3 +177,13 @@ def test_the_actors_step_leaves_the_critic_and_the_critics_the_actor(critic: str
 
 def test_maskable_spaces_are_those_of_the_actions() -> None:
     assert set(MASKABLE) < set(ACTIONS)
+
+
+@pytest.mark.fast
+def test_a_switch_that_does_not_fit_the_modules_leaves_the_policy_to_autograd() -> None:
+    """Its own methods look at ``shared_lstm``, so that with it they pass the critic's linear layer by."""
+    model = model_of(PPO, network=CRITICS["none"])
+    assert model.prepare_engine().name == "hybrid"
+    model.policy.shared_lstm = True
+    engine = model.prepare_engine()
+    assert engine.name == "autograd" and "shared_lstm" in engine.reason

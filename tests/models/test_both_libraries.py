@@ -138,6 +138,30 @@ def test_layers_above_an_extractor(algorithm: type[Any], monkeypatch: pytest.Mon
     assert_same_updates(algorithm, toy(IMAGE, spaces.Discrete(4)), "CnnPolicy", monkeypatch, "hybrid")
 
 
+@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+def test_the_rule_chooses_torch_for_wide_networks_and_several_threads(algorithm: type[Any]) -> None:
+    """Nothing is forced here: two threads, two layers of 256, a whole training, against autograd from the same parameters."""
+    th.set_num_threads(2)  # the fixture one_thread restores them
+    kwargs = {"net_arch": [256, 256]}
+    options = {**OPTIONS[algorithm], "n_steps": 512, "batch_size": 512, "seed": 0, "device": "cpu", "policy_kwargs": kwargs}
+    source = algorithm("MlpPolicy", toy(VECTOR, ACTIONS["box"]), **options)
+    collect(source)
+    parameters = []
+    for engine in ("auto", "autograd"):
+        model = algorithm("MlpPolicy", source.env, engine=engine, **options)
+        start(model)
+        model.policy.load_state_dict(copy.deepcopy(source.policy.state_dict()))
+        copy_rollout(source.rollout_buffer, model.rollout_buffer)
+        np.random.seed(1)
+        model.train()
+        parameters.append(model.policy.state_dict())
+        used: Any = model.engine_in_use
+        assert engine == "autograd" or (used.name, used.sides.library(512)) == ("closed_form", "torch")
+        assert th.get_num_threads() == 2
+    for name, value in parameters[0].items():
+        np.testing.assert_allclose(parameters[1][name], value, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
 class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises where a number of a tensor is handed to Python, for which a GPU would be waited for."""
 

@@ -92,7 +92,7 @@ def test_plot_from_file_compares_two_runs(workplace: Path, tmp_path: Path, monke
     assert list(tmp_path.glob("*.png"))
 
 
-FAMILIES = pytest.mark.parametrize(
+KINDS = pytest.mark.parametrize(
     ("algo", "env_id", "options"),
     [
         ("ppo", "InvertedPendulum-v5", "-n 64"),
@@ -103,8 +103,8 @@ FAMILIES = pytest.mark.parametrize(
 )
 
 
-@FAMILIES
-def test_train_on_other_families(
+@KINDS
+def test_train_on_other_kinds_of_environments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, env_id: str, options: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_train_on_other_families(
 
 
 @pytest.mark.slow
-@FAMILIES
+@KINDS
 def test_train_evaluate_film_and_tabulate(tmp_path: Path, cli: Run, algo: str, env_id: str, options: str) -> None:
     """All commands in turn, on a machine without a display."""
     agent = f"--algo {algo} --env {env_id}"

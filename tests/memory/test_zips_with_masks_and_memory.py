@@ -70,7 +70,7 @@ def some_masks() -> np.ndarray:
 
 
 def acted(model: Any, env_id: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Actions and states, as stock_process_of_families.py asks for them."""
+    """Actions and states, as stock_process_for_masks_and_memory.py asks for them."""
     actions, states, state = [], [], None
     for step, rows in enumerate(inputs(model, env_id)):
         named = {"action_masks": some_masks()[step]} if env_id == "masks" else {"state": state}
@@ -102,7 +102,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         out = str(folder / f"out_{i}.pt")
         jobs.append({"cls": stock, "env": env_id, "path": str(path), "observations": given, "masks": masks, "out": out})
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = pathlib.Path(__file__).parent / "stock_process_of_families.py"
+    script = pathlib.Path(__file__).parent / "stock_process_for_masks_and_memory.py"
     command = [sys.executable, str(script), str(folder / "jobs.json")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -59,7 +59,7 @@ class Case:
 
 PPO_ARGUMENTS = {"n_epochs": 2, "learning_rate": 1e-3, "ent_coef": 0.01}
 TRPO_ARGUMENTS = {"n_critic_updates": 2, "target_kl": 0.02}
-FAMILIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+KINDS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("masks", {"policy": "MaskableMlpPolicy", "batch_sizes": (8, 10)}, {}),
     ("masks, empty minibatches", {"policy": "MaskableMlpPolicy", "n_envs": (3, 1), "batch_sizes": (5, 10)}, {}),
     ("memory", {"policy": "MlpLstmPolicy", "actions": "box"}, {}),
@@ -75,7 +75,7 @@ CASES = {
     f"{name}-{algorithm.__name__}-{engine}": Case(algorithm, engine=engine, arguments={**arguments, **more}, **given)
     for algorithm, arguments in ((PPO, PPO_ARGUMENTS), (TRPO, TRPO_ARGUMENTS))
     for engine in ("auto", "autograd")
-    for name, given, more in FAMILIES
+    for name, given, more in KINDS
 }
 
 

@@ -1,5 +1,5 @@
 """
-What masks and memory are good for: ``python -m benchmarks.families`` trains the same algorithm with and without them.
+What masks and memory are good for: ``python -m benchmarks.masks_and_memory`` trains the same algorithm with and without them.
 
 Each run is a process of its own with one thread; the CSV file keeps every run, and those that it has are not repeated. The
 return of a run is the mean of 100 episodes with the most likely actions of the last parameters.
@@ -123,7 +123,7 @@ def table() -> str:
 
 def main() -> None:
     """Train what is missing, then print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.families", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.masks_and_memory", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--one", nargs=4, metavar=("TASK", "ALGO", "POLICY", "SEED"), help="one run in this process")
     parser.add_argument("--table", action="store_true", help="print the table of the runs so far")
@@ -135,7 +135,7 @@ def main() -> None:
     done = {(row["task"], row["algo"], row["policy"], int(row["seed"])) for row in rows()}
     wanted = [(t, a, p, s) for t in TASKS for a in ("ppo", "trpo") for p in POLICIES[t] for s in args.seeds]
     for run in [] if args.table else [run for run in wanted if run not in done]:
-        command = [sys.executable, "-m", "benchmarks.families", "--one", *map(str, run)]
+        command = [sys.executable, "-m", "benchmarks.masks_and_memory", "--one", *map(str, run)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         is_new = not RESULTS.exists()
