@@ -1,5 +1,5 @@
 """
-Run by test_zips_with_masks_and_memory.py in a process of its own: what sb3-contrib does with our zips where this package cannot be
+Run by test_zips_with_masks_and_memory.py in its own process: what sb3-contrib does with our zips where this package cannot be
 imported. As stock_process.py, with masks and states.
 
 Arguments: a JSON file with a list of jobs. For each the zip at "path" is loaded with sb3-contrib's class "cls", acts on
