@@ -1,7 +1,7 @@
 """
 MlpPolicy on the CPU by explicit formulas on the memory of the torch parameters: see :mod:`.networks`.
 
-Small work is computed by NumPy, large work by torch without a graph; :mod:`.networks.sides` has the rule. The memory is the
+Small work is computed by NumPy, large work by torch without a graph; :mod:`.networks.library` has the rule. The memory is the
 same, so that an update may use either for each of its series of passes. A rollout is NumPy's.
 """
 
@@ -21,9 +21,9 @@ from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.models.networks.acting import Acting
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass, CriticPass, NetworksPass
+from sb3_policyopt.models.networks.library import LibraryRule
 from sb3_policyopt.models.networks.sb3_layout import features_extractors, make_features, sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
-from sb3_policyopt.models.networks.sides import Sides
 from sb3_policyopt.objectives.objective import Objective, slopes_of
 from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
@@ -47,9 +47,9 @@ class ClosedFormModel(Model[Any]):
         super().__init__(policy, *sb3_parameters(policy, family))
         self.networks = ActorCriticNetworks.in_numpy(policy, self.flat, family)
         self.tensors = ActorCriticNetworks.in_torch(policy, self.flat, family)
-        self.sides = Sides(self.networks.work)
+        self.rule = LibraryRule(self.networks.work)
         self.watch = NetworksWatch(policy, self.flat, *features_extractors(policy))
-        self.acting = Acting(self.networks, policy.action_space.shape or (), self.tensors, self.sides)
+        self.acting = Acting(self.networks, policy.action_space.shape or (), self.tensors, self.rule)
         self.features = make_features(policy)
         self.action_type = action_type(policy.action_space, kind_of(policy).masks)
 
@@ -81,8 +81,8 @@ class ClosedFormModel(Model[Any]):
 
     def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[Any]:
         """Observations become features once a rollout."""
-        self.sides.look()
-        return ShuffledRows(self.loaded(buffer), self._start_pass, lambda rows: self.sides.library(rows) == "torch")
+        self.rule.look()
+        return ShuffledRows(self.loaded(buffer), self._start_pass, lambda rows: self.rule.library(rows) == "torch")
 
     def loaded(self, buffer: RolloutBuffer) -> Batch[NumpyArray]:
         """
@@ -139,8 +139,8 @@ class ClosedFormModel(Model[Any]):
     # ------------------------------------------------------------------ the actor's Jacobian
 
     def threads(self, rows: int) -> AbstractContextManager[None]:
-        """One for NumPy; torch's rest, unless it serves."""
-        return self.sides.threads_for(rows)
+        """One for NumPy; for torch all of them if it computes, else one."""
+        return self.rule.threads_for(rows)
 
     def actor_pass(self, batch: Batch[ArrayT]) -> ActorPass[ArrayT]:
         """Of the actor's network alone."""

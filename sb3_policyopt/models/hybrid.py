@@ -23,9 +23,9 @@ from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.models.networks.acting import Acting
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, CriticPass, NetworksPass
+from sb3_policyopt.models.networks.library import LibraryRule
 from sb3_policyopt.models.networks.sb3_layout import sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
-from sb3_policyopt.models.networks.sides import Sides
 from sb3_policyopt.models.torch_policy import TorchModel, TorchPass
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import SurrogateHook
@@ -52,10 +52,10 @@ class HybridModel(Model[th.Tensor]):
         self.torch = TorchModel(policy, parameters, channels_last=channels_last, flat=self.flat)
         self.networks = ActorCriticNetworks.in_numpy(policy, self.flat, family)
         self.tensors = ActorCriticNetworks.in_torch(policy, self.flat, family)
-        self.sides = Sides(self.networks.work)
+        self.rule = LibraryRule(self.networks.work)
         self.in_torch = False
         self.watch = NetworksWatch(policy, self.flat)
-        self.acting = Acting(self.networks, policy.action_space.shape or (), self.tensors, self.sides)
+        self.acting = Acting(self.networks, policy.action_space.shape or (), self.tensors, self.rule)
         # What lies before each network in the flat vector belongs to the extractors.
         actor_start, critic_start = self.networks.starts
         self._critic_extractor = range(self.actor_count, self.flat.offsets.index(critic_start))
@@ -165,9 +165,9 @@ class HybridModel(Model[th.Tensor]):
 
     def threads(self, rows: int) -> AbstractContextManager[None]:
         """One for NumPy's products, as torch's threads compute the extractor. In a series of steps, the library is chosen."""
-        self.sides.look()
-        self.in_torch = self.sides.library(rows) == "torch"
-        return threads_set(blas=1, torch=self.sides.threads)
+        self.rule.look()
+        self.in_torch = self.rule.library(rows) == "torch"
+        return threads_set(blas=1, torch=self.rule.threads)
 
     def actor_pass(self, batch: Batch[th.Tensor]) -> TorchPass:
         """As of :class:`TorchModel`."""

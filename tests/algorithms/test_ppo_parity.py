@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from toy_environments import ACTION_SPACES, IMAGE, OBSERVATION_SPACES, VECTOR, collect, copy_rollout, start, toy
 
 from sb3_policyopt import PPO
-from sb3_policyopt.models.networks import sides
+from sb3_policyopt.models.networks import library
 
 BOX, DISCRETE = ACTION_SPACES["box_6"], ACTION_SPACES["discrete"]
 # Adam divides a gradient by its own size, so that a parameter whose gradient is mere rounding may move by a noticeable part
@@ -169,7 +169,7 @@ def test_P5_P6_an_update_is_sb3s(name: str, engine: str) -> None:
 
 @pytest.mark.parametrize("name", MLP_CASES)
 def test_P5_P6_an_update_in_torch_without_a_graph_is_sb3s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sides, "faster_library", lambda *_: "torch")
+    monkeypatch.setattr(library, "faster_library", lambda *_: "torch")
     assert_equal_to_rounding(MLP_CASES[name], engine="closed_form")
 
 

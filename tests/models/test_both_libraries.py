@@ -18,7 +18,7 @@ from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.distributions import family_of
 from sb3_policyopt.maths.terms import value_of
 from sb3_policyopt.models.closed_form import ClosedFormModel
-from sb3_policyopt.models.networks import sides
+from sb3_policyopt.models.networks import library
 from sb3_policyopt.objectives import PPOCoefficients, Slopes, Terms, clipped_slopes, closed_form
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.rollout.batch import Batch
@@ -36,7 +36,7 @@ OPTIONS: dict[type[Any], dict[str, Any]] = {
 
 def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.MonkeyPatch, engine: str, **options: Any) -> Any:
     """The model after one update on the rollout of another, from the other's parameters."""
-    monkeypatch.setattr(sides, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
+    monkeypatch.setattr(library, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
     model = algorithm(
         source.policy.__class__,
         source.env,
@@ -88,8 +88,8 @@ def test_with_masks(algorithm: type[Any], monkeypatch: pytest.MonkeyPatch) -> No
     assert_same_updates(algorithm, env, "MaskableMlpPolicy", monkeypatch)
 
 
-def _always(library: str, *_: object) -> str:
-    return library
+def _always(name: str, *_: object) -> str:
+    return name
 
 
 @pytest.mark.fast
@@ -109,7 +109,7 @@ def test_slopes_of_a_user_are_given_arrays(monkeypatch: pytest.MonkeyPatch) -> N
 
     parameters = {}
     for way in ("numpy", "torch"):
-        monkeypatch.setattr(sides, "faster_library", partial(_always, way))
+        monkeypatch.setattr(library, "faster_library", partial(_always, way))
         model = Own("MlpPolicy", toy(), n_steps=16, batch_size=32, seed=0, device="cpu").learn(64)
         parameters[way] = model.policy.state_dict()
     assert set(given) == {np.ndarray}
@@ -121,7 +121,7 @@ def test_slopes_of_a_user_are_given_arrays(monkeypatch: pytest.MonkeyPatch) -> N
 def test_acting_of_many_environments(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = []
     for way in ("numpy", "torch"):
-        monkeypatch.setattr(sides, "faster_library", partial(_always, way))
+        monkeypatch.setattr(library, "faster_library", partial(_always, way))
         env = toy(VECTOR if policy == "MlpPolicy" else IMAGE, ACTIONS["box"], seed=0)
         kwargs = {"net_arch": {"pi": [64], "vf": [64, 64]}}  # of unequal depth: not joined to one network
         model = PPO(policy, env, policy_kwargs=kwargs, n_steps=8, batch_size=32, seed=0, device="cpu")
@@ -156,7 +156,7 @@ def test_the_rule_chooses_torch_for_wide_networks_and_several_threads(algorithm:
         model.train()
         parameters.append(model.policy.state_dict())
         used: Any = model.engine_in_use
-        assert engine == "autograd" or (used.name, used.sides.library(512)) == ("closed_form", "torch")
+        assert engine == "autograd" or (used.name, used.rule.library(512)) == ("closed_form", "torch")
         assert th.get_num_threads() == 2
     for name, value in parameters[0].items():
         np.testing.assert_allclose(parameters[1][name], value, rtol=0, atol=TOLERANCE, err_msg=name)

@@ -9,7 +9,7 @@ from sb3_policyopt.models.model import Decision
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks
 from sb3_policyopt.models.networks.few_rows import WORTH_JOINING, JoinedNetworks
 from sb3_policyopt.models.networks.layers import Layer
-from sb3_policyopt.models.networks.sides import Sides
+from sb3_policyopt.models.networks.library import LibraryRule
 
 PASSES = 3
 """Forward passes that take as long as one forward and backward."""
@@ -22,7 +22,7 @@ class Acting:
     :param networks: actor and critic
     :param action_shape: of an action of one environment
     :param tensors: the same in torch, for many environments
-    :param sides: the rule that chooses
+    :param rule: the rule that chooses
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class Acting:
         networks: ActorCriticNetworks[NumpyArray],
         action_shape: tuple[int, ...],
         tensors: ActorCriticNetworks[th.Tensor],
-        sides: Sides,
+        rule: LibraryRule,
     ) -> None:
         self.networks = networks
-        self.tensors, self.sides = tensors, sides
+        self.tensors, self.rule = tensors, rule
         self.in_torch = False
         self.action_shape = action_shape
         self.sampler = networks.family.sampler(0, 0)
@@ -57,8 +57,8 @@ class Acting:
         :param n_steps: number of steps to come
         :param n_envs: number of environments
         """
-        self.sides.look()
-        self.in_torch = self.sides.library(n_envs // PASSES) == "torch"
+        self.rule.look()
+        self.in_torch = self.rule.library(n_envs // PASSES) == "torch"
         self.sampler = self.networks.family.sampler(n_steps, n_envs)
 
     def act(self, features: NumpyArray, action_masks: NumpyArray | None = None) -> Decision:
@@ -100,7 +100,7 @@ class Acting:
             return (output, *self.networks.free), values
         if self.in_torch:
             own = features if features.flags.writeable else features.copy()
-            with threads_set(blas=1, torch=self.sides.threads):
+            with threads_set(blas=1, torch=self.rule.threads):
                 tensors = self.tensors.forward(th.from_numpy(own), with_slopes=False).outputs
             return tuple([parameter.numpy() for parameter in tensors.parameters]), tensors.values.numpy()
         with self.networks.threads(n_envs):

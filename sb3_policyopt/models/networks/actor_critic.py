@@ -24,8 +24,8 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray, empty, namespace, pro
 from sb3_policyopt.models.networks.activations import identity, make_activation
 from sb3_policyopt.models.networks.heads import actor_backward, actor_output, critic_backward, critic_values
 from sb3_policyopt.models.networks.layers import Layer, Network, Trunk, TrunkPass
+from sb3_policyopt.models.networks.library import Work
 from sb3_policyopt.models.networks.sb3_layout import activation_modules, linear_layers
-from sb3_policyopt.models.networks.sides import Work
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 

@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_policyopt.global_state import blas_thread_functions, threads_set
 from sb3_policyopt.maths.arrays import FEW_THREADS, tanh_in_place
-from sb3_policyopt.models.networks.sides import Sides, Work, faster_library
+from sb3_policyopt.models.networks.library import LibraryRule, Work, faster_library
 
 INPUTS, ACTIONS = 48, 12  # of the tables below
 
@@ -110,7 +110,7 @@ def several_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("several_threads")
 @pytest.mark.parametrize("error", [False, True])
 def test_threads_rest_while_the_other_library_serves_and_come_back(error: bool) -> None:
-    of_model, before = Sides(work_of(256)), threads()
+    of_model, before = LibraryRule(work_of(256)), threads()
     for rows, in_torch in ((64, 1), (16384, 2)):
         try:
             with of_model.threads_for(rows):
@@ -127,7 +127,7 @@ def test_threads_rest_while_the_other_library_serves_and_come_back(error: bool) 
 
 @pytest.mark.usefixtures("several_threads")
 def test_a_changed_number_of_threads_counts_from_the_next_series_on() -> None:
-    of_model = Sides(work_of(256))
+    of_model = LibraryRule(work_of(256))
     assert of_model.library(4096) == "torch"
     th.set_num_threads(1)
     assert of_model.library(4096) == "torch"

@@ -2,15 +2,15 @@
 Which library computes the layers: a rule that measures no time, so that equal scripts run alike.
 
 NumPy's calls cost least, and it computes small work with one thread. torch's calls cost more, and use all threads. The rule
-estimates the time of a forward and backward pass of both networks with the objective on either side::
+estimates the time of a forward and backward pass of both networks with the objective in either library::
 
     NumPy    pass + multiplications · product + units · elementwise
     torch    pass + (multiplications · product + units · elementwise) / speed-up
 
 where a unit is one hidden number of one row. The constants were fitted to measurements on 2 and on 16 cores;
-``tests/models/test_sides.py`` holds those on 16 row by row.
+``tests/models/test_library.py`` holds those on 16 row by row.
 
-While one side serves, the threads of the other library rest. The threads of a pool go on spinning after their work, and take
+While one library computes, the other has one thread. The threads of a pool go on spinning after their work, and take
 the cores from the other pool, which made minibatches of wide networks up to four times as slow. Therefore NumPy's products
 never use several threads here: for up to a tenth of a second after them, torch would have the other cores in part only.
 """
@@ -94,7 +94,7 @@ def faster_library(work: Work, rows: int, threads: int) -> Library:
     return "numpy"
 
 
-class Sides:
+class LibraryRule:
     """
     The libraries of the series of passes of one model, and the threads meanwhile. Within a series, another changes nothing.
 
