@@ -26,7 +26,7 @@ class Settings:
     :param n_envs: number of environments
     :param n_steps: steps of each environment in a rollout
     :param policy: name of the policy
-    :param vec_env: "dummy", "subproc", "shared" or "envpool"
+    :param vec_env: "dummy", "subproc", "shared", "shared, trainer steps" or "envpool"
     :param normalize: with ``VecNormalize``
     :param small_cnn: channels of each convolution of the features extractor ``benchmarks.environments.SmallCNN``; SB3's
         own extractor if there are none

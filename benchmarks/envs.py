@@ -2,7 +2,8 @@
 Which VecEnv is fastest: ``python -m benchmarks.envs`` prints the tables of ``docs/envs.md``.
 
 Whole trainings with default threads and the steps of the environments alone, each contender in a process of its own, in turns
-of about a second; ratios are medians over neighbouring turns, with their quartiles. Nothing else should run meanwhile.
+of about a second; ratios are medians over neighbouring turns, with their quartiles. How much faster two processes step side by
+side than one, each with half of the environments, is what two cores can bring here. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -26,7 +27,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "Pong ×8": PONG,
 }
 OURS, STOCK = "sb3_policyopt:PPO", "stable_baselines3:PPO"
-VEC_ENVS = ("shared", "dummy", "subproc")
+VEC_ENVS = ("shared, trainer steps", "shared", "dummy", "subproc")
+OTHERS = ("dummy", "subproc", "SB3 dummy", "SB3 subproc")
+"""With whom all are compared."""
 
 
 def serve(kind: str, settings: Settings) -> None:
@@ -91,11 +94,19 @@ class Opponent:
         if not self.answers.readline():
             raise RuntimeError(f"{kind} of {settings} ended with code {self.process.wait()}")
 
-    def turn(self, seconds: float) -> float:
-        """Microseconds for a step of one environment."""
+    def begin(self, seconds: float) -> None:
+        """Begin a turn."""
         self.ask.write(f"{seconds}\n")
         self.ask.flush()
+
+    def result(self) -> float:
+        """Microseconds for a step of one environment in the turn that was begun."""
         return float(json.loads(self.answers.readline()))
+
+    def turn(self, seconds: float) -> float:
+        """Microseconds for a step of one environment."""
+        self.begin(seconds)
+        return self.result()
 
     def end(self) -> None:
         """Let it end."""
@@ -122,9 +133,31 @@ def compare(kind: str, contenders: dict[str, Settings], rounds: int, seconds: fl
     return turns
 
 
-def ratio(turns: dict[str, list[float]], other: str) -> str:
-    """How many times faster the first contender is than another one."""
-    ratios = [b / a for a, b in zip(next(iter(turns.values())), turns[other], strict=True)]
+def side_by_side(settings: Settings, rounds: int, seconds: float) -> str:
+    """
+    How many times as many steps two processes make side by side as one.
+
+    :param settings: of the steps
+    :param rounds: number of turns of each
+    :param seconds: of a turn
+    :return: median and quartiles
+    """
+    opponents = [Opponent("steps", replace(settings, n_envs=settings.n_envs // 2)) for _ in range(2)]
+    alone: list[float] = []
+    both: list[float] = []
+    for _ in range(rounds):
+        alone.append(opponents[0].turn(seconds))
+        for opponent in opponents:
+            opponent.begin(seconds)
+        both.append(1 / sum(1 / opponent.result() for opponent in opponents))
+    for opponent in opponents:
+        opponent.end()
+    return ratio(both, alone)
+
+
+def ratio(ours: list[float], others: list[float]) -> str:
+    """How many times faster the one is than the other, by neighbouring turns."""
+    ratios = [b / a for a, b in zip(ours, others, strict=True)]
     first, _, third = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return f"{median(ratios):.2f} ({first:.2f}–{third:.2f})"
 
@@ -160,14 +193,22 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     print(machine())
     for kind in ("training", "steps"):
-        names = list(contenders(kind, PONG))
-        print(f"\n| {kind}, µs a step | {' | '.join(names)} | shared over {' | over '.join(names[1:])} |")
-        print("|---|" + "---:|" * (2 * len(names) - 1), flush=True)
+        others = [name for name in OTHERS if name in contenders(kind, PONG)]
+        print(
+            f"\n| {kind} | | µs a step | over {' | over '.join(others)} |\n|---|---|" + "---:|" * (1 + len(others)), flush=True
+        )
         for title, task in TASKS.items():
             if args.only in title:
                 turns = compare(kind, contenders(kind, task), args.rounds, args.seconds)
-                cells = [f"{median(turns[name]):.0f}" for name in names] + [ratio(turns, name) for name in names[1:]]
-                print(f"| {title} | {' | '.join(cells)} |", flush=True)
+                for name, times in turns.items():
+                    cells = ["" if name == other else ratio(times, turns[other]) for other in others]
+                    print(f"| {title} | {name} | {median(times):.0f} | {' | '.join(cells)} |", flush=True)
+    print("\n| two processes over one | |\n|---|---:|", flush=True)
+    for title, task in TASKS.items():
+        if args.only in title:
+            print(
+                f"| {title} | {side_by_side(Settings(OURS, **task, all_cores=True), args.rounds, args.seconds)} |", flush=True
+            )
     return None
 
 

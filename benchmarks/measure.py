@@ -43,15 +43,16 @@ def make_env(settings: Settings) -> VecEnv:
         from sb3_policyopt.envs import envpool_vec_env
         from sb3_policyopt.envs.envpool_zoo import ATARI_WRAPPER
 
-        words: dict[str, Any] = {"env_wrapper": ATARI_WRAPPER, "frame_stack": 4} if atari else {}
-        env: VecEnv = envpool_vec_env(settings.env_id, settings.n_envs, seed=0, **words)
+        wrappers: dict[str, Any] = {"env_wrapper": ATARI_WRAPPER, "frame_stack": 4} if atari else {}
+        env: VecEnv = envpool_vec_env(settings.env_id, settings.n_envs, seed=0, **wrappers)
     else:
         vec_env: dict[str, Any] = {"vec_env_cls": DummyVecEnv}
-        if settings.vec_env in ("subproc", "shared"):
+        if settings.vec_env != "dummy":
             # SB3's default start method would import torch in every one of the processes.
-            start_method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+            words: dict[str, Any] = {"start_method": "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"}
+            words |= {"trainer_steps": True} if settings.vec_env == "shared, trainer steps" else {}
             vec_env_cls = SubprocVecEnv if settings.vec_env == "subproc" else SharedMemoryVecEnv
-            vec_env = {"vec_env_cls": vec_env_cls, "vec_env_kwargs": {"start_method": start_method}}
+            vec_env = {"vec_env_cls": vec_env_cls, "vec_env_kwargs": words}
         if atari:
             importlib.import_module("ale_py")  # registers its environments
             env = VecFrameStack(make_atari_env(settings.env_id, settings.n_envs, seed=0, **vec_env), 4)

@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,11 +31,14 @@ FASTEST = "fork" if "fork" in START_METHODS else "spawn"
 Shared = functools.partial(SharedMemoryVecEnv, start_method=FASTEST)
 
 
-@pytest.fixture(params=["busy wait", "by pipe"])
+@pytest.fixture(params=["busy wait", "by pipe", "trainer steps"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How trainer and workers meet: as here, or as where memory gives no order."""
+    """How trainer and workers meet: as here, or as where memory gives no order; and as if the trainer stepped by default."""
     if request.param == "by pipe":
         monkeypatch.setattr(memory, "SPINS", False)
+    elif request.param == "trainer steps":
+        init = functools.partialmethod(SharedMemoryVecEnv.__init__, trainer_steps=True)
+        monkeypatch.setattr(SharedMemoryVecEnv, "__init__", init)
     elif not memory.SPINS:
         pytest.skip("needs x86-64")
 
@@ -77,15 +81,24 @@ def sampled_actions(
     flags=st.sampled_from([bool, np.bool_]),
     as_list=st.booleans(),
     spins=st.booleans(),
+    trainer_steps=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_every_step_is_that_of_dummy_vec_env(
-    observations: str, actions: str, infos: list[str], n_workers: int, flags: type[Any], as_list: bool, spins: bool, seed: int
+    observations: str,
+    actions: str,
+    infos: list[str],
+    n_workers: int,
+    flags: type[Any],
+    as_list: bool,
+    spins: bool,
+    trainer_steps: bool,
+    seed: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "SPINS", spins and memory.SPINS)
         make: list[Callable[[], Any]] = [functools.partial(World, observations, actions, info, flags) for info in infos]
-        envs = dummy, shared = DummyVecEnv(make), Shared(make, n_workers=n_workers)
+        envs = dummy, shared = DummyVecEnv(make), Shared(make, n_workers=n_workers, trainer_steps=trainer_steps)
     for env in envs:
         env.seed(seed)
         env.set_options({"difficulty": 3})
@@ -105,10 +118,11 @@ def test_every_step_is_that_of_dummy_vec_env(
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)
-def test_start_methods(start_method: Any) -> None:
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_start_methods(start_method: Any, trainer_steps: bool) -> None:
     envs = [
         DummyVecEnv([lambda: World("dict")] * 3),
-        SharedMemoryVecEnv([lambda: World("dict")] * 3, start_method, n_workers=2),
+        SharedMemoryVecEnv([lambda: World("dict")] * 3, start_method, n_workers=2, trainer_steps=trainer_steps),
     ]
     for env in envs:
         env.seed(5)
@@ -268,6 +282,59 @@ def test_as_many_workers_as_cores_and_not_more_than_environments() -> None:
     env.close()
 
 
+def test_where_the_trainer_steps_there_is_one_worker_less() -> None:
+    """The trainer has the first environments, and not more than a worker."""
+    for n_envs, n_workers, bounds in ((1, 2, [0, 1]), (5, 1, [0, 5]), (5, 2, [0, 2]), (8, 3, [0, 2])):
+        env = Shared([World] * n_envs, n_workers=n_workers, trainer_steps=True)
+        assert len(env.processes) == min(n_envs, n_workers) - 1
+        pids = env.env_method("process")
+        assert [number for number, pid in enumerate(pids) if pid == os.getpid()] == list(range(*bounds))
+        env.close()
+        env.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            env.reset()
+
+
+class Hoarder(Broken):
+    """Its infos hold a list that it goes on changing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hoard: list[int] = []
+
+    def step(self, action: Any) -> Any:
+        self.hoard.append(self.total)
+        return (*super().step(action)[:4], {"hoard": self.hoard})
+
+
+@pytest.mark.usefixtures("way")
+def test_script_and_environments_have_no_object_in_common() -> None:
+    env = Shared([Hoarder] * 4, n_workers=2)
+    env.reset()
+    kept = [env.step(np.zeros(4, int))[3] for _ in range(3)]
+    assert [[info["hoard"] for info in infos] for infos in kept] == [[[0]] * 4, [[0, 1]] * 4, [[0, 1, 2]] * 4]
+    bag = ["stone"]
+    env.set_attr("bag", bag)
+    bag.append("feather")
+    env.get_attr("bag")[0].append("feather")
+    assert env.get_attr("bag") == [["stone"]] * 4
+    env.close()
+
+
+def test_a_reset_does_away_with_a_step_wherever_it_is_made() -> None:
+    """The step is made all the same: it draws random numbers."""
+    envs = [Shared([World] * 4, n_workers=2, trainer_steps=trainer_steps) for trainer_steps in (False, True)]
+    for env in envs:
+        env.seed(1)
+        env.reset()
+        env.step_async(np.zeros(4, int))
+    assert_same(*(env.reset() for env in envs))
+    assert_same(*(env.step(np.zeros(4, int)) for env in envs))
+    for env in envs:
+        env.step_async(np.zeros(4, int))
+        env.close()
+
+
 class Words(Broken):
     observation_space: Any = spaces.Text(5)
 
@@ -309,8 +376,10 @@ def trained(algorithm: Any, vec_env_cls: Any, **kwargs: Any) -> Any:
 
 
 @pytest.mark.parametrize("algorithm", [PPO, TRPO, StockPPO])
-def test_a_training_ends_with_the_same_bits(algorithm: Any) -> None:
-    kwargs: dict[str, dict[str, Any]] = {"vec_env_kwargs": {"start_method": FASTEST, "n_workers": 2}}
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_a_training_ends_with_the_same_bits(algorithm: Any, trainer_steps: bool) -> None:
+    vec_env_kwargs = {"start_method": FASTEST, "n_workers": 2, "trainer_steps": trainer_steps}
+    kwargs: dict[str, dict[str, Any]] = {"vec_env_kwargs": vec_env_kwargs}
     one, other = trained(algorithm, DummyVecEnv), trained(algorithm, SharedMemoryVecEnv, **kwargs)
     for name, value in one.policy.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), other.policy.state_dict()[name].numpy(), err_msg=name)

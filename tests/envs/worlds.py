@@ -78,6 +78,10 @@ class World(gym.Env):
         """What it did last."""
         return self.last_action, times * (self.steps + plus)
 
+    def process(self) -> int:
+        """The process that it is in."""
+        return os.getpid()
+
 
 class Broken(gym.Env):
     """Counts its steps; before the step of a number, something happens."""

@@ -70,8 +70,12 @@ def zeros(env: VecEnv) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("way")
-def test_an_environment_that_raises_in_a_step() -> None:
-    env = Shared([Broken, Broken, lambda: Broken(3, raise_stuck), Broken], n_workers=2)
+@pytest.mark.parametrize("trainer_steps", [False, True])
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_environment_that_raises_in_a_step(trainer_steps: bool, number: int) -> None:
+    makers: list[Callable[[], Any]] = [Broken] * 4
+    makers[number] = lambda: Broken(3, raise_stuck)
+    env = Shared(makers, n_workers=2, trainer_steps=trainer_steps)
     env.reset()
     env.step(zeros(env))
     env.step(zeros(env))
@@ -79,55 +83,73 @@ def test_an_environment_that_raises_in_a_step() -> None:
         env.step(zeros(env))
     cause = raised.value.__cause__
     assert isinstance(cause, WorkerTracebackError)
-    assert "environment 2" in str(cause) and "in raise_stuck" in str(cause)
+    assert f"environment {number}" in str(cause) and "in raise_stuck" in str(cause)
     np.testing.assert_array_equal(env.reset(), np.zeros((4, 1)))  # as good as new
     np.testing.assert_array_equal(env.step(zeros(env))[0], np.ones((4, 1)))
     env.close()
 
 
 @pytest.mark.usefixtures("way")
-def test_an_environment_that_raises_in_reset() -> None:
-    env = Shared([Broken, lambda: Broken(fault=raise_stuck, fault_in_reset=True)], n_workers=2)
+@pytest.mark.parametrize("trainer_steps", [False, True])
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_environment_that_raises_in_reset(trainer_steps: bool, number: int) -> None:
+    makers: list[Callable[[], Any]] = [Broken] * 2
+    makers[number] = lambda: Broken(fault=raise_stuck, fault_in_reset=True)
+    env = Shared(makers, n_workers=2, trainer_steps=trainer_steps)
     with pytest.raises(StuckError):
         env.reset()
+    env.set_attr("fault_in_reset", False)
+    np.testing.assert_array_equal(env.reset(), np.zeros((2, 1)))
+    env.set_attr("fault_in_reset", True, indices=number)
+    for _ in range(6):
+        env.step(zeros(env))
+    with pytest.raises(StuckError):  # the seventh step ends the episode
+        env.step(zeros(env))
     env.set_attr("fault_in_reset", False)
     np.testing.assert_array_equal(env.reset(), np.zeros((2, 1)))
     env.close()
 
 
-def test_an_exception_that_cannot_be_sent() -> None:
-    env = Shared([lambda: Broken(1, raise_unpicklable)])
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_an_exception_that_cannot_be_sent(trainer_steps: bool) -> None:
+    env = Shared([lambda: Broken(1, raise_unpicklable)], trainer_steps=trainer_steps)
     env.reset()
     with pytest.raises(RuntimeError, match=r"environment 0[^$]*UnpicklableError: the gripper is stuck, as so often"):
         env.step(zeros(env))
     env.close()
 
 
-def test_an_info_that_cannot_be_sent() -> None:
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_an_info_that_cannot_be_sent(trainer_steps: bool) -> None:
     class Locked(Broken):
         def step(self, action: Any) -> Any:
             return (*super().step(action)[:4], {"lock": threading.Lock()})
 
-    env = Shared([Locked])
+    env = Shared([Locked], trainer_steps=trainer_steps)
     env.reset()
     with pytest.raises(TypeError, match="lock"):
         env.step(zeros(env))
     env.close()
 
 
-def test_an_environment_that_cannot_be_made() -> None:
+@pytest.mark.parametrize("trainer_steps", [False, True])
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_environment_that_cannot_be_made(tmp_path: Path, trainer_steps: bool, number: int) -> None:
     def stuck() -> Any:
         raise StuckError("no gripper")
 
+    makers: list[Callable[[], Any]] = [Broken] * 3
+    makers[number] = stuck
     with pytest.raises(StuckError, match="no gripper") as raised:
-        Shared([Broken, stuck])
-    assert "environment 1" in str(raised.value.__cause__)
+        Shared(makers, n_workers=2, trainer_steps=trainer_steps)
+    assert f"environment {number}" in str(raised.value.__cause__)
 
 
-def test_one_environment_for_all() -> None:
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_one_environment_for_all(trainer_steps: bool) -> None:
     env = Broken()
     with pytest.raises(ValueError, match="return the same environment"):
-        SharedMemoryVecEnv([lambda: env] * 2, start_method=FASTEST, n_workers=1)
+        SharedMemoryVecEnv([lambda: env] * 2, start_method=FASTEST, n_workers=1, trainer_steps=trainer_steps)
 
 
 @pytest.mark.skipif(FASTEST != "fork", reason="is about another way than fork")
@@ -164,12 +186,14 @@ def test_a_worker_that_dies(tmp_path: Path, fault: Callable[..., Any], how: str)
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("use", ["step", "reset", "get_attr", "close"])
-def test_a_worker_that_dies_while_nobody_looks(use: str) -> None:
-    env = Shared([Broken] * 2, n_workers=2)
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_a_worker_that_dies_while_nobody_looks(tmp_path: Path, use: str, trainer_steps: bool) -> None:
+    file = tmp_path / "closed"
+    env = Shared([lambda: Broken(closed_file=file)] * 2, n_workers=2, trainer_steps=trainer_steps)
     env.reset()
     env.step(zeros(env))
-    env.processes[1].kill()
-    env.processes[1].join()
+    env.processes[-1].kill()
+    env.processes[-1].join()
     calls: dict[str, Callable[[], Any]] = {
         "step": lambda: env.step(zeros(env)),
         "reset": env.reset,
@@ -179,11 +203,14 @@ def test_a_worker_that_dies_while_nobody_looks(use: str) -> None:
         with pytest.raises(WorkerDiedError, match="environment 1 was killed by signal"):
             calls[use]()
     env.close()
+    if trainer_steps:
+        assert file.read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.usefixtures("way")
-def test_a_worker_that_hangs() -> None:
-    env = Shared([Broken, lambda: Broken(2, hang)], n_workers=2, timeout=0.5)
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_a_worker_that_hangs(trainer_steps: bool) -> None:
+    env = Shared([Broken, lambda: Broken(2, hang)], n_workers=2, timeout=0.5, trainer_steps=trainer_steps)
     env.reset()
     env.step(zeros(env))
     with pytest.raises(TimeoutError, match=r"environment 1 has not answered for 0.5 seconds"):
@@ -198,9 +225,10 @@ def test_a_worker_that_hangs() -> None:
 @posix
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("seed", range(6))
-def test_ctrl_c_at_any_moment(seed: int) -> None:
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_ctrl_c_at_any_moment(seed: int, trainer_steps: bool) -> None:
     """Afterwards the environments do what they are told, whatever was under way."""
-    env = Shared([Broken] * 3, n_workers=2)
+    env = Shared([Broken] * 3, n_workers=2, trainer_steps=trainer_steps)
     random = np.random.default_rng(seed)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -229,8 +257,9 @@ def test_ctrl_c_at_any_moment(seed: int) -> None:
 
 
 @posix
-def test_ctrl_c_during_a_training() -> None:
-    env = Shared([lambda: Broken(40, nap), Broken], n_workers=2)
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_ctrl_c_during_a_training(trainer_steps: bool) -> None:
+    env = Shared([lambda: Broken(40, nap), Broken], n_workers=2, trainer_steps=trainer_steps)
     model = PPO("MlpPolicy", env, n_steps=16, batch_size=16).learn(16)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -246,10 +275,11 @@ def test_ctrl_c_during_a_training() -> None:
     env.close()
 
 
-def test_environments_are_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_environments_are_closed(tmp_path: Path, trainer_steps: bool) -> None:
     file = tmp_path / "closed"
-    env = Shared([lambda: Broken(closed_file=file)] * 3, n_workers=2)
-    pids = [process.pid for process in env.processes]
+    env = Shared([lambda: Broken(closed_file=file)] * 3, n_workers=2, trainer_steps=trainer_steps)
+    pids = [os.getpid()] * trainer_steps + [process.pid for process in env.processes]
     env.close()
     assert sorted(map(int, file.read_text().split())) == sorted([pids[0], *[pids[1]] * 2])
 
@@ -283,12 +313,17 @@ class Report(BaseCallback):
 
 def main():
     others = SharedMemoryVecEnv([Broken] * 2, {method!r}, n_workers=2)
-    venv = SharedMemoryVecEnv([Broken] * 3, {method!r}, n_workers=2)
+    venv = SharedMemoryVecEnv([Broken] * 3, {method!r}, n_workers={n_workers}, trainer_steps={trainer_steps})
     PPO("MlpPolicy", venv, n_steps=16, batch_size=16).learn(10**7, callback=Report())
 
 {guard}
 """
 GUARD = 'if __name__ == "__main__":\n    main()'
+
+
+def script_text(method: str, guard: str, n_workers: int = 2, trainer_steps: bool = False) -> str:
+    envs = str(Path(__file__).parent.parent / "envs")
+    return SCRIPT.format(envs=envs, method=method, guard=guard, n_workers=n_workers, trainer_steps=trainer_steps)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -306,10 +341,11 @@ def running(pid: int) -> Any:
 @linux
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_no_orphaned_processes(tmp_path: Path, method: str, how: signal.Signals) -> None:
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_no_orphaned_processes(tmp_path: Path, method: str, how: signal.Signals, trainer_steps: bool) -> None:
     """Ctrl-C reaches the script and its workers; a kill reaches the script alone, while its workers step."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(envs=str(Path(__file__).parent.parent / "envs"), method=method, guard=GUARD))
+    script.write_text(script_text(method, GUARD, 2 + trainer_steps, trainer_steps))
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -331,7 +367,7 @@ def test_no_orphaned_processes(tmp_path: Path, method: str, how: signal.Signals)
 
 def test_a_script_without_its_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(envs=str(Path(__file__).parent.parent / "envs"), method="spawn", guard="main()"))
+    script.write_text(script_text("spawn", "main()"))
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1
     assert "WorkerDiedError" in ended.stderr and "if __name__ == '__main__'" in ended.stderr

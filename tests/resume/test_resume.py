@@ -1,5 +1,6 @@
 """A run that ends at any moment goes on to the same final bits."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "MuJoCo": {"algorithm": "TRPO", "env": "Hopper-v5"},
     "in worker processes": {"algorithm": "PPO", "env": "Hopper-v5", "vec_env": SubprocVecEnv},
     "in shared memory": {"algorithm": "PPO", "env": "Hopper-v5", "vec_env": SharedMemoryVecEnv},
+    "where the trainer steps": {"algorithm": "PPO", "vec_env": partial(SharedMemoryVecEnv, trainer_steps=True)},
     "all generators in use": {"algorithm": "PPO", "noisy": True},
     "frame stack": {"algorithm": "PPO", "frame_stack": True},
     "schedules": {"algorithm": "PPO", "clip_range": "lin_0.3", "ent_coef": "lin_0.1", "target_kl": "lin_1.0"},

@@ -80,7 +80,7 @@ class Plan(NamedTuple):
     """
     What the memory holds.
 
-    :param bounds: of each worker, its first environment and the one after its last
+    :param bounds: of each process that steps, its first environment and the one after its last
     :param observations: name, shape and type of each array of an observation; the name is None if there is only one
     :param action_bytes: of one environment
     :param spins: see ``SPINS``
@@ -91,14 +91,14 @@ class Plan(NamedTuple):
     action_bytes: int
     spins: bool
 
-    def info_bytes(self, worker: int) -> int:
+    def info_bytes(self, number: int) -> int:
         """
         Bytes for infos.
 
-        :param worker: its number
+        :param number: of a process that steps
         :return: enough for all its environments to end an episode at once, with infos of the usual size
         """
-        first, stop = self.bounds[worker]
+        first, stop = self.bounds[number]
         return INFO_BYTES + (stop - first) * sum(dtype.itemsize * prod(shape) for _, shape, dtype in self.observations)
 
 
@@ -125,14 +125,14 @@ class Block:
 
     def __init__(self, plan: Plan, memory: mmap.mmap | None) -> None:
         self.memory, self.size = memory, 0
-        n_workers, n_envs = len(plan.bounds), plan.bounds[-1][1]
+        n_processes, n_envs = len(plan.bounds), plan.bounds[-1][1]
         # A memoryview gives a number in a third of the time that NumPy needs.
-        self.numbers = self._reserve((n_workers * self.NUMBERS,), np.int64).data
+        self.numbers = self._reserve((n_processes * self.NUMBERS,), np.int64).data
         self.rewards = self._reserve((n_envs,), np.float32)
         self.dones = self._reserve((n_envs,), np.bool_)
         self.actions = self._reserve((n_envs * plan.action_bytes,), np.uint8)
         self.observations = {name: self._reserve((n_envs, *shape), dtype) for name, shape, dtype in plan.observations}
-        self.infos = [self._reserve((plan.info_bytes(worker),), np.uint8).data for worker in range(n_workers)]
+        self.infos = [self._reserve((plan.info_bytes(number),), np.uint8).data for number in range(n_processes)]
 
     def _reserve(self, shape: tuple[int, ...], dtype: DTypeLike) -> NumpyArray:
         """
@@ -145,6 +145,15 @@ class Block:
         offset = self.size
         self.size += -(-np.dtype(dtype).itemsize * prod(shape) // CACHE_LINE) * CACHE_LINE
         return np.empty(0, dtype) if self.memory is None else np.ndarray(shape, dtype, self.memory, offset)
+
+    def numbers_of(self, number: int) -> "memoryview[int]":
+        """
+        The numbers by which the trainer and a worker meet.
+
+        :param number: of the worker
+        :return: its two cache lines
+        """
+        return self.numbers[number * self.NUMBERS : (number + 1) * self.NUMBERS]
 
     def actions_as(self, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> NumpyArray:
         """

@@ -81,6 +81,19 @@ def unpack(failure: Failure) -> BaseException:
     return error
 
 
+_CONSTANTS = frozenset((*_NUMBERS, bool, int, float, complex, str, bytes, type(None)))
+
+
+def is_constant(info: Info) -> bool:
+    """
+    Whether a dict holds only what nobody can change: numbers, texts and None.
+
+    :param info: of an environment
+    :return: whether a shallow copy shares nothing that can change
+    """
+    return type(info) is dict and _CONSTANTS.issuperset(map(type, info.values()))
+
+
 def _plain(scalar: np.generic) -> tuple[type[np.generic], tuple[object]]:
     """The pickle of a number of NumPy by its value as one of Python, which takes half the time of NumPy's own."""
     return type(scalar), (scalar.item(),)

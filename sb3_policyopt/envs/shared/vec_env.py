@@ -16,10 +16,10 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
-from sb3_policyopt.envs.shared import memory, worker
+from sb3_policyopt.envs.shared import memory, share
 from sb3_policyopt.envs.shared.memory import Plan
 from sb3_policyopt.envs.shared.messages import Info
-from sb3_policyopt.envs.shared.worker import Description
+from sb3_policyopt.envs.shared.share import Description
 from sb3_policyopt.envs.shared.workers import CLOSE_TIMEOUT, Workers
 from sb3_policyopt.errors import WorkerDiedError
 from sb3_policyopt.saving.env_state import Env
@@ -47,8 +47,11 @@ class SharedMemoryVecEnv(SubprocVecEnv):
     :param env_fns: functions that create the environments
     :param start_method: of the worker processes, see :mod:`multiprocessing`; as for ``SubprocVecEnv``, "forkserver" by default
         and "spawn" where there is none, which need ``if __name__ == "__main__":`` in scripts
-    :param n_workers: number of processes, at most one for each environment; by default as many as there are cores
+    :param n_workers: number of processes that step, at most one for each environment; by default as many as there are cores
     :param timeout: seconds that a worker may take to step, reset or call its environments; no limit by default
+    :param trainer_steps: whether this process is one of those that step. It is faster on few cores. The first environments are
+        then in this process, as with ``DummyVecEnv``: they use its global random generators, ``timeout`` does not interrupt
+        them, and a crash of theirs ends this process
     :raises ValueError: if an argument makes no sense, a function cannot be sent to a process, or observations are not arrays
         of numbers
     """
@@ -59,6 +62,7 @@ class SharedMemoryVecEnv(SubprocVecEnv):
         start_method: str | None = None,
         n_workers: int | None = None,
         timeout: float | None = None,
+        trainer_steps: bool = False,
     ) -> None:
         if not env_fns:
             raise ValueError("env_fns is empty: give a function for each environment")
@@ -70,7 +74,8 @@ class SharedMemoryVecEnv(SubprocVecEnv):
             start_method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.waiting = False
         self._results: VecEnvStepReturn | None = None
-        self.workers = Workers(list(env_fns), start_method, min(n_workers or available_cores(), len(env_fns)))
+        n_processes = min(n_workers or available_cores(), len(env_fns))
+        self.workers = Workers(list(env_fns), start_method, n_processes, trainer_steps)
         try:
             observation_space, action_space, metadata = cast(Description, self.workers.answers[0])
             self._block = self.workers.share(self._plan(observation_space, action_space))
@@ -101,8 +106,7 @@ class SharedMemoryVecEnv(SubprocVecEnv):
                 )
         arrays = [(name, shapes[name], np.dtype(dtypes[name])) for name in names]
         action_bytes = 0 if action_space.shape is None else 8 * int(np.prod(action_space.shape))
-        bounds = [(handle.first, handle.stop) for handle in self.workers.all]
-        return Plan(bounds, arrays, action_bytes, memory.SPINS)
+        return Plan(self.workers.bounds, arrays, action_bytes, memory.SPINS)
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
@@ -138,7 +142,7 @@ class SharedMemoryVecEnv(SubprocVecEnv):
             self._actions[...] = actions
             self.workers.begin_step()
         else:
-            self.workers.begin_step([list(actions[c.first : c.stop]) for c in self.workers.all])
+            self.workers.begin_step([list(actions[first:stop]) for first, stop in self.workers.bounds])
         self.waiting = True
 
     def _fits(self, actions: np.ndarray) -> bool:
@@ -155,7 +159,7 @@ class SharedMemoryVecEnv(SubprocVecEnv):
         if actions.dtype.kind not in NUMBERS or actions.nbytes > self._block.actions.nbytes:
             return False
         layout = actions.dtype, actions.shape
-        self.workers.call("set_action_layout", [layout] * len(self.workers.all))
+        self.workers.call("set_action_layout", [layout] * len(self.workers.bounds))
         self._actions = self._block.actions_as(*layout)
         return True
 
@@ -172,11 +176,11 @@ class SharedMemoryVecEnv(SubprocVecEnv):
         return results
 
     def _collect(self) -> VecEnvStepReturn:
-        """Wait for all workers, and copy the results, so that later steps do not change them."""
+        """Wait for all processes, and copy the results, so that later steps do not change them."""
         answers = self.workers.end_step()
         infos: list[Info] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
-        for of_worker in answers:
-            for index, (info, reset_info) in of_worker.items() if of_worker else ():
+        for of_process in answers:
+            for index, (info, reset_info) in of_process.items() if of_process else ():
                 infos[index] = info
                 if reset_info is not None:
                     self.reset_infos[index] = reset_info
@@ -191,10 +195,10 @@ class SharedMemoryVecEnv(SubprocVecEnv):
 
     def _call(self, name: str, arguments: Sequence[tuple[object, ...]]) -> list[object]:
         """
-        Have all workers execute an order, after the step under way, whose results are kept for ``step_wait``.
+        Have all processes execute an order, after the step under way, whose results are kept for ``step_wait``.
 
-        :param name: of a method of ``worker.Worker``
-        :param arguments: for each worker
+        :param name: of a method of ``share.Share``
+        :param arguments: for each process
         :return: what each returns
         """
         if self.waiting and self._results is None:
@@ -209,8 +213,11 @@ class SharedMemoryVecEnv(SubprocVecEnv):
 
         :return: their first observations
         """
+        under_way = self.waiting and self._results is None
         self.waiting, self._results = False, None
-        here = [slice(handle.first, handle.stop) for handle in self.workers.all]
+        if under_way:
+            self.workers.drop_step()
+        here = [slice(*bounds) for bounds in self.workers.bounds]
         infos = self._call("reset", [(self._seeds[part], self._options[part]) for part in here])
         self.reset_infos = [info for part in cast(list[list[Info]], infos) for info in part]
         self._reset_seeds()
@@ -228,11 +235,12 @@ class SharedMemoryVecEnv(SubprocVecEnv):
         """
         called = [range(self.num_envs)[index] for index in self._get_indices(indices)]
         pickled = pickle.dumps(arguments)
-        places = [[i for i, env in enumerate(called) if c.first <= env < c.stop] for c in self.workers.all]
+        bounds = self.workers.bounds
+        places = [[i for i, env in enumerate(called) if first <= env < stop] for first, stop in bounds]
         results: list[object] = [None] * len(called)
         given = [
-            (function, [called[place] - handle.first for place in some], pickled)
-            for handle, some in zip(self.workers.all, places, strict=True)
+            (function, [called[place] - first for place in some], pickled)
+            for (first, _), some in zip(bounds, places, strict=True)
         ]
         for some, theirs in zip(places, cast(list[list[object]], self._call("call", given)), strict=True):
             for place, result in zip(some, theirs, strict=True):
@@ -246,25 +254,25 @@ class SharedMemoryVecEnv(SubprocVecEnv):
                 f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images."
             )
             return [None] * self.num_envs
-        return self._call_envs(None, worker.render)
+        return self._call_envs(None, share.render)
 
     def has_attr(self, attr_name: str) -> bool:
         """Whether all environments have an attribute."""
-        return all(self._call_envs(None, worker.has_attr, attr_name))
+        return all(self._call_envs(None, share.has_attr, attr_name))
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the environments, or of what they wrap."""
-        return self._call_envs(indices, worker.get_attr, attr_name)
+        return self._call_envs(indices, share.get_attr, attr_name)
 
     def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Set an attribute of the environments' outermost wrappers."""
-        self._call_envs(indices, worker.set_attr, attr_name, value)
+        self._call_envs(indices, share.set_attr, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: object, indices: VecEnvIndices = None, **method_kwargs: object
     ) -> list[Any]:
         """What a method of the environments returns."""
-        return self._call_envs(indices, worker.call_method, method_name, method_args, method_kwargs)
+        return self._call_envs(indices, share.call_method, method_name, method_args, method_kwargs)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether the environments are wrapped in a class."""

@@ -9,14 +9,16 @@ class WorkerHandle:
     """
     A worker process and the connection to it.
 
+    :param number: of its share of the environments
     :param process: the process
     :param connection: to it
     :param first: its first environment
     :param stop: the one after its last
     """
 
-    def __init__(self, process: BaseProcess, connection: Connection, first: int, stop: int) -> None:
-        self.process, self.connection, self.first, self.stop = process, connection, first, stop
+    def __init__(self, number: int, process: BaseProcess, connection: Connection, first: int, stop: int) -> None:
+        self.number, self.process, self.connection = number, process, connection
+        self.first, self.stop = first, stop
         self.received: list[bytes] = []
         self.numbers: memoryview[int]
         self.infos: memoryview[int]

@@ -1,5 +1,6 @@
-"""All worker processes, as the trainer sees them: starting and ending them, orders and answers."""
+"""All processes that step, as the trainer sees them: starting and ending workers, orders and answers."""
 
+import contextlib
 import multiprocessing
 import pickle
 import time
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from sb3_policyopt.envs.shared import memory, worker
 from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, StepInfos, unpack
+from sb3_policyopt.envs.shared.share import TrainersShare
 from sb3_policyopt.envs.shared.worker_handle import WorkerHandle
 from sb3_policyopt.errors import WorkerDiedError
 from sb3_policyopt.parallel.mailboxes import yield_core
@@ -47,27 +49,31 @@ class Context(Protocol):
 
 def split(n_envs: int, n_workers: int) -> list[tuple[int, int]]:
     """
-    Distribute the environments: neighbouring ones to each worker, and to each as many as to any other or one more.
+    Distribute the environments: neighbouring ones to each process, and to each as many as to any other or one more.
 
     :param n_envs: number of environments
-    :param n_workers: not more than that
-    :return: of each worker, its first environment and the one after its last
+    :param n_workers: number of processes, not more than that
+    :return: of each process, its first environment and the one after its last; the first process gets no more than any other
     """
     return list(pairwise(number * n_envs // n_workers for number in range(n_workers + 1)))
 
 
 class Workers:
     """
-    All workers.
+    All workers, and the trainer's own share of the environments if it has one.
 
     :param env_fns: functions that create the environments
     :param start_method: of the processes
-    :param n_workers: number of processes
+    :param n_workers: number of processes that step
+    :param trainer_steps: whether the trainer is the first of them
     :raises ValueError: if a function cannot be sent to a process
     """
 
-    def __init__(self, env_fns: list[Callable[[], Env]], start_method: str, n_workers: int) -> None:
+    def __init__(self, env_fns: list[Callable[[], Env]], start_method: str, n_workers: int, trainer_steps: bool) -> None:
         self.all: list[WorkerHandle] = []
+        self.bounds = split(len(env_fns), n_workers)
+        self.own: TrainersShare | None = TrainersShare(0, 0) if trainer_steps else None
+        self.own_step: bytes | None = None  # arguments of a step that the trainer has still to make
         self.timeout: float | None = None
         self.closed = self.unfinished = False
         self.broken = False  # whether a message was interrupted half-way
@@ -75,26 +81,29 @@ class Workers:
         self.number = 0  # of the last order
         context = cast(Context, multiprocessing.get_context(start_method))
         try:
-            for bounds in split(len(env_fns), n_workers):
-                self._start(context, env_fns, *bounds)
-            self.answers = self._receive_all()
+            for number, bounds in enumerate(self.bounds):
+                if number > 0 or self.own is None:
+                    self._start(context, env_fns, number, *bounds)
+            own = [] if self.own is None else [self.own.make_and_describe(env_fns[: self.bounds[0][1]])]
+            self.answers = self._checked([*own, *self._receive_all()])
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, context: Context, env_fns: list[Callable[[], Env]], first: int, stop: int) -> None:
+    def _start(self, context: Context, env_fns: list[Callable[[], Env]], number: int, first: int, stop: int) -> None:
         """
         Start a worker.
 
         :param context: of multiprocessing
         :param env_fns: functions that create the environments
+        :param number: of its share
         :param first: its first environment
         :param stop: the one after its last
         """
         ours, theirs = context.Pipe()
         wrapped = [CloudpickleWrapper(env_fn) for env_fn in env_fns[first:stop]]
         # daemon: Python ends it when the script ends without closing the environments.
-        process = context.Process(target=worker.main, args=(theirs, ours, wrapped, len(self.all), first), daemon=True)
+        process = context.Process(target=worker.main, args=(theirs, ours, wrapped, number, first), daemon=True)
         try:
             process.start()
         except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
@@ -106,7 +115,7 @@ class Workers:
             ) from error
         finally:
             theirs.close()
-        self.all.append(WorkerHandle(process, ours, first, stop))
+        self.all.append(WorkerHandle(number, process, ours, first, stop))
 
     def share(self, plan: Plan) -> Block:
         """
@@ -123,19 +132,20 @@ class Workers:
         self._end()
         shared.close_file()
         block = Block(plan, shared.map)
-        for number, handle in enumerate(self.all):
-            handle.numbers = block.numbers[number * Block.NUMBERS : (number + 1) * Block.NUMBERS]
-            handle.infos = block.infos[number]
+        for handle in self.all:
+            handle.numbers, handle.infos = block.numbers_of(handle.number), block.infos[handle.number]
+        if self.own is not None:
+            self.own.attach(plan, block)
         self.spins = plan.spins
         return block
 
     def stop(self, timeout: float = 0.0) -> None:
         """
-        End all workers, also those that do not respond.
+        End all workers, also those that do not respond, and close the trainer's own environments.
 
-        :param timeout: seconds that they have to end by themselves
+        :param timeout: seconds that the workers have to end by themselves
         """
-        self.closed = True
+        self.closed, self.own_step = True, None
         self._join(timeout)
         for handle in self.all:
             handle.process.terminate()
@@ -144,6 +154,9 @@ class Workers:
             handle.process.kill()
             handle.process.join()
             handle.connection.close()
+        if self.own is not None:
+            with contextlib.suppress(Exception):  # whoever closes hears of them by the order to close
+                self.own.close()
 
     def _join(self, timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -154,18 +167,18 @@ class Workers:
 
     def call(self, name: str, arguments: Sequence[tuple[object, ...]] | None = None) -> list[object]:
         """
-        Have all workers execute an order, and wait for the results.
+        Have all processes execute an order, and wait for the results.
 
-        :param name: of a method of ``worker.Worker``
-        :param arguments: for each worker; none by default
+        :param name: of a method of ``share.Share``
+        :param arguments: for each process; none by default
         :return: what each returns
         :raises Exception: what an environment raises
         """
-        pickled = [NO_ARGUMENTS] * len(self.all) if arguments is None else [pickle.dumps(given) for given in arguments]
+        pickled = [NO_ARGUMENTS] * len(self.bounds) if arguments is None else [pickle.dumps(given) for given in arguments]
         self._begin()
-        for handle, given in zip(self.all, pickled, strict=True):
-            self._send(handle, name, given)
-        return self._end()
+        for handle in self.all:
+            self._send(handle, name, pickled[handle.number])
+        return self._end([] if self.own is None else [self.own.answer(Order(self.number, name, pickled[0]))])
 
     def finish_interrupted(self) -> None:
         """
@@ -178,6 +191,7 @@ class Workers:
         if self.broken:
             self.stop()
             raise RuntimeError("a message to a worker was interrupted half-way: the environments are closed, make them anew")
+        self.own_step = None
         if self.unfinished:
             self.number += 1
             for handle in self.all:
@@ -190,11 +204,14 @@ class Workers:
         self.number += 1
         self.unfinished = True
 
-    def _end(self) -> list[object]:
-        """Wait for the answers to an order."""
-        answers = self._receive_all()
-        self.unfinished = False
-        return answers
+    def _end(self, own: Sequence[object] = ()) -> list[object]:
+        """
+        Wait for the answers to an order.
+
+        :param own: that of the trainer's share, if it has one
+        :return: the answers of all processes
+        """
+        return self._checked([*own, *self._receive_all()])
 
     def _send(self, handle: WorkerHandle, name: str, arguments: bytes) -> None:
         """
@@ -217,12 +234,21 @@ class Workers:
             handle.numbers[Block.ORDERED] = self.number
 
     def _receive_all(self) -> list[object]:
-        """Wait for the answers to the last order, and raise what an environment has raised."""
+        """The answers of all workers to the last order, for which it waits."""
         start = time.monotonic()
-        answers = [self._receive(handle, start) for handle in self.all]
+        return [self._receive(handle, start) for handle in self.all]
+
+    def _checked(self, answers: list[object]) -> list[object]:
+        """
+        End an order.
+
+        :param answers: of all processes
+        :return: the same
+        :raises Exception: what an environment has raised
+        """
+        self.unfinished = False
         for answer in answers:
             if isinstance(answer, Failure):
-                self.unfinished = False
                 raise unpack(answer)
         return answers
 
@@ -291,17 +317,18 @@ class Workers:
 
     def begin_step(self, actions: Sequence[list[object]] | None = None) -> None:
         """
-        Let all workers step.
+        Let all workers step. The trainer's own share does so in :meth:`end_step`.
 
-        :param actions: of each worker's environments; those in the shared memory by default
+        :param actions: of each process's environments; those in the shared memory by default
         """
-        if actions is not None or not self.spins:
-            given = [NO_ARGUMENTS] * len(self.all) if actions is None else [pickle.dumps((some,)) for some in actions]
-            self._begin()
-            for handle, arguments in zip(self.all, given, strict=True):
-                self._send(handle, "step", arguments)
-            return
+        given = [NO_ARGUMENTS] * len(self.bounds) if actions is None else [pickle.dumps((some,)) for some in actions]
         self._begin()
+        if self.own is not None:
+            self.own_step = given[0]
+        if actions is not None or not self.spins:
+            for handle in self.all:
+                self._send(handle, "step", given[handle.number])
+            return
         for handle in self.all:
             handle.numbers[Block.TRAINER_SLEEPS] = 0
             handle.numbers[Block.KIND] = Block.STEP
@@ -317,20 +344,27 @@ class Workers:
 
     def end_step(self) -> list[StepInfos | None]:
         """
-        Wait for the end of the step.
+        Make the trainer's own step, and wait for the end of the workers'.
 
-        :return: of each worker, the infos; None if there are none
+        :return: of each process, the infos; None if there are none
         :raises Exception: what an environment has raised
         """
-        if not self.spins:
-            return cast(list[StepInfos | None], self._end())
-        start = time.monotonic()
-        answers = [self._step_infos(handle, start) for handle in self.all]
+        return cast(list[StepInfos | None], self._checked(self._step_answers()))
+
+    def drop_step(self) -> None:
+        """End a step whose results nobody needs. Otherwise a worker may see the next order before that of the step."""
+        self._step_answers()
         self.unfinished = False
-        for answer in answers:
-            if isinstance(answer, Failure):
-                raise unpack(answer)
-        return cast(list[StepInfos | None], answers)
+
+    def _step_answers(self) -> list[object]:
+        """Infos or failure of all processes, at the end of the step."""
+        own: list[object] = []
+        if self.own is not None and self.own_step is not None:
+            arguments, self.own_step = self.own_step, None
+            own = [self.own.answer(Order(self.number, "step", arguments))]
+        start = time.monotonic()
+        answer = self._step_infos if self.spins else self._receive
+        return [*own, *(answer(handle, start) for handle in self.all)]
 
     def _step_infos(self, handle: WorkerHandle, start: float) -> object:
         """
