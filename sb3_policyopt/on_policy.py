@@ -23,7 +23,7 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models import AnyModel, choose_model
-from sb3_policyopt.objectives import slopes_of
+from sb3_policyopt.objectives.objective import has_slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.skipping import SkipCounter
 from sb3_policyopt.parallel import Team, current_team
@@ -229,7 +229,7 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
         :return: their names
         """
-        changed = [name for name in self.hooks if slopes_of(getattr(self, name)) is None]
+        changed = [name for name in self.hooks if not has_slopes(getattr(self, name), self.device)]
         return [*changed, "rollout_buffer.get"] if samples_itself(self.rollout_buffer) else changed
 
     # ------------------------------------------------------------------ the loop

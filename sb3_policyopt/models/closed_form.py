@@ -159,7 +159,7 @@ class ClosedFormModel(Model[Any]):
         """One forward pass of the actor."""
         masks = batch.context.get("action_masks")
         outputs = self._of(batch).actor_forward(features_of(batch), masks, with_slopes=False).outputs
-        return surrogate_value(hook, outputs, batch), float(mean(self.networks.family.kl(old, outputs.parameters)))
+        return float(surrogate_value(hook, outputs, batch)), float(mean(self.networks.family.kl(old, outputs.parameters)))
 
 
 def features_of(batch: Batch[ArrayT]) -> ArrayT:

@@ -14,7 +14,7 @@ import numpy as np
 import torch as th
 
 from sb3_policyopt.maths import losses
-from sb3_policyopt.maths.arrays import ArrayT
+from sb3_policyopt.maths.arrays import ArrayT, Scalar
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.objectives.objective import slopes_of
 from sb3_policyopt.objectives.outputs import Outputs, Pass, Slopes
@@ -42,7 +42,7 @@ def surrogate_slopes(outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> tuple[Sl
     return Slopes(tuple([slope[:, None] * part for part in score])), {"surrogate": losses.surrogate(ratio, batch.advantages)}
 
 
-def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> float:
+def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> Scalar:
     """
     T1: J, without its slopes where that is cheaper.
 
@@ -53,9 +53,9 @@ def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[
     """
     slopes = slopes_of(hook)
     if slopes is not surrogate_slopes and slopes is not None:
-        return float(value_of(slopes(outputs, batch)[1]["surrogate"]))
+        return value_of(slopes(outputs, batch)[1]["surrogate"])
     ratio = losses.probability_ratio(outputs.family.log_prob(outputs.parameters, batch.actions), batch.old_log_prob)
-    return float(losses.surrogate(ratio, batch.advantages))
+    return losses.surrogate(ratio, batch.advantages)
 
 
 class Actor(Protocol[ArrayT]):

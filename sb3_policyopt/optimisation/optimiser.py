@@ -20,12 +20,20 @@ class Optimiser:
     :param policy: whose ``optimizer`` says what a step is
     :param flat: its parameters
     :param first: number of the first parameter of the range, which ends with the last one
+    :param after_foreign_step: called after a step that the policy's own optimizer made, where that is not a fused one
     """
 
-    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, first: int = 0) -> None:
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        flat: FlatParameters,
+        first: int = 0,
+        after_foreign_step: Callable[[], None] | None = None,
+    ) -> None:
         self.policy = policy
         self.flat = flat
         self.first = first
+        self.after_foreign_step = after_foreign_step
         self.gradient = flat.gradient[flat.offsets[first] :]
         self._adam: FlatAdam | None = None
         self.fused: FlatAdam | None = None
@@ -68,6 +76,8 @@ class Optimiser:
             self.flat.push()
         else:
             self._step_of_optimizer(skipped)
+            if self.after_foreign_step is not None:
+                self.after_foreign_step()
         return {"grad_norm": norm, "skipped_updates": Count(skipped)}
 
     def _fused_adam(self) -> FlatAdam | None:
@@ -152,8 +162,7 @@ class NumpyOptimiser(Optimiser):
     def __init__(
         self, policy: ActorCriticPolicy, flat: FlatParameters, first: int, after_foreign_step: Callable[[], None]
     ) -> None:
-        super().__init__(policy, flat, first)
-        self.after_foreign_step = after_foreign_step
+        super().__init__(policy, flat, first, after_foreign_step)
         self._array = self.gradient.numpy()
 
     def step(self, max_norm: float, loss: Scalar) -> Terms:
@@ -171,7 +180,8 @@ class NumpyOptimiser(Optimiser):
         else:
             self.policy.optimizer.zero_grad()
             self._step_of_optimizer(_MADE)
-            self.after_foreign_step()
+            if self.after_foreign_step is not None:
+                self.after_foreign_step()
         return {"grad_norm": norm, "skipped_updates": Count(0.0)}
 
 

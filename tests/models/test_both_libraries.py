@@ -14,10 +14,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_environments import IMAGE, collect, copy_rollout, start, toy
 
-from sb3_policyopt import PPO, TRPO
+from sb3_policyopt import PPO, TRPO, on_policy
 from sb3_policyopt.distributions import family_of
 from sb3_policyopt.maths.terms import value_of
+from sb3_policyopt.models import choose_model
 from sb3_policyopt.models.closed_form import ClosedFormModel
+from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.models.networks import library
 from sb3_policyopt.objectives import PPOCoefficients, Slopes, Terms, clipped_slopes, closed_form
 from sb3_policyopt.optimisation.optimiser import Optimiser
@@ -26,7 +28,7 @@ from sb3_policyopt.rollout.batch import Batch
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # the last one is smaller
 
 TOLERANCE = 1e-6
-WAYS = ("numpy", "torch", "autograd")
+WAYS = ("numpy", "torch", "tensors", "autograd")
 OPTIONS: dict[type[Any], dict[str, Any]] = {
     PPO: {"n_epochs": 2, "batch_size": 48, "ent_coef": 0.01},
     # Few iterations: rounding grows with each.
@@ -37,6 +39,8 @@ OPTIONS: dict[type[Any], dict[str, Any]] = {
 def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.MonkeyPatch, engine: str, **options: Any) -> Any:
     """The model after one update on the rollout of another, from the other's parameters."""
     monkeypatch.setattr(library, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
+    # As on a GPU, here on the CPU.
+    monkeypatch.setattr(on_policy, "choose_model", partial(choose_model, on_tensors=way == "tensors"))
     model = algorithm(
         source.policy.__class__,
         source.env,
@@ -52,6 +56,7 @@ def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.Mon
         model.rollout_buffer.action_masks[...] = source.rollout_buffer.action_masks
     np.random.seed(1)
     model.train()
+    assert (type(model.engine_in_use) is TensorClosedForm) == (way == "tensors")
     return model
 
 

@@ -1,0 +1,189 @@
+"""
+The closed form on tensors: for policies on a GPU, and for environments that give and take tensors.
+
+No graph is built above the features. Features extractors with parameters are torch's: with x the features, the formulas give
+x̄ = ∂(−L)/∂x, from which torch goes on backward. Nothing here waits for the device but what TRPO asks for as a number.
+"""
+
+from collections.abc import Sequence
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+
+from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.distributions.masking import penalties
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.maths.terms import Terms, value_of
+from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, CriticPass, NetworksPass
+from sb3_policyopt.models.networks.sb3_layout import sb3_parameters
+from sb3_policyopt.models.networks.serving import NetworksWatch
+from sb3_policyopt.models.tensor_model import TensorDecision, TensorModel
+from sb3_policyopt.models.torch_policy import TorchModel
+from sb3_policyopt.objectives.objective import Objective, slopes_of
+from sb3_policyopt.objectives.outputs import Pass
+from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
+from sb3_policyopt.optimisation.optimiser import Optimiser
+from sb3_policyopt.rollout.batch import Batch, Observations, of_features
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context
+from sb3_policyopt.rollout.minibatches import RolloutData
+
+
+class TensorClosedForm(TensorModel):
+    """
+    The model for policies whose networks have a closed form, on any device; see the module's text.
+
+    :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle, without memory
+    :param family: of its action distribution
+    :param plain_features: whether observations become features without a module of the user's, so that the actor's Jacobian
+        has a closed form too
+    """
+
+    name = "closed_form"
+
+    def __init__(self, policy: ActorCriticPolicy, family: ActionDistribution, plain_features: bool = True) -> None:
+        parameters = sb3_parameters(policy, family)
+        super().__init__(policy, *parameters)
+        self.plain_features = plain_features
+        if not plain_features:
+            self.name = "hybrid"  # type: ignore[misc]  # of this object
+        self.torch = TorchModel(policy, parameters, flat=self.flat)
+        self.networks = ActorCriticNetworks.in_torch(policy, self.flat, family)
+        self.watch = NetworksWatch(policy, self.flat)
+        self.action_shape = policy.action_space.shape or ()
+        self.noise = self.flat.vector.new_empty(0)
+        self.next_step = 0
+        # What lies before each network in the flat vector belongs to the extractors.
+        actor_start, critic_start = self.networks.starts
+        self._critic_extractor = range(self.actor_count, self.flat.offsets.index(critic_start))
+        self._extractor_parameters = [*range(self.flat.offsets.index(actor_start)), *self._critic_extractor]
+
+    def serves(self) -> bool:
+        """The networks fit, and the policy has the same modules and trainable parameters."""
+        return self.torch.serves() and self.watch.serves()
+
+    def fits(self, thorough: bool = True) -> bool:
+        """The networks' modules and parameters are the same objects, without hooks or methods of their own."""
+        return self.watch.fits(thorough)
+
+    def _features(self, observations: Observations[th.Tensor], critic_only: bool = False) -> th.Tensor:
+        """
+        SB3's preprocessing and the extractors.
+
+        :param observations: first axis batch
+        :param critic_only: whether the critic alone is computed
+        :return: shape (1, batch, n_features), or (2, batch, n_features) if actor and critic see different features
+        """
+        actor, critic = self.policy.pi_features_extractor, self.policy.vf_features_extractor
+        extractors = (critic,) if critic_only else (actor,) if self.policy.share_features_extractor else (actor, critic)
+        extract = BasePolicy.extract_features
+        rows = [extract(self.policy, observations, extractor) for extractor in extractors]  # type: ignore[arg-type]
+        return rows[0][None] if len(rows) == 1 else th.stack(rows)
+
+    # ------------------------------------------------------------------ rollout
+
+    def start_rollout(self, n_steps: int, n_envs: int) -> None:
+        """Draw the noise of all steps at once, from the device's generator."""
+        shape, like = (n_steps, n_envs, self.networks.family.output_dim), self.flat.vector
+        tiny = th.finfo(th.float32).tiny
+        self.noise = self.networks.family.noise(
+            lambda: th.rand(shape, device=like.device).clamp_(min=tiny), lambda: th.randn(shape, device=like.device)
+        )
+        self.next_step = 0
+
+    def decide(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> TensorDecision:
+        """One forward pass of the extractors and both networks, and the next piece of noise."""
+        n_envs = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        if self.next_step == len(self.noise) or self.noise.shape[1] != n_envs:
+            self.start_rollout(1, n_envs)
+        with th.no_grad():
+            outputs = self.networks.forward(self._features(observations), with_slopes=False).outputs
+        parameters = outputs.parameters
+        if context.action_masks is not None:  # M1
+            masks = th.as_tensor(context.action_masks, device=self.flat.vector.device)
+            parameters = (parameters[0] + penalties(masks), *parameters[1:])
+        actions, log_prob = self.networks.family.sample_and_log_prob(parameters, self.noise[self.next_step])
+        self.next_step += 1
+        return TensorDecision(actions.reshape(-1, *self.action_shape), outputs.values, log_prob)
+
+    def values_of(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> th.Tensor:
+        """One forward pass of the critic and its extractor."""
+        with th.no_grad():
+            features = self._features(observations, critic_only=True)
+            return self.networks.critic_forward(features, with_slopes=False).outputs.values
+
+    def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
+        """As of :class:`TorchModel`."""
+        return self.torch.action_parameters(observations, context)
+
+    # ------------------------------------------------------------------ update
+
+    def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[th.Tensor]:
+        """As of :class:`TorchModel`: one transfer a rollout."""
+        return self.torch.data(buffer, sequence_length)
+
+    def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
+        """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
+        numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
+        self.flat.bring(thorough=self.flat.unwatched)
+        with th.set_grad_enabled(bool(numbers)):
+            features = self._features(batch.observations, objective.critic_only)
+        x, rows = features.detach(), of_features(batch)
+        if objective.critic_only:
+            forward: CriticPass[th.Tensor] | NetworksPass[th.Tensor] = self.networks.critic_forward(x)
+        else:
+            forward = self.networks.forward(x, rows.context.get("action_masks"))
+        slopes, terms = objective.known_slopes()(forward.outputs, rows)
+        x_bar = forward.pullback(slopes, to_features=features.requires_grad)
+        if numbers:
+            gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
+            if x_bar is not None:
+                parameters = [self.flat.parameters[i] for i in numbers]
+                gradients = th.autograd.grad(features, parameters, x_bar, allow_unused=True)
+            self.flat.gather(gradients, numbers)
+        return terms
+
+    def _make_optimiser(self, first: int) -> Optimiser:
+        return Optimiser(self.policy, self.flat, first, self.watch.check_after_foreign_step)
+
+    # ------------------------------------------------------------------ the actor's Jacobian
+
+    def actor_pass(self, batch: Batch[th.Tensor]) -> Pass[th.Tensor]:
+        """Of the actor's network alone; torch's, where features have parameters."""
+        if not self.plain_features:
+            return self.torch.actor_pass(batch)
+        self.flat.bring()
+        return self.networks.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
+
+    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[th.Tensor]) -> tuple[float, th.Tensor, Pass[th.Tensor]]:
+        """g = Jᵀ ∂J/∂output."""
+        if not self.plain_features:
+            return self.torch.surrogate_pass(hook, batch)
+        self.flat.bring()
+        forward = self.networks.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
+        compute = slopes_of(hook)
+        assert compute is not None
+        slopes, terms = compute(forward.outputs, of_features(batch))
+        return float(value_of(terms["surrogate"])), forward.pullback(slopes.parameters), forward
+
+    def surrogate_and_kl(
+        self, hook: SurrogateHook, batch: Batch[th.Tensor], old: tuple[th.Tensor, ...]
+    ) -> tuple[float, float]:
+        """One forward pass of the actor, and one wait for the device."""
+        if not self.plain_features:
+            return self.torch.surrogate_and_kl(hook, batch, old)
+        masks = batch.context.get("action_masks")
+        outputs = self.networks.actor_forward(self._actor_features(batch), masks, with_slopes=False).outputs
+        surrogate = surrogate_value(hook, outputs, of_features(batch))
+        objective, kl = th.stack((th.as_tensor(surrogate), self.networks.family.kl(old, outputs.parameters).mean())).tolist()
+        return objective, kl
+
+    def _actor_features(self, batch: Batch[th.Tensor]) -> th.Tensor:
+        """
+        What the actor sees of a batch, where features have no parameters.
+
+        :param batch: transitions
+        :return: shape (1, batch, n_features)
+        """
+        with th.no_grad():
+            return self._features(batch.observations)[:1]
