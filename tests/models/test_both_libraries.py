@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from no_waiting import NoWaiting
 from pairs import critic_objective, ppo_objective
 from policies import ACTIONS, VECTOR
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_environments import IMAGE, collect, copy_rollout, start, toy
 
 from sb3_policyopt import PPO, TRPO, on_policy
@@ -165,15 +165,6 @@ def test_the_rule_chooses_torch_for_wide_networks_and_several_threads(algorithm:
         assert th.get_num_threads() == 2
     for name, value in parameters[0].items():
         np.testing.assert_allclose(parameters[1][name], value, rtol=0, atol=TOLERANCE, err_msg=name)
-
-
-class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises where a number of a tensor is handed to Python, for which a GPU would be waited for."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func not in (th.ops.aten._local_scalar_dense.default, th.ops.aten.is_nonzero.default, th.ops.aten.equal.default)
-        assert "nonzero" not in str(func)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("action", ACTIONS)
