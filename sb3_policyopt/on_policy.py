@@ -32,11 +32,16 @@ from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.buffers import samples_itself
 from sb3_policyopt.rollout.collect import collect
 from sb3_policyopt.rollout.minibatches import RolloutData
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
+from sb3_policyopt.rollout.tensors.collect import collect_tensors
+from sb3_policyopt.rollout.tensors.env import is_tensor_env
+from sb3_policyopt.rollout.transfer import to_host
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.coefficients import Scheduled
 from sb3_policyopt.setup.kinds import WithMasksAndMemory, suited_to_policy
 from sb3_policyopt.setup.placement import Placed
 from sb3_policyopt.setup.policies import check_policy
+from sb3_policyopt.setup.tensors import OnTensors
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -46,7 +51,7 @@ DEFAULTS = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
+class PolicyOptimization(Scheduled, OnTensors, WithMasksAndMemory, Placed):
     """
     Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
 
@@ -190,6 +195,7 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
             self.autograd_hooks(),
             self.engine_in_use,
             self._real_observation() if self.separates_critic else None,
+            isinstance(self.rollout_buffer, TensorRolloutBuffer),
         )
         engine.reason += f"; on {self.device}: {self.device_reason}"
         if self.verbose >= 1 and engine.reason != before:
@@ -238,7 +244,8 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        S5: see :func:`sb3_policyopt.rollout.collect.collect`.
+        S5: see :func:`sb3_policyopt.rollout.collect.collect`, and :mod:`sb3_policyopt.rollout.tensors` for environments of
+        tensors.
 
         :param env: the training environments
         :param callback: called at the start, after each step and at the end
@@ -246,6 +253,8 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
         :param n_rollout_steps: steps of each environment
         :return: False if the callback asked to stop
         """
+        if isinstance(rollout_buffer, TensorRolloutBuffer) and is_tensor_env(env):
+            return collect_tensors(self, env, callback, rollout_buffer, n_rollout_steps, self.team)
         return collect(self, env, callback, rollout_buffer, n_rollout_steps, self.team)
 
     def learn(
@@ -357,7 +366,9 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
         :param terms: reduced over the update, by name
         """
-        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        values, returns = (column.flatten() for column in (self.rollout_buffer.values, self.rollout_buffer.returns))
+        if isinstance(values, th.Tensor):
+            values, returns = to_host(values, returns)
         logged = {name: value_of(term) for name, term in self.team.reduce_maxima(terms).items()}
         logged["explained_variance"] = explained_variance(values, returns, self.team.variances)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):

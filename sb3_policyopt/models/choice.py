@@ -100,7 +100,9 @@ def _kind(policy: ActorCriticPolicy, name: str, on_tensors: bool) -> type[AnyMod
     return RecurrentModel if kind_of(policy).memory else TensorClosedForm
 
 
-def _as_tensors(observations: Observations[NumpyArray] | Observations[th.Tensor], device: th.device) -> Observations[th.Tensor]:
+def _as_tensors(
+    observations: Observations[NumpyArray] | Observations[th.Tensor], device: th.device
+) -> Observations[th.Tensor]:
     """
     Observations of either library as tensors.
 

@@ -10,6 +10,7 @@ from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
+from sb3_policyopt.rollout.transfer import to_host
 
 
 class TensorDecision(NamedTuple):
@@ -60,22 +61,3 @@ class TensorModel(Model[th.Tensor]):
     def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """As :meth:`values_of`, for arrays."""
         return to_host(self.values_of(obs_as_tensor(observations, self.policy.device), context))[0]
-
-
-def to_host(*tensors: th.Tensor) -> list[NumpyArray]:
-    """
-    Tensors as arrays. Those of another device come in one transfer, which is waited for once.
-
-    :param tensors: on one device
-    :return: the same numbers, of the same shapes and types
-    """
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        return [tensor.numpy() for tensor in tensors]
-    parts = [tensor.contiguous().view(-1).view(th.uint8) for tensor in tensors]
-    joined = th.cat(parts).cpu().numpy()
-    arrays, start = [], 0
-    for tensor, part in zip(tensors, parts, strict=True):
-        piece = joined[start : start + len(part)].copy()  # aligned, and with memory of its own
-        arrays.append(piece.view(th.empty(0, dtype=tensor.dtype).numpy().dtype).reshape(tuple(tensor.shape)))
-        start += len(part)
-    return arrays

@@ -31,6 +31,7 @@ from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 from sb3_policyopt.rollout.minibatches import GatheredRows, OwnSamples, RolloutData
 from sb3_policyopt.rollout.sequenced_rows import SequencedRows
 from sb3_policyopt.rollout.sequences import Sequences, from_padded
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, rows_of
 
 
 class TorchModel(TensorModel):
@@ -109,7 +110,7 @@ class TorchModel(TensorModel):
         :param buffer: a full rollout buffer
         :return: on the policy's device
         """
-        rollout = self.to_tensors(flattened(buffer))
+        rollout = self.to_tensors(rows_of(buffer) if isinstance(buffer, TensorRolloutBuffer) else flattened(buffer))
         if self.channels_last:
             rollout.observations = to_channels_last(rollout.observations)
         return rollout
