@@ -343,7 +343,7 @@ def _unusual_activations(policy: ActorCriticPolicy) -> str | None:
 
 def _unusual_tensors(policy: ActorCriticPolicy, family: ActionDistribution) -> str | None:
     """
-    Parameters elsewhere than in float32 on one CPU or GPU, hooks, and of the networks also frozen, shared, missing or further ones.
+    Parameters that are not float32 on one device, hooks, and of the networks also frozen, shared, missing or further ones.
 
     :param policy: a policy made of plain modules
     :param family: of its action distribution

@@ -1,12 +1,11 @@
 """SB3's rollout buffer as tensors on the device where the policy is."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from numpy.typing import DTypeLike
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
@@ -74,7 +73,7 @@ class TensorRolloutBuffer(RolloutBuffer):
             self._final = kept
         return kept
 
-    def _column(self, shape: tuple[int, ...], dtype: DTypeLike) -> th.Tensor:
+    def _column(self, shape: tuple[int, ...], dtype: Any) -> th.Tensor:
         """
         Memory for one quantity.
 
@@ -116,7 +115,7 @@ class TensorRolloutBuffer(RolloutBuffer):
         self.advantages.copy_(gae(self.rewards, self.values, last, ended, self.gamma, self.gae_lambda))
         th.add(self.advantages, self.values, out=self.returns)
 
-    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """
         SB3's samples in random order, as tensors that are copies.
 
@@ -202,5 +201,9 @@ def rows_of(buffer: RolloutBuffer) -> Batch[th.Tensor]:
         {name: rows(column) for name, column in observations.items()}
         if isinstance(observations, dict)
         else rows(observations),
-        *(rows(getattr(columns, name)) for name in ("actions", "values", "log_probs", "advantages", "returns")),
+        rows(columns.actions),
+        rows(columns.values),
+        rows(columns.log_probs),
+        rows(columns.advantages),
+        rows(columns.returns),
     )

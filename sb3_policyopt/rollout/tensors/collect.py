@@ -1,6 +1,11 @@
-"""S5 on tensors: the loop of :mod:`sb3_policyopt.rollout.collect` for environments that give and take tensors. No step waits for the device."""
+"""
+S5 on tensors: the loop of :mod:`sb3_policyopt.rollout.collect` for environments that give and take tensors.
+
+No step waits for the device.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch as th
@@ -10,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.buffers import RESIZE
 from sb3_policyopt.rollout.collect import draw_noise, runs_code_of_users
 from sb3_policyopt.rollout.info import Info
 from sb3_policyopt.rollout.learner import Learner, RolloutTeam
@@ -46,9 +52,8 @@ def collect_tensors(
     """
     assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
     if n_rollout_steps != rollout_buffer.buffer_size:
-        raise ValueError(
-            f"rollout_buffer is for {rollout_buffer.buffer_size} steps, and {n_rollout_steps} are to be collected"
-        )
+        size = rollout_buffer.buffer_size
+        raise ValueError(f"rollout_buffer is for {size} steps, and {n_rollout_steps} are to be collected. {RESIZE}")
     self.policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()
@@ -185,11 +190,9 @@ def shown_to_callbacks(
                 info["terminal_observation"] = row
         return made
 
+    new_obs: object
     if isinstance(observations, dict):
-        new_obs: object = {
-            name: lazy("new_obs", lambda tensor=tensor: tensor)
-            for name, tensor in observations.items()  # type: ignore[misc]
-        }
+        new_obs = {name: lazy("new_obs", partial(observations.__getitem__, name)) for name in observations}
     else:
         new_obs = lazy("new_obs", lambda: observations)
     return {

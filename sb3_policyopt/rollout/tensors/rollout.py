@@ -158,8 +158,8 @@ class TensorRollout:
             values = self.buffer.values[steps, environments]
         elif self.final is None:
             raise ValueError(
-                f"{type(self.env).__name__}: an episode was cut off, but step_tensors gave no extras['final_obs']; give it, or "
-                "set bootstrap to 'previous' or 'none'"
+                f"{type(self.env).__name__}: an episode was cut off, but step_tensors gave no extras['final_obs']; give it, "
+                "or set bootstrap to 'previous' or 'none'"
             )
         else:
             final = self.final
@@ -195,9 +195,10 @@ class TensorRollout:
             value=to_host(last_values)[0],
         )
         if error is None and rows.size:
-            sums = to_host(buffer.rewards)[0][rows[0], rows[1]]
+            values, sums = to_host(final_values)[0], to_host(buffer.rewards)[0][rows[0], rows[1]]
+            first = slice(bad := int(np.argmin(np.isfinite(values) & np.isfinite(sums))), bad + 1)
             error = explain(
-                int(rows[0][0]), environments=rows[1], final_value=to_host(final_values)[0], bootstrapped_reward=sums
+                int(rows[0][bad]), environments=rows[1][first], final_value=values[first], bootstrapped_reward=sums[first]
             )
         if error is not None:
             raise error
