@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
@@ -102,7 +102,7 @@ class TensorVecEnv(VecEnv, ABC):
 
     # The NumPy side
 
-    def reset(self) -> VecEnvObs:
+    def reset(self) -> Observations[NumpyArray]:
         """
         Begin a new episode in all environments, with the seed of :meth:`seed` if one was given since the last reset.
 
