@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
@@ -102,14 +102,14 @@ class TensorVecEnv(VecEnv, ABC):
 
     # The NumPy side
 
-    def reset(self) -> VecEnvObs:
+    def reset(self) -> Observations[NumpyArray]:
         """
         Begin a new episode in all environments, with the seed of :meth:`seed` if one was given since the last reset.
 
         :return: copies of the observations as arrays
         """
         with th.no_grad():
-            return in_numpy(self.reset_tensors(take_seed(self)), self.observation_space)
+            return in_numpy(self.reset_tensors(take_seed(self)), self.returned_space())
 
     def step_async(self, actions: NumpyArray) -> None:
         """
@@ -137,7 +137,7 @@ class TensorVecEnv(VecEnv, ABC):
         if len(ended) and self.bootstrap == "final":
             self._add_terminal_observations(infos, ended, step.extras)
         rewards = step.rewards.to("cpu", th.float32, copy=True).numpy()
-        return in_numpy(step.observations, self.observation_space), rewards, dones, infos
+        return in_numpy(step.observations, self.returned_space()), rewards, dones, infos
 
     def _add_terminal_observations(self, infos: list[dict[str, Any]], ended: NumpyArray, extras: dict[str, Any]) -> None:
         """
@@ -161,7 +161,7 @@ class TensorVecEnv(VecEnv, ABC):
             final = {name: tensor[rows] for name, tensor in final.items()}
         else:
             final = final[rows]
-        arrays = in_numpy(final, self.observation_space)
+        arrays = in_numpy(final, self.returned_space())
         for place, number in enumerate(ended):
             infos[number]["terminal_observation"] = (
                 {name: array[place] for name, array in arrays.items()} if isinstance(arrays, dict) else arrays[place]
@@ -176,6 +176,14 @@ class TensorVecEnv(VecEnv, ABC):
         """
         if options and (isinstance(options, dict) or any(options)):
             raise ValueError(f"{type(self).__name__} takes no options at reset; set attributes of the simulator instead")
+
+    def returned_space(self) -> spaces.Space[Any]:
+        """
+        The space whose types the arrays of :meth:`reset` and :meth:`step` have.
+
+        :return: the observation space, unless a wrapper gives other numbers than its space says
+        """
+        return self.observation_space
 
     def attribute_owner(self, name: str) -> object:
         """
