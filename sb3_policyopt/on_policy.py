@@ -23,6 +23,7 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models import AnyModel, choose_model
+from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.objectives.objective import has_slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.skipping import SkipCounter
@@ -198,6 +199,8 @@ class PolicyOptimization(Scheduled, OnTensors, WithMasksAndMemory, Placed):
             isinstance(self.rollout_buffer, TensorRolloutBuffer),
         )
         engine.reason += f"; on {self.device}: {self.device_reason}"
+        if isinstance(engine, TensorClosedForm) and (graphs := engine.recorder.reason()):
+            engine.reason += f"; {graphs}"
         if self.verbose >= 1 and engine.reason != before:
             print(f"Engine: {engine.name} ({engine.reason})")
         return engine

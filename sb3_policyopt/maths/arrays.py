@@ -107,16 +107,20 @@ def largest(array: Array) -> Scalar:
     return array[array.argmax()] if isinstance(array, np.ndarray) else array.max()
 
 
-def clip(array: ArrayT, low: float, high: float) -> ArrayT:
+def clip(array: ArrayT, low: float | ArrayT, high: float | ArrayT) -> ArrayT:
     """
     Entries held within bounds; NumPy's own ``clip`` spends most of its time on its arguments.
 
     :param array: any shape
-    :param low: lower bound
+    :param low: lower bound, in torch also a tensor without axes
     :param high: upper bound
     :return: the same shape
     """
-    return np.minimum(np.maximum(array, low), high) if isinstance(array, np.ndarray) else array.clamp(low, high)
+    if isinstance(array, np.ndarray):
+        return np.minimum(np.maximum(array, low), high)
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+        return array.clamp(low, high)
+    return th.minimum(th.maximum(array, th.as_tensor(low)), th.as_tensor(high))  # clamp would wait for a tensor without axes
 
 
 @overload

@@ -5,28 +5,35 @@ No graph is built above the features. Features extractors with parameters are to
 x̄ = ∂(−L)/∂x, from which torch goes on backward. Nothing here waits for the device but what TRPO asks for as a number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 
 from sb3_policyopt.distributions import ActionDistribution
-from sb3_policyopt.distributions.masking import penalties
+from sb3_policyopt.graphs import Recorder, in_place
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms, value_of
-from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, CriticPass, NetworksPass
-from sb3_policyopt.models.networks.sb3_layout import sb3_parameters
+from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass, CriticPass, NetworksPass
+from sb3_policyopt.models.networks.layers import TrunkPass
+from sb3_policyopt.models.networks.sb3_layout import features_extractors, sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
+from sb3_policyopt.models.replayed_slopes import ReplayedSlopes
 from sb3_policyopt.models.tensor_model import TensorDecision, TensorModel
 from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.objectives.objective import Objective, slopes_of
 from sb3_policyopt.objectives.outputs import Pass
-from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
+from sb3_policyopt.objectives.trust_region import SurrogateHook, fisher_product, surrogate_value
 from sb3_policyopt.optimisation.optimiser import Optimiser
-from sb3_policyopt.rollout.batch import Batch, Observations, of_features
+from sb3_policyopt.optimisation.replayed import ReplayedOptimiser
+from sb3_policyopt.rollout.batch import Batch, Observations, columns_of, of_features, with_columns
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context
-from sb3_policyopt.rollout.minibatches import RolloutData
+from sb3_policyopt.rollout.minibatches import GatheredRows, RolloutData
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
+
+SB3_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
 
 
 class TensorClosedForm(TensorModel):
@@ -49,8 +56,16 @@ class TensorClosedForm(TensorModel):
             self.name = "hybrid"  # type: ignore[misc]  # of this object
         self.torch = TorchModel(policy, parameters, flat=self.flat)
         self.networks = ActorCriticNetworks.in_torch(policy, self.flat, family)
-        self.watch = NetworksWatch(policy, self.flat)
+        own = features_extractors(policy)
+        self.known_features = all(type(extractor) in SB3_EXTRACTORS for extractor in own)
+        self.watch = NetworksWatch(policy, self.flat, *(own if self.known_features else ()))
         self.action_shape = policy.action_space.shape or ()
+        self.recorder = Recorder(policy.device)
+        self.recorder.is_active &= self.known_features  # others may wait for the device, or change what they do
+        self.networks.keep_work(self.recorder.is_active)
+        self.replayed = ReplayedSlopes(self.recorder)
+        self.rollout: Batch[th.Tensor] | None = None
+        self.kept: dict[int, list[th.Tensor]] = {}
         self.noise = self.flat.vector.new_empty(0)
         self.next_step = 0
         # What lies before each network in the flat vector belongs to the extractors.
@@ -96,15 +111,22 @@ class TensorClosedForm(TensorModel):
         n_envs = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
         if self.next_step == len(self.noise) or self.noise.shape[1] != n_envs:
             self.start_rollout(1, n_envs)
-        with th.no_grad():
-            outputs = self.networks.forward(self._features(observations), with_slopes=False).outputs
-        parameters = outputs.parameters
-        if context.action_masks is not None:  # M1
-            masks = th.as_tensor(context.action_masks, device=self.flat.vector.device)
-            parameters = (parameters[0] + penalties(masks), *parameters[1:])
-        actions, log_prob = self.networks.family.sample_and_log_prob(parameters, self.noise[self.next_step])
+        names = list(observations) if isinstance(observations, dict) else None
+        inputs = [self.noise[self.next_step], *(observations.values() if isinstance(observations, dict) else [observations])]
+        if context.action_masks is not None:
+            inputs.append(th.as_tensor(context.action_masks, device=self.flat.vector.device))
+
+        def act(noise: th.Tensor, *given: th.Tensor) -> tuple[th.Tensor, ...]:
+            masks = None if context.action_masks is None else given[-1]
+            seen = given[0] if names is None else dict(zip(names, given, strict=False))
+            with th.no_grad():
+                outputs = self.networks.forward(self._features(seen), masks, with_slopes=False).outputs
+            actions, log_prob = self.networks.family.sample_and_log_prob(outputs.parameters, noise)
+            return actions.reshape(-1, *self.action_shape), outputs.values, log_prob
+
         self.next_step += 1
-        return TensorDecision(actions.reshape(-1, *self.action_shape), outputs.values, log_prob)
+        actions, values, log_prob = self.recorder.call("acting", names is None, act, inputs)
+        return TensorDecision(actions, values, log_prob)
 
     def values_of(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> th.Tensor:
         """One forward pass of the critic and its extractor."""
@@ -119,13 +141,34 @@ class TensorClosedForm(TensorModel):
     # ------------------------------------------------------------------ update
 
     def data(self, buffer: RolloutBuffer, sequence_length: int | None = None) -> RolloutData[th.Tensor]:
-        """As of :class:`TorchModel`: one transfer a rollout."""
-        return self.torch.data(buffer, sequence_length)
+        """As of :class:`TorchModel`: one transfer a rollout. For graphs it stays in one place."""
+        data = self.torch.data(buffer, sequence_length)
+        if not (self.recorder.is_active and isinstance(data, GatheredRows)):
+            return data
+        if isinstance(buffer, TensorRolloutBuffer):
+            self.rollout = data.rollout  # whose memory is the same in every rollout
+        else:
+            columns = columns_of(data.rollout)
+            kept = in_place([] if self.rollout is None else columns_of(self.rollout), columns)
+            self.rollout = with_columns(data.rollout, kept)
+        return GatheredRows(self.rollout, self.recorder)
 
     def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
-        numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
         self.flat.bring(thorough=self.flat.unwatched)
+        if self.recorder.is_active:
+            return self.replayed.terms(self._gradient, objective, batch, self.flat.gradient)
+        return self._gradient(objective, batch)
+
+    def _gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
+        """
+        The gradient, left in ``flat.gradient``.
+
+        :param objective: what is minimised
+        :param batch: transitions
+        :return: what to log
+        """
+        numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
         with th.set_grad_enabled(bool(numbers)):
             features = self._features(batch.observations, objective.critic_only)
         x, rows = features.detach(), of_features(batch)
@@ -144,7 +187,7 @@ class TensorClosedForm(TensorModel):
         return terms
 
     def _make_optimiser(self, first: int) -> Optimiser:
-        return Optimiser(self.policy, self.flat, first, self.watch.check_after_foreign_step)
+        return ReplayedOptimiser(self.policy, self.flat, first, self.watch.check_after_foreign_step, self.recorder)
 
     # ------------------------------------------------------------------ the actor's Jacobian
 
@@ -177,6 +220,21 @@ class TensorClosedForm(TensorModel):
         surrogate = surrogate_value(hook, outputs, of_features(batch))
         objective, kl = th.stack((th.as_tensor(surrogate), self.networks.family.kl(old, outputs.parameters).mean())).tolist()
         return objective, kl
+
+    def fisher_product(self, forward: Pass[th.Tensor], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+        """As the base class, by a graph of the tangent and the backward pass."""
+        if not self.recorder.is_active or not isinstance(forward, ActorPass):
+            return super().fisher_product(forward, batch)
+        first, *hidden = forward.trunk_pass.hidden
+        slopes = forward.trunk_pass.slopes
+        self.kept[batch] = kept = in_place(self.kept.get(batch, []), [first, *forward.parameters])
+
+        def product(vector: th.Tensor, x: th.Tensor, *parameters: th.Tensor) -> tuple[th.Tensor, ...]:
+            again = ActorPass(self.networks, parameters, TrunkPass([x, *hidden], slopes))
+            return (fisher_product(again, batch)(vector),)
+
+        fixed = range(1, 1 + len(kept))
+        return lambda vector: self.recorder.call("F v", batch, product, [vector, *kept], fixed=fixed)[0].clone()
 
     def _actor_features(self, batch: Batch[th.Tensor]) -> th.Tensor:
         """

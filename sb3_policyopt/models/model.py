@@ -1,7 +1,7 @@
 """A model: how a policy's outputs, its Jacobian J and Jᵀ are computed. It knows no algorithm."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.outputs import Pass
-from sb3_policyopt.objectives.trust_region import SurrogateHook
+from sb3_policyopt.objectives.trust_region import SurrogateHook, fisher_product
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations
@@ -211,6 +211,16 @@ class Model(ABC, Generic[ArrayT]):
         :param batch: transitions
         :return: the pass
         """
+
+    def fisher_product(self, forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+        """
+        T5: v ↦ F v = Jᵀ M J v / batch.
+
+        :param forward: of :meth:`actor_pass` or :meth:`surrogate_pass`
+        :param batch: number of transitions in it
+        :return: the function; it holds until the parameters change
+        """
+        return fisher_product(forward, batch)
 
     @abstractmethod
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[ArrayT]) -> tuple[float, th.Tensor, Pass[ArrayT]]:

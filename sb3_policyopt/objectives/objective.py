@@ -35,12 +35,16 @@ class Objective:
     :param slopes: outputs and a batch of arrays ↦ the slopes of the same scalar, and what to log; None if they are not known
     :param critic_only: whether the actor takes no part
     :param name: under which the loss itself is logged
+    :param arguments: what the hook was given beside the batch
+    :param general_slopes: as ``slopes``, with the arguments after the batch
     """
 
     loss: Callable[[Batch[th.Tensor]], tuple[th.Tensor, Terms]]
     slopes: Callable[[Outputs[Any], Batch[Any]], tuple[Slopes[Any], Terms]] | None = None
     critic_only: bool = False
     name: str = "loss"
+    arguments: tuple[object, ...] = ()
+    general_slopes: SlopesFunction | None = None
 
     @classmethod
     def of(
@@ -65,6 +69,8 @@ class Objective:
             None if slopes is None else lambda outputs, batch: slopes(outputs, batch, *arguments),
             critic_only,
             name,
+            arguments,
+            slopes,
         )
 
     def known_slopes(self) -> Callable[[Outputs[Any], Batch[Any]], tuple[Slopes[Any], Terms]]:

@@ -66,9 +66,7 @@ class Optimiser:
         :param loss: the loss whose gradient it is, a scalar tensor
         :return: the norm before clipping, and the number of skipped steps (0 or 1)
         """
-        norm = th.linalg.vector_norm(self.gradient)
-        skipped = (~(th.isfinite(norm) & th.isfinite(th.as_tensor(loss)))).to(norm.dtype)
-        self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm, skipped = self.clip(max_norm, loss)
         fused = self._fused_now()
         if fused is not None:
             self.flat.bring()
@@ -79,6 +77,19 @@ class Optimiser:
             if self.after_foreign_step is not None:
                 self.after_foreign_step()
         return {"grad_norm": norm, "skipped_updates": Count(skipped)}
+
+    def clip(self, max_norm: Scalar, loss: Scalar) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Clip the gradient.
+
+        :param max_norm: bound on its Euclidean norm; may be infinite
+        :param loss: the loss whose gradient it is
+        :return: the norm before, and 1.0 if norm or loss is not finite, else 0.0
+        """
+        norm = th.linalg.vector_norm(self.gradient)
+        skipped = (~(th.isfinite(norm) & th.isfinite(th.as_tensor(loss)))).to(norm.dtype)
+        self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm, skipped
 
     def _fused_adam(self) -> FlatAdam | None:
         """

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from emulated_graph import EmulatedGraph, emulate
 from gymnasium import spaces
 from no_waiting import NoWaiting
 from pairs import critic_objective, ppo_objective
@@ -14,7 +15,7 @@ from policies import ACTIONS, VECTOR
 from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_environments import IMAGE, collect, copy_rollout, start, toy
 
-from sb3_policyopt import PPO, TRPO, on_policy
+from sb3_policyopt import PPO, TRPO, graphs, on_policy
 from sb3_policyopt.distributions import family_of
 from sb3_policyopt.maths.terms import value_of
 from sb3_policyopt.models import choose_model
@@ -27,8 +28,9 @@ from sb3_policyopt.rollout.batch import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # the last one is smaller
 
+ON_DEVICE = ("tensors", "graphs")
 TOLERANCE = 1e-6
-WAYS = ("numpy", "torch", "tensors", "autograd")
+WAYS = ("numpy", "torch", "tensors", "graphs", "autograd")
 OPTIONS: dict[type[Any], dict[str, Any]] = {
     PPO: {"n_epochs": 2, "batch_size": 48, "ent_coef": 0.01},
     # Few iterations: rounding grows with each.
@@ -40,7 +42,11 @@ def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.Mon
     """The model after one update on the rollout of another, from the other's parameters."""
     monkeypatch.setattr(library, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
     # As on a GPU, here on the CPU.
-    monkeypatch.setattr(on_policy, "choose_model", lambda *args: choose_model(*args[:-1], on_tensors=way == "tensors"))
+    monkeypatch.setattr(on_policy, "choose_model", lambda *args: choose_model(*args[:6], way in ON_DEVICE))
+    if way == "graphs":
+        emulate(monkeypatch)
+    else:
+        monkeypatch.setattr(graphs, "make_graph", lambda _: None)
     model = algorithm(
         source.policy.__class__,
         source.env,
@@ -56,7 +62,9 @@ def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.Mon
         model.rollout_buffer.action_masks[...] = source.rollout_buffer.action_masks
     np.random.seed(1)
     model.train()
-    assert (type(model.engine_in_use) is TensorClosedForm) == (way == "tensors")
+    assert (type(model.engine_in_use) is TensorClosedForm) == (way in ON_DEVICE)
+    if way == "graphs":
+        assert model.engine_in_use.recorder.refusals == {} and EmulatedGraph.replays > 2 * EmulatedGraph.recordings > 0
     return model
 
 

@@ -294,8 +294,8 @@ def original_rewards(env: TensorEnv, rewards: th.Tensor) -> th.Tensor:
     :param rewards: as it gave them
     :return: shape (n_envs,)
     """
-    original: th.Tensor | None = getattr(env, "original_rewards", None)
-    return rewards if original is None else original
+    original = getattr(env, "old_reward", None)  # of a VecNormalize, also through wrappers
+    return original if isinstance(original, th.Tensor) else rewards
 
 
 def _copied(observations: Observations[th.Tensor], device: th.device) -> Observations[th.Tensor]:
