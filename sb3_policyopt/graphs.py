@@ -183,26 +183,40 @@ class Recorder:
         :param fixed: see :class:`Capture`
         :return: its tensors, which the next call may overwrite
         """
+        capture = self.capture(name, key, function, inputs, state, fixed)
+        return function(*inputs) if capture is None else capture(*inputs)
+
+    def capture(
+        self,
+        name: str,
+        key: Hashable,
+        function: Function,
+        inputs: Sequence[th.Tensor],
+        state: Sequence[th.Tensor] = (),
+        fixed: Sequence[int] = (),
+    ) -> Capture | None:
+        """
+        What replays a function; the arguments are those of :meth:`call`.
+
+        :return: None where it has to be called itself
+        """
         if not self.is_active or name in self.refusals:
-            return function(*inputs)
+            return None
         shapes = tuple((value.shape, value.dtype) for value in inputs)
         addresses = tuple(inputs[i].data_ptr() for i in fixed), tuple(tensor.data_ptr() for tensor in state)
         whole_key = (key, shapes, addresses, *_settings())
         captures = self._captures.setdefault(name, {})
-        capture = captures.get(whole_key)
-        if capture is None:
+        if whole_key not in captures:
             graph = make_graph(self.device)
-            if len(captures) >= RECORDINGS or graph is None:
-                self.refusals[name] = f"what it depends on changed {RECORDINGS} times"
-                captures.clear()
-                return function(*inputs)
             try:
-                capture = captures[whole_key] = Capture(function, inputs, graph, state, fixed)
+                if len(captures) >= RECORDINGS or graph is None:
+                    raise CaptureError(f"what it depends on changed {RECORDINGS} times")
+                captures[whole_key] = Capture(function, inputs, graph, state, fixed)
             except CaptureError as error:
                 self.refusals[name] = str(error)
                 captures.clear()
-                return function(*inputs)
-        return capture(*inputs)
+                return None
+        return captures[whole_key]
 
     def reason(self) -> str:
         """What is replayed and what is not, for the user; empty where nothing was tried."""

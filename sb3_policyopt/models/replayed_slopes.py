@@ -56,10 +56,12 @@ class ReplayedSlopes:
 
         columns = columns_of(batch)
         fixed: Sequence[int] = range(len(columns)) if batch.recurring else ()
-        (found,) = self.recorder.call("gradients", key, in_tensors, [*columns, numbers], [gradient], fixed)
+        capture = self.recorder.capture("gradients", key, in_tensors, [*columns, numbers], [gradient], fixed)
+        if capture is None:
+            return compute(objective, batch)
         if layout:
             self._layouts[key] = layout
-        values = found.clone().unbind()
+        values = capture(*columns, numbers)[0].clone().unbind()
         return {
             name: value if kind is None else kind(value)
             for (name, kind), value in zip(self._layouts[key], values, strict=True)
