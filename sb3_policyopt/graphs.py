@@ -43,14 +43,20 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """:class:`torch.cuda.CUDAGraph`."""
+    """
+    :class:`torch.cuda.CUDAGraph`.
 
-    def __init__(self) -> None:
+    :param device: of all tensors
+    """
+
+    def __init__(self, device: th.device) -> None:
+        self.device = device
         self.graph = th.cuda.CUDAGraph()
 
     def record(self, function: Callable[[], tuple[th.Tensor, ...]]) -> tuple[th.Tensor, ...]:
         """Record what the function launches, on a stream of its own."""
-        with th.cuda.graph(self.graph):
+        # Other threads may use the GPU meanwhile, such as a simulator's.
+        with th.cuda.device(self.device), th.cuda.graph(self.graph, capture_error_mode="thread_local"):
             return function()
 
     def replay(self) -> None:
@@ -65,7 +71,7 @@ def make_graph(device: th.device) -> Graph | None:
     :param device: of all tensors
     :return: None where there are none
     """
-    return CudaGraph() if device.type == "cuda" and th.version.hip is None else None
+    return CudaGraph(device) if device.type == "cuda" and th.version.hip is None else None
 
 
 class Capture:

@@ -196,7 +196,6 @@ class PolicyOptimization(Scheduled, OnTensors, WithMasksAndMemory, Placed):
             self.autograd_hooks(),
             self.engine_in_use,
             self._real_observation() if self.separates_critic else None,
-            isinstance(self.rollout_buffer, TensorRolloutBuffer),
         )
         engine.reason += f"; on {self.device}: {self.device_reason}"
         if isinstance(engine, TensorClosedForm) and (graphs := engine.recorder.reason()):

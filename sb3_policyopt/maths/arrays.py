@@ -1,7 +1,7 @@
 """One code for torch tensors and NumPy arrays: both libraries name the functions that the formulas need alike."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -41,7 +41,7 @@ def _numpy_constant(number: float) -> NumpyArray:
     return np.asarray(number, np.float32)
 
 
-@lru_cache(maxsize=64)
+@cache  # a graph may read it, so it must never be freed
 def _torch_constant(number: float, dtype: th.dtype, device: th.device) -> th.Tensor:
     return th.tensor(number, dtype=dtype, device=device)
 

@@ -42,7 +42,6 @@ def choose_model(
     overridden: Sequence[str] = (),
     current: AnyModel | None = None,
     observations: Observations[NumpyArray] | Observations[th.Tensor] | None = None,
-    on_tensors: bool = False,
 ) -> AnyModel:
     """
     The fastest model that computes exactly what the policy and the algorithm's hooks say.
@@ -53,7 +52,6 @@ def choose_model(
     :param overridden: what the user replaced and only autograd can honour, such as the names of hooks
     :param current: the model in use, which is kept if it is of the right kind and still fits the policy
     :param observations: the environments' last, where the actor's parameters have to be identified; None where they need not
-    :param on_tensors: whether the environments give and take tensors
     :return: the model, bound to the policy's parameters
     :raises ValueError: if ``wanted`` names a model and something stands in its way
     """
@@ -62,7 +60,7 @@ def choose_model(
     if obstacles.get(wanted) is not None:
         raise ValueError(f'engine="{wanted}" cannot serve this policy: {obstacles[wanted]}; use engine="auto"')
     name = wanted if wanted in MODELS else next(name for name in MODELS if obstacles.get(name) is None)
-    kind = _kind(policy, name, on_tensors)
+    kind = _kind(policy, name)
     channels_last = not overridden and _takes_channels_last(policy)
     model: AnyModel
     if type(current) is kind and current.name == name and current.policy is policy and current.serves():
@@ -86,18 +84,29 @@ def choose_model(
     return model
 
 
-def _kind(policy: ActorCriticPolicy, name: str, on_tensors: bool) -> type[AnyModel]:
+def computes_as_on_gpu(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether all of a policy's closed form is computed with tensors.
+
+    :param policy: any SB3 actor-critic policy
+    :return: False on the CPU, where NumPy computes what is small
+    """
+    return policy.device.type != "cpu"
+
+
+def _kind(policy: ActorCriticPolicy, name: str) -> type[AnyModel]:
     """
     The class of a model.
 
     :param policy: that it serves
     :param name: of the model
-    :param on_tensors: whether the environments give and take tensors
     :return: the class
     """
-    if name == "autograd" or not (kind_of(policy).memory or on_tensors or policy.device.type != "cpu"):
-        return MODELS[name]
-    return RecurrentModel if kind_of(policy).memory else TensorClosedForm
+    if name == "autograd":
+        return TorchModel
+    if kind_of(policy).memory:
+        return RecurrentModel
+    return TensorClosedForm if computes_as_on_gpu(policy) else MODELS[name]
 
 
 def _as_tensors(

@@ -16,12 +16,13 @@ from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.graphs import Recorder, in_place
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms, value_of
+from sb3_policyopt.models.model import TensorDecision
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.layers import TrunkPass
 from sb3_policyopt.models.networks.sb3_layout import features_extractors, sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
 from sb3_policyopt.models.replayed_slopes import ReplayedSlopes
-from sb3_policyopt.models.tensor_model import TensorDecision, TensorModel
+from sb3_policyopt.models.tensor_model import TensorModel
 from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.objectives.objective import Objective, slopes_of
 from sb3_policyopt.objectives.outputs import Pass

@@ -38,6 +38,22 @@ class Decision(NamedTuple):
     memory: Memory | None = None
 
 
+class TensorDecision(NamedTuple):
+    """
+    One step of all environments, on the policy's device.
+
+    :param actions: shape (n_envs, *action_shape)
+    :param values: V(s), shape (n_envs,)
+    :param log_prob: ln π(a|s), shape (n_envs,)
+    :param memory: the states after the step; None for a policy without memory
+    """
+
+    actions: th.Tensor
+    values: th.Tensor
+    log_prob: th.Tensor
+    memory: Memory | None = None
+
+
 class Model(ABC, Generic[ArrayT]):
     """
     Computes one policy.
@@ -122,6 +138,27 @@ class Model(ABC, Generic[ArrayT]):
         :param context: states, for a policy that takes them
         :return: float32, shape (n,)
         """
+
+    def decide(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> TensorDecision:
+        """
+        As :meth:`act`, for tensors. A model that computes with tensors does not wait for the device.
+
+        :param observations: on the policy's device, first axis n_envs
+        :param context: masks and states, for a policy that takes them
+        :return: actions, values, log-probabilities, and the states after the step
+        """
+        actions, values, log_prob, memory = self.act(in_memory_of(observations), context)
+        return TensorDecision(th.from_numpy(actions), th.from_numpy(values), th.from_numpy(log_prob), memory)
+
+    def values_of(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> th.Tensor:
+        """
+        As :meth:`values`, for tensors.
+
+        :param observations: on the policy's device, first axis n
+        :param context: states, for a policy that takes them
+        :return: float32, shape (n,)
+        """
+        return th.from_numpy(self.values(in_memory_of(observations), context))
 
     def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray | None:
         """
@@ -246,6 +283,18 @@ class Model(ABC, Generic[ArrayT]):
 
 AnyModel: TypeAlias = Model[Any]
 """A model with arrays of either library, as an algorithm holds it."""
+
+
+def in_memory_of(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:
+    """
+    Tensors on the CPU as arrays.
+
+    :param observations: first axis n
+    :return: the same memory
+    """
+    if isinstance(observations, dict):
+        return {name: tensor.numpy() for name, tensor in observations.items()}
+    return observations.numpy()
 
 
 def forget_distribution(policy: ActorCriticPolicy) -> None:

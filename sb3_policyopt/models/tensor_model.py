@@ -1,32 +1,15 @@
 """Models that compute with torch on the device where the policy is, for observations of either library."""
 
 from abc import abstractmethod
-from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_policyopt.maths.arrays import NumpyArray
-from sb3_policyopt.models.model import Decision, Model
+from sb3_policyopt.models.model import Decision, Model, TensorDecision
 from sb3_policyopt.rollout.batch import Observations
-from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
+from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.transfer import to_host
-
-
-class TensorDecision(NamedTuple):
-    """
-    One step of all environments, on the policy's device.
-
-    :param actions: shape (n_envs, *action_shape)
-    :param values: V(s), shape (n_envs,)
-    :param log_prob: ln π(a|s), shape (n_envs,)
-    :param memory: the states after the step; None for a policy without memory
-    """
-
-    actions: th.Tensor
-    values: th.Tensor
-    log_prob: th.Tensor
-    memory: Memory | None = None
 
 
 class TensorModel(Model[th.Tensor]):

@@ -20,7 +20,8 @@ from sb3_policyopt.maths.arrays import Array, NumpyArray
 from sb3_policyopt.maths.terms import Count, Maximum, Term, Terms, value_of
 from sb3_policyopt.models import policy_calls
 from sb3_policyopt.models.channels_last import to_channels_last
-from sb3_policyopt.models.tensor_model import TensorDecision, TensorModel
+from sb3_policyopt.models.model import TensorDecision
+from sb3_policyopt.models.tensor_model import TensorModel
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters

@@ -15,10 +15,10 @@ from policies import ACTIONS, VECTOR
 from stable_baselines3.common.policies import ActorCriticPolicy
 from toy_environments import IMAGE, collect, copy_rollout, start, toy
 
-from sb3_policyopt import PPO, TRPO, graphs, on_policy
+from sb3_policyopt import PPO, TRPO, graphs
 from sb3_policyopt.distributions import family_of
 from sb3_policyopt.maths.terms import value_of
-from sb3_policyopt.models import choose_model
+from sb3_policyopt.models import choice
 from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.models.networks import library
@@ -42,7 +42,7 @@ def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.Mon
     """The model after one update on the rollout of another, from the other's parameters."""
     monkeypatch.setattr(library, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
     # As on a GPU, here on the CPU.
-    monkeypatch.setattr(on_policy, "choose_model", lambda *args: choose_model(*args[:6], way in ON_DEVICE))
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: way in ON_DEVICE)
     if way == "graphs":
         emulate(monkeypatch)
     else:

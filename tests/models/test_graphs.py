@@ -18,6 +18,7 @@ from toy_environments import IMAGE, toy
 from sb3_policyopt import PPO, TRPO, graphs
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum
 from sb3_policyopt.graphs import Capture, CaptureError, Recorder
+from sb3_policyopt.models import choice
 from sb3_policyopt.objectives import PPOCoefficients, Slopes, Terms, clipped_slopes, closed_form
 from sb3_policyopt.rollout.batch import Batch
 
@@ -36,6 +37,11 @@ CASES: list[tuple[type[Any], dict[str, Any]]] = [
         {"learning_rate": "lin_1e-3", "batch_size": 40, "n_critic_updates": 2, "cg_max_steps": 4, "target_kl": "lin_0.02"},
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
 
 
 def trained(algorithm: type[Any], env: Any, callback: BaseCallback | None = None, n: int = 4, **options: Any) -> Any:
@@ -75,10 +81,6 @@ def test_whole_trainings_with_schedules(algorithm: Any, options: Any, make: Any,
 
 @pytest.mark.parametrize("algorithm, options", CASES)
 def test_images(algorithm: Any, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_policyopt import on_policy
-    from sb3_policyopt.models import choose_model
-
-    monkeypatch.setattr(on_policy, "choose_model", lambda *args: choose_model(*args[:6], True))
     # Two updates: a damping larger by a millionth changes four of TRPO's by 3e-3.
     plain = trained(algorithm, toy(IMAGE, seed=0), n=2, **options)
     emulate(monkeypatch)

@@ -15,6 +15,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum, TensorStep, TensorVecEnv
+from sb3_policyopt.models import choice
+from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 from sb3_policyopt.rollout.tensors.rollout import TensorRollout
@@ -43,11 +45,18 @@ def model_on(algorithm: type[Any], env: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("make", [CARTPOLE, PENDULUM])
 @pytest.mark.parametrize("target", ["td_lambda", "monte_carlo"])
 @pytest.mark.parametrize("algorithm, options", ALGORITHMS)
-def test_numbers_are_those_of_the_loop_through_numpy(algorithm: Any, options: Any, target: str, make: Any) -> None:
+@pytest.mark.parametrize("as_on_gpu", [False, True])
+def test_numbers_are_those_of_the_loop_through_numpy(
+    algorithm: Any, options: Any, target: str, make: Any, as_on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The time limit of 10 steps cuts episodes off in each rollout, so that values of final observations count."""
     envs = [make(6, device="cpu", seed=3, max_episode_steps=10), VecMonitor(ThroughNumpy(make(6, "cpu", 3, 10)))]
-    tensors, arrays = (model_on(algorithm, env, value_target=target, **options).learn(3 * 6 * 24) for env in envs)
-    assert type(tensors.rollout_buffer) is TensorRolloutBuffer and type(tensors.engine_in_use) is TensorClosedForm
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: as_on_gpu)
+    tensors = model_on(algorithm, envs[0], value_target=target, **options).learn(3 * 6 * 24)
+    monkeypatch.undo()
+    arrays = model_on(algorithm, envs[1], value_target=target, **options).learn(3 * 6 * 24)
+    assert type(tensors.rollout_buffer) is TensorRolloutBuffer
+    assert type(tensors.engine_in_use) is (TensorClosedForm if as_on_gpu else ClosedFormModel)
     assert type(arrays.rollout_buffer).__name__ == "RolloutBuffer"
     assert tensors.num_timesteps == arrays.num_timesteps == 3 * 6 * 24
     for name, parameter in tensors.policy.state_dict().items():
@@ -72,6 +81,7 @@ def test_no_step_waits_for_the_device(make: Any, engine: str, monkeypatch: pytes
         assert self.buffer.full
         raise Stored
 
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
     model = model_on(PPO, make(5, device="cpu", seed=0, max_episode_steps=7), engine=engine)
     model.learn(1)  # constants are made in the first
     monkeypatch.setattr(TensorRollout, "finish", stop)
