@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import charts, report, updates
+from benchmarks import charts, gpu, report, updates
 from benchmarks.cases import CASES
 from benchmarks.run import run
 
@@ -22,11 +22,14 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--floors", action="store_true", help="the ratios that must be held (default), each case twice")
     what.add_argument("--quick", action="store_true", help="the same, each case once and shorter")
     what.add_argument("--full", action="store_true", help="all cases, each once")
+    what.add_argument("--gpu", action="store_true", help="a GPU, beside SB3, sb3-contrib and rsl_rl, see benchmarks.gpu")
     what.add_argument("--sweep", action="store_true", help="updates by widths and rows, see benchmarks.updates")
     parser.add_argument("--only", metavar="REGEX", help="only cases whose name or group matches")
     parser.add_argument("--repeats", type=int, help="how often each case starts anew, in fresh processes")
     parser.add_argument("--seconds", type=float, help="how long each contender trains each time (default 10, quick 4)")
     parser.add_argument("--default-threads", action="store_true", help="all cores and default thread counts, in all cases")
+    parser.add_argument("--device", default="cuda", help="of --gpu: cpu tries the script")
+    parser.add_argument("--small", action="store_true", help="of --gpu: few environments and narrow networks")
     parser.add_argument("--threads", type=int, help="of --sweep (default: those that the libraries take)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for what is written")
     parser.add_argument(
@@ -42,6 +45,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure what was asked for, and report."""
     args = arguments()
+    if args.gpu:
+        gpu.main(args.device, args.small, args.only or "", args.output)
+        return
     if args.sweep:
         cells = [cell for cell in updates.CELLS if re.search(args.only or "", cell.name)]
         sys.exit(0 if updates.sweep(cells, 15, args.threads) else 1)

@@ -23,7 +23,8 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models import AnyModel, choose_model
-from sb3_policyopt.objectives import slopes_of
+from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
+from sb3_policyopt.objectives.objective import has_slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.skipping import SkipCounter
 from sb3_policyopt.parallel import Team, current_team
@@ -32,11 +33,16 @@ from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.buffers import samples_itself
 from sb3_policyopt.rollout.collect import collect
 from sb3_policyopt.rollout.minibatches import RolloutData
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
+from sb3_policyopt.rollout.tensors.collect import collect_tensors
+from sb3_policyopt.rollout.tensors.env import is_tensor_env
+from sb3_policyopt.rollout.transfer import to_host
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.coefficients import Scheduled
 from sb3_policyopt.setup.kinds import WithMasksAndMemory, suited_to_policy
 from sb3_policyopt.setup.placement import Placed
 from sb3_policyopt.setup.policies import check_policy
+from sb3_policyopt.setup.tensors import OnTensors
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -46,7 +52,7 @@ DEFAULTS = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
+class PolicyOptimization(Scheduled, OnTensors, WithMasksAndMemory, Placed):
     """
     Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
 
@@ -192,6 +198,8 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
             self._real_observation() if self.separates_critic else None,
         )
         engine.reason += f"; on {self.device}: {self.device_reason}"
+        if isinstance(engine, TensorClosedForm) and (graphs := engine.recorder.reason()):
+            engine.reason += f"; {graphs}"
         if self.verbose >= 1 and engine.reason != before:
             print(f"Engine: {engine.name} ({engine.reason})")
         return engine
@@ -229,7 +237,7 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
         :return: their names
         """
-        changed = [name for name in self.hooks if slopes_of(getattr(self, name)) is None]
+        changed = [name for name in self.hooks if not has_slopes(getattr(self, name), self.device)]
         return [*changed, "rollout_buffer.get"] if samples_itself(self.rollout_buffer) else changed
 
     # ------------------------------------------------------------------ the loop
@@ -238,7 +246,8 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        S5: see :func:`sb3_policyopt.rollout.collect.collect`.
+        S5: see :func:`sb3_policyopt.rollout.collect.collect`, and :mod:`sb3_policyopt.rollout.tensors` for environments of
+        tensors.
 
         :param env: the training environments
         :param callback: called at the start, after each step and at the end
@@ -246,6 +255,8 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
         :param n_rollout_steps: steps of each environment
         :return: False if the callback asked to stop
         """
+        if isinstance(rollout_buffer, TensorRolloutBuffer) and is_tensor_env(env):
+            return collect_tensors(self, env, callback, rollout_buffer, n_rollout_steps, self.team)
         return collect(self, env, callback, rollout_buffer, n_rollout_steps, self.team)
 
     def learn(
@@ -357,7 +368,9 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
         :param terms: reduced over the update, by name
         """
-        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        values, returns = (column.flatten() for column in (self.rollout_buffer.values, self.rollout_buffer.returns))
+        if isinstance(values, th.Tensor):
+            values, returns = to_host(values, returns)
         logged = {name: value_of(term) for name, term in self.team.reduce_maxima(terms).items()}
         logged["explained_variance"] = explained_variance(values, returns, self.team.variances)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):

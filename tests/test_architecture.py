@@ -37,7 +37,7 @@ def within(path: Path, *places: str) -> bool:
 
 
 LAYERS = (
-    *("errors", "process", "identity", "maths", "global_state"),
+    *("errors", "process", "identity", "maths", "global_state", "graphs"),
     "optimisation",
     *("distributions", "rollout", "policies"),
     "objectives",

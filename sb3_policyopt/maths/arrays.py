@@ -1,7 +1,7 @@
 """One code for torch tensors and NumPy arrays: both libraries name the functions that the formulas need alike."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -41,7 +41,7 @@ def _numpy_constant(number: float) -> NumpyArray:
     return np.asarray(number, np.float32)
 
 
-@lru_cache(maxsize=64)
+@cache  # a graph may read it, so it must never be freed
 def _torch_constant(number: float, dtype: th.dtype, device: th.device) -> th.Tensor:
     return th.tensor(number, dtype=dtype, device=device)
 
@@ -107,16 +107,20 @@ def largest(array: Array) -> Scalar:
     return array[array.argmax()] if isinstance(array, np.ndarray) else array.max()
 
 
-def clip(array: ArrayT, low: float, high: float) -> ArrayT:
+def clip(array: ArrayT, low: float | ArrayT, high: float | ArrayT) -> ArrayT:
     """
     Entries held within bounds; NumPy's own ``clip`` spends most of its time on its arguments.
 
     :param array: any shape
-    :param low: lower bound
+    :param low: lower bound, in torch also a tensor without axes
     :param high: upper bound
     :return: the same shape
     """
-    return np.minimum(np.maximum(array, low), high) if isinstance(array, np.ndarray) else array.clamp(low, high)
+    if isinstance(array, np.ndarray):
+        return np.minimum(np.maximum(array, low), high)
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+        return array.clamp(low, high)
+    return th.minimum(th.maximum(array, th.as_tensor(low)), th.as_tensor(high))  # clamp would wait for a tensor without axes
 
 
 @overload

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal
+from typing import Generic, Literal, get_args
+
+import torch as th
 
 from sb3_policyopt.maths.arrays import ArrayT, copy, namespace
 
@@ -50,6 +52,8 @@ def conjugate_gradient(
     :param damping: λ ≥ 0
     :return: the solution with iterations, relative residual and status
     """
+    if isinstance(b, th.Tensor) and b.device.type != "cpu":
+        return _of(conjugate_gradient_on_device(matvec, b, max_iterations, tolerance, damping))
     scale = _norm(b)
     x = namespace(b).zeros_like(b)
     if scale == 0:
@@ -87,6 +91,84 @@ def conjugate_gradient(
             status = "converged"
             break
     return ConjugateGradientResult(x * scale, iterations, squared_norm**0.5, status)
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """
+    What :func:`conjugate_gradient_on_device` found, without having waited for it.
+
+    :param x: the approximate solution, shape (n,)
+    :param numbers: iterations, relative residual, and the number of the status in ``STATUSES``; shape (3,)
+    """
+
+    x: th.Tensor
+    numbers: th.Tensor
+
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+def conjugate_gradient_on_device(
+    matvec: Callable[[th.Tensor], th.Tensor],
+    b: th.Tensor,
+    max_iterations: int = 15,
+    tolerance: float = 1e-5,
+    damping: float = 0.0,
+) -> DeviceResult:
+    """
+    T7 with the iterates of :func:`conjugate_gradient`, but without waiting for the device: all iterations are computed, and
+    once one has ended the method the others change nothing.
+
+    :param matvec: v ↦ A v, without the damping
+    :param b: right-hand side, shape (n,)
+    :param max_iterations: products to spend
+    :param tolerance: stop at ‖b − (A + λI)x‖ ≤ tolerance · ‖b‖
+    :param damping: λ ≥ 0
+    :return: the solution, and what else there is to say
+    """
+    largest = b.abs().max()
+    scale = largest * th.linalg.vector_norm(b / th.where(largest > 0, largest, 1.0))
+    status = th.full_like(scale, STATUSES.index("max_iterations"))
+    status = th.where(scale.isfinite(), status, STATUSES.index("non_finite"))
+    status = th.where(scale == 0, STATUSES.index("zero_rhs"), status)
+    active = scale.isfinite() & (scale != 0)
+    residual = th.where(active, b / th.where(active, scale, 1.0), 0.0)
+    x, direction, squared_norm, iterations = th.zeros_like(b), residual.clone(), residual @ residual, th.zeros_like(scale)
+    for _ in range(max_iterations):
+        product = matvec(direction)
+        if damping:
+            product = product + damping * direction
+        iterations = iterations + active
+        curvature = direction @ product
+        infinite, negative = ~curvature.isfinite(), curvature <= 0
+        step = squared_norm / curvature
+        new_residual = residual - step * product
+        new_squared_norm = new_residual @ new_residual
+        infinite = infinite | ~(negative | new_squared_norm.isfinite())
+        status = th.where(active & negative, STATUSES.index("not_positive"), status)
+        status = th.where(active & infinite, STATUSES.index("non_finite"), status)
+        active = active & ~(infinite | negative)
+        x = th.where(active, x + step * direction, x)
+        direction = th.where(active, new_residual + (new_squared_norm / squared_norm) * direction, direction)
+        residual = th.where(active, new_residual, residual)
+        squared_norm = th.where(active, new_squared_norm, squared_norm)
+        converged = active & (squared_norm.sqrt() <= tolerance)
+        status = th.where(converged, STATUSES.index("converged"), status)
+        active = active & ~converged
+    relative = th.where(scale == 0, 0.0, th.where(scale.isfinite(), squared_norm.sqrt(), 1.0))
+    return DeviceResult(th.where(iterations > 0, x * scale, x), th.stack((iterations, relative, status)))
+
+
+def _of(result: DeviceResult) -> ConjugateGradientResult[th.Tensor]:
+    """
+    The same with numbers of Python.
+
+    :param result: which is waited for
+    :return: the result
+    """
+    iterations, residual, status = result.numbers.tolist()
+    return ConjugateGradientResult(result.x, int(iterations), residual, STATUSES[int(status)])
 
 
 def _norm(vector: ArrayT) -> float:

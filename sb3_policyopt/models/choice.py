@@ -6,7 +6,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution, family_of
@@ -15,6 +14,7 @@ from sb3_policyopt.identity.originals import POLICY_METHODS, is_original, replac
 from sb3_policyopt.identity.structure import is_hooked
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.closed_form import ClosedFormModel
+from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.models.hybrid import HybridModel
 from sb3_policyopt.models.model import AnyModel
 from sb3_policyopt.models.networks.activations import constants_of_activation, make_activation
@@ -41,7 +41,7 @@ def choose_model(
     micro_batch_size: int | None,
     overridden: Sequence[str] = (),
     current: AnyModel | None = None,
-    observations: Observations[NumpyArray] | None = None,
+    observations: Observations[NumpyArray] | Observations[th.Tensor] | None = None,
 ) -> AnyModel:
     """
     The fastest model that computes exactly what the policy and the algorithm's hooks say.
@@ -60,10 +60,10 @@ def choose_model(
     if obstacles.get(wanted) is not None:
         raise ValueError(f'engine="{wanted}" cannot serve this policy: {obstacles[wanted]}; use engine="auto"')
     name = wanted if wanted in MODELS else next(name for name in MODELS if obstacles.get(name) is None)
-    kind = RecurrentModel if name == "hybrid" and kind_of(policy).memory else MODELS[name]
+    kind = _kind(policy, name)
     channels_last = not overridden and _takes_channels_last(policy)
     model: AnyModel
-    if type(current) is kind and current.policy is policy and current.serves():
+    if type(current) is kind and current.name == name and current.policy is policy and current.serves():
         model = current
         if isinstance(current, TorchModel):
             current.micro_batch_size, current.channels_last = micro_batch_size, channels_last
@@ -71,15 +71,57 @@ def choose_model(
             current.channels_last = channels_last
     elif kind is ClosedFormModel and family is not None:
         model = ClosedFormModel(policy, family)
+    elif kind is TensorClosedForm and family is not None:
+        model = TensorClosedForm(policy, family, plain_features=name == "closed_form")
     elif kind is RecurrentModel and family is not None:
         model = RecurrentModel(policy, family, channels_last)
     elif kind is HybridModel and family is not None:
         model = HybridModel(policy, family, channels_last)
     else:
-        tensors = None if observations is None else obs_as_tensor(observations, policy.device)
+        tensors = None if observations is None else _as_tensors(observations, policy.device)
         model = TorchModel(policy, split_parameters(policy, tensors), micro_batch_size, channels_last)
     model.reason = _reason(name, wanted, obstacles)
     return model
+
+
+def computes_as_on_gpu(policy: ActorCriticPolicy) -> bool:
+    """
+    Whether all of a policy's closed form is computed with tensors.
+
+    :param policy: any SB3 actor-critic policy
+    :return: False on the CPU, where NumPy computes what is small
+    """
+    return policy.device.type != "cpu"
+
+
+def _kind(policy: ActorCriticPolicy, name: str) -> type[AnyModel]:
+    """
+    The class of a model.
+
+    :param policy: that it serves
+    :param name: of the model
+    :return: the class
+    """
+    if name == "autograd":
+        return TorchModel
+    if kind_of(policy).memory:
+        return RecurrentModel
+    return TensorClosedForm if computes_as_on_gpu(policy) else MODELS[name]
+
+
+def _as_tensors(
+    observations: Observations[NumpyArray] | Observations[th.Tensor], device: th.device
+) -> Observations[th.Tensor]:
+    """
+    Observations of either library as tensors.
+
+    :param observations: first axis n_envs
+    :param device: of the policy
+    :return: on it
+    """
+    if isinstance(observations, dict):
+        return {key: th.as_tensor(array, device=device) for key, array in observations.items()}
+    return th.as_tensor(observations, device=device)
 
 
 def _obstacles(
@@ -102,6 +144,8 @@ def _obstacles(
     else:
         of_both = networks_obstacle(policy, family)
     has_memory = "the policy has memory" if kind_of(policy).memory else None
+    if has_memory and policy.device.type != "cpu":
+        of_both = of_both or "the policy has memory and is on a GPU"
     return {
         "closed_form": of_both or has_memory or _unusual_features(policy),
         "hybrid": of_both or _unusual_optimizer(policy),
@@ -176,7 +220,7 @@ def _overridden(policy: ActorCriticPolicy) -> str | None:
     replaced = replaced_methods()
     if replaced:
         return f"{', '.join(replaced)} was replaced"
-    if th.is_autocast_enabled("cpu"):
+    if th.is_autocast_enabled("cpu") or th.is_autocast_enabled("cuda"):
         return "torch.autocast is on"
     return None
 
@@ -308,7 +352,7 @@ def _unusual_activations(policy: ActorCriticPolicy) -> str | None:
 
 def _unusual_tensors(policy: ActorCriticPolicy, family: ActionDistribution) -> str | None:
     """
-    Parameters elsewhere than in float32 on the CPU, hooks, and of the networks also frozen, shared, missing or further ones.
+    Parameters that are not float32 on one device, hooks, and of the networks also frozen, shared, missing or further ones.
 
     :param policy: a policy made of plain modules
     :param family: of its action distribution
@@ -329,23 +373,24 @@ def _unusual_tensors(policy: ActorCriticPolicy, family: ActionDistribution) -> s
         return "the policy has other parameters than its layers and log_std"
     of_memory = {id(p) for part in memory_modules(policy) for module in part for p in module.parameters()}
     for name, parameter in policy.named_parameters():
-        obstacle = _unusual_parameter(parameter, frozen=id(parameter) in theirs - of_memory)
+        obstacle = _unusual_parameter(parameter, policy.device, frozen=id(parameter) in theirs - of_memory)
         if obstacle is not None:
             return f"{name} {obstacle}"
     return _missing_in_optimizer(policy)
 
 
-def _unusual_parameter(parameter: nn.Parameter, frozen: bool) -> str | None:
+def _unusual_parameter(parameter: nn.Parameter, device: th.device, frozen: bool) -> str | None:
     """
     What a model cannot compute with.
 
     :param parameter: of a policy
+    :param device: of the policy
     :param frozen: whether it may be frozen
     :return: the obstacle, None if there is none
     """
     if type(parameter) is not nn.Parameter:
         return f"is of {type(parameter).__name__}"
-    if parameter.dtype != th.float32 or parameter.device.type != "cpu":
+    if parameter.dtype != th.float32 or parameter.device != device or device.type not in ("cpu", "cuda"):
         return f"is {parameter.dtype} on {parameter.device}"
     if not parameter.requires_grad and not frozen:
         return "is frozen"

@@ -27,10 +27,11 @@ from sb3_policyopt.models.networks.serving import NetworksWatch
 from sb3_policyopt.objectives.objective import Objective, slopes_of
 from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
-from sb3_policyopt.rollout.batch import Batch, Observations, one_array
+from sb3_policyopt.rollout.batch import Batch, Observations, as_arrays, one_array
 from sb3_policyopt.rollout.buffers import flattened
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.minibatches import RolloutData, ShuffledRows
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, rows_of
 
 
 class ClosedFormModel(Model[Any]):
@@ -91,7 +92,7 @@ class ClosedFormModel(Model[Any]):
         :param buffer: a full rollout buffer
         :return: features in place of observations; columns of actions lie together, as those of the means do
         """
-        rollout = flattened(buffer)
+        rollout = as_arrays(rows_of(buffer)) if isinstance(buffer, TensorRolloutBuffer) else flattened(buffer)
         actions = rollout.actions.reshape(rollout.size, -1)
 
         def scalar(array: NumpyArray) -> NumpyArray:
@@ -159,7 +160,7 @@ class ClosedFormModel(Model[Any]):
         """One forward pass of the actor."""
         masks = batch.context.get("action_masks")
         outputs = self._of(batch).actor_forward(features_of(batch), masks, with_slopes=False).outputs
-        return surrogate_value(hook, outputs, batch), float(mean(self.networks.family.kl(old, outputs.parameters)))
+        return float(surrogate_value(hook, outputs, batch)), float(mean(self.networks.family.kl(old, outputs.parameters)))
 
 
 def features_of(batch: Batch[ArrayT]) -> ArrayT:

@@ -1,7 +1,7 @@
 """A model: how a policy's outputs, its Jacobian J and Jᵀ are computed. It knows no algorithm."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.outputs import Pass
-from sb3_policyopt.objectives.trust_region import SurrogateHook
+from sb3_policyopt.objectives.trust_region import SurrogateHook, fisher_product
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations
@@ -35,6 +35,22 @@ class Decision(NamedTuple):
     actions: NumpyArray
     values: NumpyArray
     log_prob: NumpyArray
+    memory: Memory | None = None
+
+
+class TensorDecision(NamedTuple):
+    """
+    One step of all environments, on the policy's device.
+
+    :param actions: shape (n_envs, *action_shape)
+    :param values: V(s), shape (n_envs,)
+    :param log_prob: ln π(a|s), shape (n_envs,)
+    :param memory: the states after the step; None for a policy without memory
+    """
+
+    actions: th.Tensor
+    values: th.Tensor
+    log_prob: th.Tensor
     memory: Memory | None = None
 
 
@@ -122,6 +138,27 @@ class Model(ABC, Generic[ArrayT]):
         :param context: states, for a policy that takes them
         :return: float32, shape (n,)
         """
+
+    def decide(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> TensorDecision:
+        """
+        As :meth:`act`, for tensors. A model that computes with tensors does not wait for the device.
+
+        :param observations: on the policy's device, first axis n_envs
+        :param context: masks and states, for a policy that takes them
+        :return: actions, values, log-probabilities, and the states after the step
+        """
+        actions, values, log_prob, memory = self.act(in_memory_of(observations), context)
+        return TensorDecision(th.from_numpy(actions), th.from_numpy(values), th.from_numpy(log_prob), memory)
+
+    def values_of(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> th.Tensor:
+        """
+        As :meth:`values`, for tensors.
+
+        :param observations: on the policy's device, first axis n
+        :param context: states, for a policy that takes them
+        :return: float32, shape (n,)
+        """
+        return th.from_numpy(self.values(in_memory_of(observations), context))
 
     def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray | None:
         """
@@ -212,6 +249,16 @@ class Model(ABC, Generic[ArrayT]):
         :return: the pass
         """
 
+    def fisher_product(self, forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+        """
+        T5: v ↦ F v = Jᵀ M J v / batch.
+
+        :param forward: of :meth:`actor_pass` or :meth:`surrogate_pass`
+        :param batch: number of transitions in it
+        :return: the function; it holds until the parameters change
+        """
+        return fisher_product(forward, batch)
+
     @abstractmethod
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[ArrayT]) -> tuple[float, th.Tensor, Pass[ArrayT]]:
         """
@@ -236,6 +283,18 @@ class Model(ABC, Generic[ArrayT]):
 
 AnyModel: TypeAlias = Model[Any]
 """A model with arrays of either library, as an algorithm holds it."""
+
+
+def in_memory_of(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:
+    """
+    Tensors on the CPU as arrays.
+
+    :param observations: first axis n
+    :return: the same memory
+    """
+    if isinstance(observations, dict):
+        return {name: tensor.numpy() for name, tensor in observations.items()}
+    return observations.numpy()
 
 
 def forget_distribution(policy: ActorCriticPolicy) -> None:

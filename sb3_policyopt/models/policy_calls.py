@@ -12,44 +12,40 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_policyopt.identity.kinds import PolicyKind, kind_of
 from sb3_policyopt.identity.originals import is_original
-from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.context import Context, Memory
 from sb3_policyopt.rollout.sequences import Sequences, from_padded, to_padded
 
 
 def act(
-    policy: ActorCriticPolicy, observations: Observations[NumpyArray], context: Context
+    policy: ActorCriticPolicy, observations: Observations[th.Tensor], context: Context
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor, Memory | None]:
     """
     The policy's own ``forward`` on one step of all environments.
 
     :param policy: any SB3 actor-critic policy, or one of sb3-contrib's
-    :param observations: as the VecEnv gives them, first axis n_envs
+    :param observations: tensors on the policy's device, first axis n_envs
     :param context: of the step
     :return: actions, values, log-probabilities, and the states after the step
     """
-    results = policy(obs_as_tensor(observations, policy.device), *_of_step(policy, context), **_masks(context))
+    results = policy(observations, *_of_step(policy, context), **_masks(context))
     memory = results[3] if len(results) > 3 else None
     return results[0], results[1], results[2], None if memory is None else Memory(memory.pi, memory.vf)
 
 
-def step_values(policy: ActorCriticPolicy, observations: Observations[NumpyArray], context: Context) -> th.Tensor:
+def step_values(policy: ActorCriticPolicy, observations: Observations[th.Tensor], context: Context) -> th.Tensor:
     """
     The policy's own ``predict_values`` on one step.
 
     :param policy: any SB3 actor-critic policy, or one of sb3-contrib's
-    :param observations: first axis n
+    :param observations: tensors on the policy's device, first axis n
     :param context: of the step
     :return: V(s), shape (n, 1)
     """
-    values: th.Tensor = policy.predict_values(
-        obs_as_tensor(observations, policy.device), *_of_step(policy, context, critic_only=True)
-    )
+    values: th.Tensor = policy.predict_values(observations, *_of_step(policy, context, critic_only=True))  # type: ignore[arg-type]
     return values
 
 

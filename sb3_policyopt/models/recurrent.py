@@ -260,7 +260,7 @@ class RecurrentModel(HybridModel):
             return super().surrogate_and_kl(hook, batch, old)
         outputs = self._written_out(batch, with_slopes=False).outputs
         kl = self.networks.family.kl(old, outputs.parameters)
-        return surrogate_value(hook, outputs, in_numpy(batch)), float(mean(kl))
+        return float(surrogate_value(hook, outputs, in_numpy(batch))), float(mean(kl))
 
 
 class RecurrentPass:

@@ -20,7 +20,8 @@ from sb3_policyopt.maths.arrays import Array, NumpyArray
 from sb3_policyopt.maths.terms import Count, Maximum, Term, Terms, value_of
 from sb3_policyopt.models import policy_calls
 from sb3_policyopt.models.channels_last import to_channels_last
-from sb3_policyopt.models.model import Decision, Model
+from sb3_policyopt.models.model import TensorDecision
+from sb3_policyopt.models.tensor_model import TensorModel
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
@@ -31,9 +32,10 @@ from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 from sb3_policyopt.rollout.minibatches import GatheredRows, OwnSamples, RolloutData
 from sb3_policyopt.rollout.sequenced_rows import SequencedRows
 from sb3_policyopt.rollout.sequences import Sequences, from_padded
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, rows_of
 
 
-class TorchModel(Model[th.Tensor]):
+class TorchModel(TensorModel):
     """
     The model for every policy that the closed form does not cover.
 
@@ -72,17 +74,16 @@ class TorchModel(Model[th.Tensor]):
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Nothing to prepare: the policy draws its own noise."""
 
-    def act(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> Decision:
+    def decide(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> TensorDecision:
         """The policy's own ``forward``."""
         with th.no_grad(), unvalidated():
             actions, values, log_prob, memory = policy_calls.act(self.policy, observations, context)
-        return Decision(actions.cpu().numpy(), values.flatten().cpu().numpy(), log_prob.flatten().cpu().numpy(), memory)
+        return TensorDecision(actions, values.flatten(), log_prob.flatten(), memory)
 
-    def values(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
+    def values_of(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> th.Tensor:
         """The policy's own ``predict_values``."""
         with th.no_grad():
-            values = policy_calls.step_values(self.policy, observations, context)
-        return values.flatten().cpu().numpy()
+            return policy_calls.step_values(self.policy, observations, context).flatten()
 
     def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """Of the policy's own distribution."""
@@ -110,7 +111,7 @@ class TorchModel(Model[th.Tensor]):
         :param buffer: a full rollout buffer
         :return: on the policy's device
         """
-        rollout = self.to_tensors(flattened(buffer))
+        rollout = self.to_tensors(rows_of(buffer) if isinstance(buffer, TensorRolloutBuffer) else flattened(buffer))
         if self.channels_last:
             rollout.observations = to_channels_last(rollout.observations)
         return rollout

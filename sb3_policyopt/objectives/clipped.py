@@ -31,6 +31,11 @@ class PPOCoefficients:
     ent_coef: float
     vf_coef: float
 
+    @property
+    def counts_entropy(self) -> bool:
+        """Whether c₁ is not 0. Where a graph is given it as a tensor, it is not."""
+        return isinstance(self.ent_coef, th.Tensor) or self.ent_coef != 0
+
 
 def clipped_loss(
     values: th.Tensor, log_prob: th.Tensor, entropy: th.Tensor | None, batch: Batch[th.Tensor], coefficients: PPOCoefficients
@@ -74,14 +79,14 @@ def clipped_slopes(
     :return: the slopes, and the loss with what else to log
     """
     c, values = coefficients, outputs.values
-    evaluation = outputs.family.evaluate(outputs.parameters, batch.actions, entropy_gradient=c.ent_coef != 0)
+    evaluation = outputs.family.evaluate(outputs.parameters, batch.actions, entropy_gradient=c.counts_entropy)
     log_ratio = losses.log_ratio(evaluation.log_prob, batch.old_log_prob)
     ratio = namespace(log_ratio).exp(log_ratio)
 
     policy_objective, policy_slope = losses.clipped_surrogate_and_slope(ratio, batch.advantages, c.clip_range)
     descent = -policy_slope[:, None]
     slopes = tuple([descent * score for score in evaluation.score])
-    if c.ent_coef != 0:
+    if c.counts_entropy:
         for slope, entropy_gradient in zip(slopes, evaluation.entropy_gradient, strict=True):
             slope -= (c.ent_coef / len(values)) * entropy_gradient
     value_loss, value_slope = losses.value_loss_and_slope(

@@ -23,6 +23,7 @@ SlopesFunction: TypeAlias = Callable[..., tuple[Slopes[Any], Terms]]
 """(outputs, batch, …) ↦ slopes and terms; the further arguments are those of the hook."""
 
 _CLOSED_FORMS: dict[object, SlopesFunction] = {}
+_TAKE_TENSORS: set[SlopesFunction] = set()
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,16 @@ class Objective:
     :param slopes: outputs and a batch of arrays ↦ the slopes of the same scalar, and what to log; None if they are not known
     :param critic_only: whether the actor takes no part
     :param name: under which the loss itself is logged
+    :param arguments: what the hook was given beside the batch
+    :param general_slopes: as ``slopes``, with the arguments after the batch
     """
 
     loss: Callable[[Batch[th.Tensor]], tuple[th.Tensor, Terms]]
     slopes: Callable[[Outputs[Any], Batch[Any]], tuple[Slopes[Any], Terms]] | None = None
     critic_only: bool = False
     name: str = "loss"
+    arguments: tuple[object, ...] = ()
+    general_slopes: SlopesFunction | None = None
 
     @classmethod
     def of(
@@ -64,6 +69,8 @@ class Objective:
             None if slopes is None else lambda outputs, batch: slopes(outputs, batch, *arguments),
             critic_only,
             name,
+            arguments,
+            slopes,
         )
 
     def known_slopes(self) -> Callable[[Outputs[Any], Batch[Any]], tuple[Slopes[Any], Terms]]:
@@ -90,6 +97,8 @@ def closed_form(slopes: SlopesFunction, both_libraries: bool = False) -> Callabl
     :return: a decorator of the method, which stays as it is
     """
     function = slopes if both_libraries else _given_arrays(slopes)
+    if both_libraries:
+        _TAKE_TENSORS.add(function)
 
     def mark(hook: Hook) -> Hook:
         _CLOSED_FORMS[hook] = function
@@ -127,3 +136,15 @@ def slopes_of(hook: object) -> SlopesFunction | None:
     :return: None for an override
     """
     return _CLOSED_FORMS.get(getattr(hook, "__func__", None))
+
+
+def has_slopes(hook: object, device: th.device) -> bool:
+    """
+    Whether the closed form can compute a hook.
+
+    :param hook: a bound method, or what was assigned in its place
+    :param device: where it would be computed
+    :return: False for an override, and on a GPU for slopes that take NumPy arrays only
+    """
+    slopes = slopes_of(hook)
+    return slopes is not None and (device.type == "cpu" or slopes in _TAKE_TENSORS)

@@ -14,7 +14,7 @@ import numpy as np
 import torch as th
 
 from sb3_policyopt.maths import losses
-from sb3_policyopt.maths.arrays import ArrayT
+from sb3_policyopt.maths.arrays import ArrayT, Scalar
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.objectives.objective import slopes_of
 from sb3_policyopt.objectives.outputs import Outputs, Pass, Slopes
@@ -42,7 +42,7 @@ def surrogate_slopes(outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> tuple[Sl
     return Slopes(tuple([slope[:, None] * part for part in score])), {"surrogate": losses.surrogate(ratio, batch.advantages)}
 
 
-def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> float:
+def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[ArrayT]) -> Scalar:
     """
     T1: J, without its slopes where that is cheaper.
 
@@ -53,9 +53,9 @@ def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[
     """
     slopes = slopes_of(hook)
     if slopes is not surrogate_slopes and slopes is not None:
-        return float(value_of(slopes(outputs, batch)[1]["surrogate"]))
+        return value_of(slopes(outputs, batch)[1]["surrogate"])
     ratio = losses.probability_ratio(outputs.family.log_prob(outputs.parameters, batch.actions), batch.old_log_prob)
-    return float(losses.surrogate(ratio, batch.advantages))
+    return losses.surrogate(ratio, batch.advantages)
 
 
 class Actor(Protocol[ArrayT]):
@@ -76,6 +76,9 @@ class Actor(Protocol[ArrayT]):
 
     def actor_pass(self, batch: Batch[ArrayT]) -> Pass[ArrayT]:
         """A forward pass of the actor, with its Jacobian."""
+
+    def fisher_product(self, forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+        """T5: v ↦ F v of a forward pass over so many transitions."""
 
     def surrogate_and_kl(self, hook: SurrogateHook, batch: Batch[ArrayT], old: tuple[ArrayT, ...]) -> tuple[float, float]:
         """J and the mean KL(old‖π_θ) at the current parameters, without a Jacobian."""
@@ -143,7 +146,7 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
             in_one = last is not None and len(self.old) == 1
             if in_one and thinning > 1:
                 last = actor.actor_pass(self.thinned)
-            self._product = _fisher_product(last, self.thinned.size) if in_one and last is not None else None
+            self._product = actor.fisher_product(last, self.thinned.size) if in_one and last is not None else None
 
     def fisher(self, vector: th.Tensor) -> th.Tensor:
         """F v = Jᵀ M J v / batch; of several pieces the mean, each with a forward pass of its own."""
@@ -152,7 +155,7 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
                 return self._product(vector)
             product = th.zeros_like(vector)
             for piece, share in self.actor.pieces(self.thinned):
-                product += share * _fisher_product(self.actor.actor_pass(piece), piece.size)(vector)
+                product += share * self.actor.fisher_product(self.actor.actor_pass(piece), piece.size)(vector)
             return product
 
     def evaluate(self) -> tuple[float, float]:
@@ -165,7 +168,7 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
         return surrogate, kl
 
 
-def _fisher_product(forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+def fisher_product(forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
     """
     T5: v ↦ Jᵀ M J v / batch.
 

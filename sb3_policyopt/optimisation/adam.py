@@ -120,12 +120,18 @@ class FlatAdam:
         self._ids = [*map(id, self._kept)]
         return True
 
-    def step(self, skipped: th.Tensor | None = None) -> None:
+    @property
+    def state(self) -> list[th.Tensor]:
+        """What a step changes beside the parameters."""
+        return [*self.moments, self.steps if self._count.device.type == "cpu" else self._count]
+
+    def step(self, skipped: th.Tensor | None = None, rate: th.Tensor | None = None) -> None:
         """
         θ ← Adam(θ, gradient), with the hyperparameters of the optimizer's parameter group.
 
         :param skipped: 1.0 to leave parameters and moments as they are, decided without waiting for the device; None to
             make the step in any case, with parameters on the CPU
+        :param rate: the learning rate as a tensor without axes; None for that of the parameter group
         """
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
@@ -143,7 +149,7 @@ class FlatAdam:
             [self._second],
             [],
             [self._count],
-            lr=float(group["lr"]),
+            lr=float(group["lr"]) if rate is None else rate,
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],

@@ -20,12 +20,20 @@ class Optimiser:
     :param policy: whose ``optimizer`` says what a step is
     :param flat: its parameters
     :param first: number of the first parameter of the range, which ends with the last one
+    :param after_foreign_step: called after a step that the policy's own optimizer made, where that is not a fused one
     """
 
-    def __init__(self, policy: ActorCriticPolicy, flat: FlatParameters, first: int = 0) -> None:
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        flat: FlatParameters,
+        first: int = 0,
+        after_foreign_step: Callable[[], None] | None = None,
+    ) -> None:
         self.policy = policy
         self.flat = flat
         self.first = first
+        self.after_foreign_step = after_foreign_step
         self.gradient = flat.gradient[flat.offsets[first] :]
         self._adam: FlatAdam | None = None
         self.fused: FlatAdam | None = None
@@ -58,9 +66,7 @@ class Optimiser:
         :param loss: the loss whose gradient it is, a scalar tensor
         :return: the norm before clipping, and the number of skipped steps (0 or 1)
         """
-        norm = th.linalg.vector_norm(self.gradient)
-        skipped = (~(th.isfinite(norm) & th.isfinite(th.as_tensor(loss)))).to(norm.dtype)
-        self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm, skipped = self.clip(max_norm, loss)
         fused = self._fused_now()
         if fused is not None:
             self.flat.bring()
@@ -68,7 +74,22 @@ class Optimiser:
             self.flat.push()
         else:
             self._step_of_optimizer(skipped)
+            if self.after_foreign_step is not None:
+                self.after_foreign_step()
         return {"grad_norm": norm, "skipped_updates": Count(skipped)}
+
+    def clip(self, max_norm: Scalar, loss: Scalar) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Clip the gradient.
+
+        :param max_norm: bound on its Euclidean norm; may be infinite
+        :param loss: the loss whose gradient it is
+        :return: the norm before, and 1.0 if norm or loss is not finite, else 0.0
+        """
+        norm = th.linalg.vector_norm(self.gradient)
+        skipped = (~(th.isfinite(norm) & th.isfinite(th.as_tensor(loss)))).to(norm.dtype)
+        self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm, skipped
 
     def _fused_adam(self) -> FlatAdam | None:
         """
@@ -152,8 +173,7 @@ class NumpyOptimiser(Optimiser):
     def __init__(
         self, policy: ActorCriticPolicy, flat: FlatParameters, first: int, after_foreign_step: Callable[[], None]
     ) -> None:
-        super().__init__(policy, flat, first)
-        self.after_foreign_step = after_foreign_step
+        super().__init__(policy, flat, first, after_foreign_step)
         self._array = self.gradient.numpy()
 
     def step(self, max_norm: float, loss: Scalar) -> Terms:
@@ -171,7 +191,8 @@ class NumpyOptimiser(Optimiser):
         else:
             self.policy.optimizer.zero_grad()
             self._step_of_optimizer(_MADE)
-            self.after_foreign_step()
+            if self.after_foreign_step is not None:
+                self.after_foreign_step()
         return {"grad_norm": norm, "skipped_updates": Count(0.0)}
 
 

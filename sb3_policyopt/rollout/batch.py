@@ -1,6 +1,6 @@
 """Transitions as named columns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias
 
@@ -34,6 +34,7 @@ class Batch(Generic[ArrayT]):
     :param context: further columns by name, which a kind of policy or an objective needs, such as ``action_masks``. Each has
         one row a transition
     :param sequences: for a policy with memory, how the rows follow each other; else None
+    :param recurring: whether every minibatch of this size has this same memory
     """
 
     observations: Observations[ArrayT]
@@ -44,6 +45,7 @@ class Batch(Generic[ArrayT]):
     returns: ArrayT
     context: dict[str, ArrayT] = field(default_factory=dict)
     sequences: Sequences | None = None
+    recurring: bool = False
 
     @property
     def size(self) -> int:
@@ -123,6 +125,35 @@ class Batch(Generic[ArrayT]):
     def normalized(self) -> "Batch[ArrayT]":
         """The same with advantages of mean 0 and standard deviation 1."""
         return self.with_advantages(normalize(self.advantages))
+
+
+def columns_of(batch: Batch[th.Tensor]) -> list[th.Tensor]:
+    """
+    The columns of a batch in a fixed order, for :func:`with_columns`.
+
+    :param batch: tensors, in no sequences
+    :return: observations, the five others, the context
+    """
+    observations = batch.observations
+    first = list(observations.values()) if isinstance(observations, dict) else [observations]
+    others = [batch.actions, batch.old_values, batch.old_log_prob, batch.advantages, batch.returns]
+    return [*first, *others, *batch.context.values()]
+
+
+def with_columns(batch: Batch[th.Tensor], columns: Sequence[th.Tensor], recurring: bool = False) -> Batch[th.Tensor]:
+    """
+    The inverse of :func:`columns_of`.
+
+    :param batch: which names the columns
+    :param columns: of any number of rows
+    :param recurring: see :class:`Batch`
+    :return: a batch of these columns
+    """
+    given, observations = iter(columns), batch.observations
+    first = {name: next(given) for name in observations} if isinstance(observations, dict) else next(given)
+    actions, old_values, old_log_prob, advantages, returns = (next(given) for _ in range(5))
+    context = dict(zip(batch.context, given, strict=True))
+    return Batch(first, actions, old_values, old_log_prob, advantages, returns, context, recurring=recurring)
 
 
 def one_array(observations: Observations[ArrayT]) -> ArrayT:

@@ -23,6 +23,7 @@ _OPTIONAL = {
         "MaskedRecurrentBuffer",
         "MaskedRecurrentDictBuffer",
     ),
+    "sb3_policyopt.rollout.tensors.buffer": ("TensorRolloutBuffer",),
 }
 """By module, further buffers whose methods are known once it is imported."""
 
@@ -58,9 +59,8 @@ def is_of_library(buffer_class: type[RolloutBuffer]) -> bool:
     :return: True if so
     """
     library = buffer_class.__module__.partition(".")[0]
-    return (
-        library in ("stable_baselines3", "sb3_contrib") or buffer_class.__module__ == "sb3_policyopt.rollout.contrib_buffers"
-    )
+    own = ("sb3_policyopt.rollout.contrib_buffers", "sb3_policyopt.rollout.tensors.buffer")
+    return library in ("stable_baselines3", "sb3_contrib") or buffer_class.__module__ in own
 
 
 def samples_itself(buffer: RolloutBuffer) -> bool:

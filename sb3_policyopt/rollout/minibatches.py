@@ -9,9 +9,10 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
+from sb3_policyopt.graphs import Recorder
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import normalize_pieces
-from sb3_policyopt.rollout.batch import Batch, in_torch, one_array
+from sb3_policyopt.rollout.batch import Batch, columns_of, in_torch, one_array, with_columns
 from sb3_policyopt.rollout.buffers import own_samples
 
 
@@ -83,10 +84,12 @@ class GatheredRows(RolloutData[th.Tensor]):
     Tensors: each minibatch gathers its rows by number, on the device where they are.
 
     :param rollout: all transitions
+    :param recorder: gathers by a graph, with memory of the rollout that never moves; None for no graph
     """
 
-    def __init__(self, rollout: Batch[th.Tensor]) -> None:
+    def __init__(self, rollout: Batch[th.Tensor], recorder: Recorder | None = None) -> None:
         self.rollout = rollout
+        self.recorder = recorder
 
     def whole(self) -> Iterator[Batch[th.Tensor]]:
         """All transitions in one batch."""
@@ -97,8 +100,30 @@ class GatheredRows(RolloutData[th.Tensor]):
         size = self.rollout.size
         order = th.as_tensor(np.random.permutation(size), device=self.rollout.returns.device)
         for start in range(0, size, batch_size):
-            batch = self.rollout.rows(order[start : start + batch_size])
-            yield batch.normalized() if normalized else batch
+            rows = order[start : start + batch_size]
+            if self.recorder is None:
+                batch = self.rollout.rows(rows)
+                yield batch.normalized() if normalized else batch
+            else:
+                yield self._replayed(self.recorder, rows, normalized)
+
+    def _replayed(self, recorder: Recorder, rows: th.Tensor, normalized: bool) -> Batch[th.Tensor]:
+        """
+        Gather rows by a graph.
+
+        :param recorder: of graphs
+        :param rows: their numbers
+        :param normalized: whether to normalise their advantages
+        :return: the minibatch, whose memory is that of the next one
+        """
+
+        def gather(rows: th.Tensor, *columns: th.Tensor) -> tuple[th.Tensor, ...]:
+            batch = with_columns(self.rollout, [column.index_select(0, rows) for column in columns])
+            return tuple(columns_of(batch.normalized() if normalized else batch))
+
+        source = columns_of(self.rollout)
+        columns = recorder.call("minibatches", normalized, gather, [rows, *source], fixed=range(1, len(source) + 1))
+        return with_columns(self.rollout, columns, recurring="minibatches" not in recorder.refusals)
 
 
 class OwnSamples(RolloutData[th.Tensor]):

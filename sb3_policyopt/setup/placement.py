@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_policyopt.parallel import launcher
 from sb3_policyopt.rollout.buffers import is_of_library
+from sb3_policyopt.rollout.tensors.env import is_tensor_env
 from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
 from sb3_policyopt.setup import devices
 from sb3_policyopt.setup.devices import Iteration, Machine, Passes
@@ -102,7 +103,9 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
             update = [passes.of_at_most(most) for passes in update]
         iteration = Iteration(*devices.multiplications(policy), self.n_steps, self.n_envs, update)
         kind, self.device_reason = devices.fastest(iteration, Machine.here())
-        if devices.is_on_gpu(policy):
+        if is_tensor_env(self.env):
+            kind, self.device_reason = str(self.env.device), "the environments' tensors are there"
+        elif devices.is_on_gpu(policy):
             kind, self.device_reason = "cuda", "code of the policy puts tensors there"
         elif kind != "cpu" and (engine := getattr(self, "engine", "auto")) in devices.ENGINES_OF_THE_CPU:
             kind, self.device_reason = "cpu", f'engine="{engine}" serves there alone'

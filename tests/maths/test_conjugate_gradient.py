@@ -10,8 +10,9 @@ import scipy.sparse.linalg
 import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
+from no_waiting import NoWaiting
 
-from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
+from sb3_policyopt.maths.conjugate_gradient import STATUSES, conjugate_gradient, conjugate_gradient_on_device
 
 pytestmark = pytest.mark.fast
 
@@ -197,3 +198,54 @@ def test_T7_more_damping_gives_a_shorter_solution() -> None:
         np.linalg.norm(conjugate_gradient(lambda v: matrix @ v, b, 50, 1e-12, damping).x) for damping in (0.0, 0.1, 1.0, 10.0)
     ]
     assert norms == sorted(norms, reverse=True)
+
+
+def on_device(matvec: Callable[[th.Tensor], th.Tensor], b: th.Tensor, *options: Any) -> tuple[th.Tensor, int, float, str]:
+    with NoWaiting():  # type: ignore[no-untyped-call]
+        result = conjugate_gradient_on_device(matvec, b, *options)
+    iterations, residual, status = result.numbers.tolist()
+    return result.x, int(iterations), residual, STATUSES[int(status)]
+
+
+@given(
+    eigenvalues=st.lists(st.one_of(st.floats(1e-2, 1e2), st.floats(-10, -0.1)), min_size=1, max_size=12),
+    seed=seeds,
+    iterations=st.integers(0, 15),
+    damping=st.sampled_from([0.0, 0.1]),
+    scale=st.sampled_from([0.0, 1e-12, 1.0, 1e12]),
+)
+def test_T7_without_waiting_for_the_device_it_is_the_same(
+    eigenvalues: list[float], seed: int, iterations: int, damping: float, scale: float
+) -> None:
+    matrix, b = th.from_numpy(spd(eigenvalues, seed)), scale * th.from_numpy(right_hand_side(len(eigenvalues), seed))
+    expected = conjugate_gradient(lambda v: matrix @ v, b, iterations, 1e-5, damping)
+    x, count, residual, status = on_device(lambda v: matrix @ v, b, iterations, 1e-5, damping)
+    if status == expected.status:  # rounding decides whether a last residual is just below the tolerance
+        assert count == expected.iterations
+        np.testing.assert_allclose(x, expected.x, rtol=1e-6, atol=1e-9 * float(expected.x.abs().max()))
+        assert residual == pytest.approx(expected.residual, rel=1e-4, abs=1e-9)
+    else:
+        assert {status, expected.status} <= {"converged", "max_iterations", "not_positive"}
+        assert min(residual, expected.residual) < 2e-5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_T7_without_waiting_non_finite_numbers_are_flagged(bad: float) -> None:
+    x, iterations, residual, status = on_device(lambda v: v, th.tensor([1.0, bad, 2.0]))
+    assert (status, iterations, residual) == ("non_finite", 0, 1.0) and (x == 0).all()
+
+    diagonal = th.tensor([1.0, 2.0, 3.0])
+    calls: list[int] = []
+
+    def spoilt_at_the_second(v: th.Tensor) -> th.Tensor:
+        calls.append(len(calls))
+        return diagonal * v + (th.tensor([0.0, bad, 0.0]) if len(calls) == 2 else 0.0)
+
+    x, iterations, _, status = on_device(spoilt_at_the_second, th.ones(3))
+    assert (status, iterations) == ("non_finite", 2)
+    np.testing.assert_allclose(x, conjugate_gradient(lambda v: diagonal * v, th.ones(3), 1).x, rtol=1e-6)
+
+
+def test_T7_without_waiting_an_overflow_leaves_no_infinity() -> None:
+    x, _, _, status = on_device(lambda v: 1e-320 * v, th.ones(3, dtype=th.float64))
+    assert status == "non_finite" and x.isfinite().all()

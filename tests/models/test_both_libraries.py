@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from emulated_graph import EmulatedGraph, emulate
 from gymnasium import spaces
+from no_waiting import NoWaiting
 from pairs import critic_objective, ppo_objective
 from policies import ACTIONS, VECTOR
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_environments import IMAGE, collect, copy_rollout, start, toy
 
-from sb3_policyopt import PPO, TRPO
+from sb3_policyopt import PPO, TRPO, graphs
 from sb3_policyopt.distributions import family_of
 from sb3_policyopt.maths.terms import value_of
+from sb3_policyopt.models import choice
 from sb3_policyopt.models.closed_form import ClosedFormModel
+from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.models.networks import library
 from sb3_policyopt.objectives import PPOCoefficients, Slopes, Terms, clipped_slopes, closed_form
 from sb3_policyopt.optimisation.optimiser import Optimiser
@@ -25,8 +28,9 @@ from sb3_policyopt.rollout.batch import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # the last one is smaller
 
+ON_DEVICE = ("tensors", "graphs")
 TOLERANCE = 1e-6
-WAYS = ("numpy", "torch", "autograd")
+WAYS = ("numpy", "torch", "tensors", "graphs", "autograd")
 OPTIONS: dict[type[Any], dict[str, Any]] = {
     PPO: {"n_epochs": 2, "batch_size": 48, "ent_coef": 0.01},
     # Few iterations: rounding grows with each.
@@ -37,6 +41,12 @@ OPTIONS: dict[type[Any], dict[str, Any]] = {
 def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.MonkeyPatch, engine: str, **options: Any) -> Any:
     """The model after one update on the rollout of another, from the other's parameters."""
     monkeypatch.setattr(library, "faster_library", lambda *_: "torch" if way == "torch" else "numpy")
+    # As on a GPU, here on the CPU.
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: way in ON_DEVICE)
+    if way == "graphs":
+        emulate(monkeypatch)
+    else:
+        monkeypatch.setattr(graphs, "make_graph", lambda _: None)
     model = algorithm(
         source.policy.__class__,
         source.env,
@@ -52,6 +62,9 @@ def updated(algorithm: type[Any], way: str, source: Any, monkeypatch: pytest.Mon
         model.rollout_buffer.action_masks[...] = source.rollout_buffer.action_masks
     np.random.seed(1)
     model.train()
+    assert (type(model.engine_in_use) is TensorClosedForm) == (way in ON_DEVICE)
+    if way == "graphs":
+        assert model.engine_in_use.recorder.refusals == {} and EmulatedGraph.replays > 2 * EmulatedGraph.recordings > 0
     return model
 
 
@@ -160,15 +173,6 @@ def test_the_rule_chooses_torch_for_wide_networks_and_several_threads(algorithm:
         assert th.get_num_threads() == 2
     for name, value in parameters[0].items():
         np.testing.assert_allclose(parameters[1][name], value, rtol=0, atol=TOLERANCE, err_msg=name)
-
-
-class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises where a number of a tensor is handed to Python, for which a GPU would be waited for."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func not in (th.ops.aten._local_scalar_dense.default, th.ops.aten.is_nonzero.default, th.ops.aten.equal.default)
-        assert "nonzero" not in str(func)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -140,6 +140,17 @@ class ActorCriticNetworks(Generic[ArrayT]):
         n, start = self.actor.n_out, self.actor.end
         return tuple([vector[start + i * n : start + (i + 1) * n] for i in range(len(self.family.free))])
 
+    def keep_work(self, keep: bool) -> None:
+        """
+        Say what becomes of work arrays that were not used for long.
+
+        :param keep: whether they stay, as a graph may use them
+        """
+        trunk: Trunk[ArrayT]
+        for trunk in self.trunks:
+            trunk.keeps_work = keep
+        self.actor.trunk.keeps_work = self.critic.trunk.keeps_work = keep
+
     def own(self, vector: th.Tensor) -> ArrayT:
         """
         A vector in the library that computes.

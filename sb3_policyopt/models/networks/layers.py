@@ -51,6 +51,7 @@ class Trunk(Generic[ArrayT]):
         self.widths = widths
         self.activation = activation
         self.starts = starts
+        self.keeps_work = False
         self._work: dict[tuple[str, int, int], ArrayT] = {}
 
     @property
@@ -90,7 +91,7 @@ class Trunk(Generic[ArrayT]):
         """
         key = (name, layer, batch)
         if key not in self._work:
-            if len(self._work) > 200:
+            if len(self._work) > 200 and not self.keeps_work:
                 self._work.clear()
             self._work[key] = empty(like, len(self.starts), batch, self.widths[layer])
         return self._work[key]

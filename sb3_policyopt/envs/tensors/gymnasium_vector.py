@@ -1,0 +1,145 @@
+"""Gymnasium's vector environments, and those that have their methods, such as ManiSkill's."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_policyopt.envs.tensors.adapter import Adapter, bounded
+from sb3_policyopt.envs.tensors.vec_env import TensorStep
+from sb3_policyopt.maths.arrays import Array, NumpyArray
+from sb3_policyopt.rollout.batch import Observations
+
+FINAL = ("final_obs", "final_observation")
+"""Where the last observations are in the infos: in Gymnasium since 1.1, and in ManiSkill."""
+
+
+def from_gymnasium_vector(
+    env: Any, device: th.device | str | None = None, autoreset_mode: str | None = None, clip_actions: float = 100.0
+) -> "GymnasiumVectorAdapter":
+    """
+    A tensor environment from a ``gymnasium.vector.VectorEnv`` or a ``ManiSkillVectorEnv``.
+
+    Its arrays may be tensors, which stay where they are, or NumPy's, which are copied to ``device`` in each step.
+
+    :param env: which resets an environment in the step that ends its episode
+    :param device: of the tensors; by default ``env.device``, or the CPU
+    :param autoreset_mode: "same_step" for an environment that resets so without saying it in its metadata
+    :param clip_actions: bound of actions that have none
+    :return: the tensor environment, with ``env`` as its attribute ``simulator``
+    :raises ValueError: if ``env`` resets otherwise, or its spaces are not SB3's
+    """
+    lacking = [name for name in ("num_envs", "single_observation_space", "single_action_space") if not hasattr(env, name)]
+    if lacking:
+        raise ValueError(f"env must be a vector environment, but {type(env).__name__} has no {' and no '.join(lacking)}")
+    _check_autoreset(env, autoreset_mode)
+    place: th.device | str = device or getattr(env, "device", None) or "cpu"
+    return GymnasiumVectorAdapter(env, place, clip_actions)
+
+
+def _check_autoreset(env: Any, said: str | None) -> None:
+    """
+    Make sure that episodes are reset in the step that ends them.
+
+    :param env: a vector environment
+    :param said: by the caller, about one that does not say it itself
+    :raises ValueError: if they are not, or nobody knows
+    """
+    mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
+    if mode is None and isinstance(getattr(env, "auto_reset", None), bool):  # ManiSkill
+        mode = "same_step" if env.auto_reset else "disabled"
+    mode = said if mode is None else getattr(mode, "name", mode)
+    if mode is None:
+        raise ValueError(
+            f"autoreset_mode: {type(env).__name__} does not say in metadata['autoreset_mode'] when it resets; if it does so "
+            "in the step that ends an episode, pass autoreset_mode='same_step'"
+        )
+    if str(mode).lower().replace("_", "") != "samestep":
+        raise ValueError(
+            f"env resets by the mode {mode}, which this adapter does not serve; construct it with "
+            "gymnasium.make_vec(..., vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}), "
+            "or ManiSkillVectorEnv(..., auto_reset=True)"
+        )
+
+
+class GymnasiumVectorAdapter(Adapter):
+    """
+    See :func:`from_gymnasium_vector`.
+
+    :param env: with same-step autoreset
+    :param device: of the tensors
+    :param clip_actions: bound of actions that have none
+    """
+
+    def __init__(self, env: Any, device: th.device | str, clip_actions: float) -> None:
+        action_space = bounded(env.single_action_space, clip_actions)
+        super().__init__(env, env.num_envs, env.single_observation_space, action_space, device, "final")
+        self._takes_numpy: bool | None = None
+
+    def reset_tensors(self, seed: int | None = None) -> Observations[th.Tensor]:
+        """
+        Begin a new episode in all environments.
+
+        :param seed: environment i gets ``seed + i``, if the simulator does as Gymnasium
+        :return: shape (n_envs, ...), or a dict of such
+        """
+        observations, _ = self.simulator.reset(seed=seed)
+        first = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        self._takes_numpy = not isinstance(first, th.Tensor)
+        return self._tensors(observations)
+
+    def step_tensors(self, actions: th.Tensor) -> TensorStep:
+        """
+        Do a step in all environments.
+
+        :param actions: shape (n_envs, ...)
+        :return: with the infos as extras
+        """
+        given: Array = actions.cpu().numpy().astype(self.action_space.dtype) if self._takes_numpy else actions.clone()
+        observations, rewards, terminated, truncated, infos = self.simulator.step(given)
+        extras = {name: value for name, value in infos.items() if name.lstrip("_") not in FINAL}
+        for name in FINAL:
+            if name in infos:
+                extras["final_obs"] = self._final(infos[name], infos.get(f"_{name}"))
+        return TensorStep(
+            self._tensors(observations),
+            self._tensor(rewards).float(),
+            self._tensor(terminated).bool(),
+            self._tensor(truncated).bool(),
+            extras,
+        )
+
+    def _final(self, final: Any, mask: Any) -> Observations[th.Tensor]:
+        """
+        Last observations.
+
+        :param final: tensors or arrays with a row for each environment, or an array of objects, None where there is none
+        :param mask: where there is one
+        :return: shape (n_envs, ...), or a dict of such
+        """
+        if not (isinstance(final, np.ndarray) and final.dtype == object):
+            return self._tensors(final)
+        rows = np.flatnonzero([one is not None for one in final] if mask is None else mask)
+        space = self.observation_space
+        if isinstance(space, spaces.Dict):
+            return {
+                name: self._tensor(_rows([final[row][name] for row in rows], rows, self.num_envs, inner))
+                for name, inner in space.spaces.items()
+            }
+        return self._tensor(_rows([final[row] for row in rows], rows, self.num_envs, space))
+
+    def _tensors(self, observations: Any) -> Observations[th.Tensor]:
+        if isinstance(observations, dict):
+            return {name: self._tensor(array) for name, array in observations.items()}
+        return self._tensor(observations)
+
+    def _tensor(self, array: Any) -> th.Tensor:
+        return th.as_tensor(array, device=self.device)
+
+
+def _rows(values: list[Any], rows: NumpyArray, n: int, space: spaces.Space[Any]) -> NumpyArray:
+    array: NumpyArray = np.zeros((n, *(space.shape or ())), space.dtype)
+    if values:
+        array[rows] = values
+    return array

@@ -1,0 +1,1 @@
+"""Rollouts of environments that give and take tensors."""

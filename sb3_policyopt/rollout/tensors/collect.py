@@ -1,0 +1,205 @@
+"""
+S5 on tensors: the loop of :mod:`sb3_policyopt.rollout.collect` for environments that give and take tensors.
+
+No step waits for the device.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.buffers import RESIZE
+from sb3_policyopt.rollout.collect import draw_noise, runs_code_of_users
+from sb3_policyopt.rollout.info import Info
+from sb3_policyopt.rollout.learner import Learner, RolloutTeam
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
+from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv
+from sb3_policyopt.rollout.tensors.lazy import LazyArray, LazyInfos, Moment
+from sb3_policyopt.rollout.tensors.rollout import TensorRollout
+from sb3_policyopt.rollout.transfer import to_host
+
+
+def collect_tensors(
+    self: Learner,
+    env: TensorEnv,
+    callback: BaseCallback,
+    rollout_buffer: TensorRolloutBuffer,
+    n_rollout_steps: int,
+    team: RolloutTeam,
+) -> bool:
+    """
+    Run the current policy for ``n_rollout_steps`` steps of every environment and fill the buffer.
+
+    The names of the local variables are part of SB3's callback contract (``callback.locals``). Those that SB3 has as arrays
+    are made when a callback looks at them.
+
+    :param self: the algorithm, under the name that callbacks know it by
+    :param env: the training environments
+    :param callback: called at the start, after each step and at the end
+    :param rollout_buffer: filled with n_rollout_steps × n_envs transitions, advantages and value targets
+    :param n_rollout_steps: steps of each environment
+    :param team: the processes that train together
+    :return: False if a callback asked to stop, and the rollout is then incomplete
+    :raises NonFiniteError: at the end of the rollout, if an observation, a reward, a value or an action in it is not finite
+    :raises ValueError: if the buffer is for another number of steps
+    """
+    assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
+    if n_rollout_steps != rollout_buffer.buffer_size:
+        size = rollout_buffer.buffer_size
+        raise ValueError(f"rollout_buffer is for {size} steps, and {n_rollout_steps} are to be collected. {RESIZE}")
+    self.policy.set_training_mode(False)
+    rollout_buffer.reset()
+    callback.on_rollout_start()
+
+    engine = acting(self.prepare_engine())
+    to_env_action = tensor_action_converter(self.policy, env.device)
+    watched = runs_code_of_users(callback)
+    shared, n_steps = team.rollout(self, env.num_envs), 0
+    if self.use_sde:
+        draw_noise(self.policy, env.num_envs)
+    engine.start_rollout(n_rollout_steps, env.num_envs)
+    rollout = TensorRollout(rollout_buffer, env, self._last_obs, self._last_episode_starts)
+
+    while n_steps < n_rollout_steps:
+        if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+            draw_noise(self.policy, env.num_envs)
+
+        obs_tensor = rollout.observations(n_steps)
+        engine = acting(self.current_engine(thorough=watched))
+        sampled, values, log_probs, _ = engine.decide(obs_tensor)
+        rollout.store_decision(n_steps, sampled, values, log_probs)
+        given = env.step_tensors(to_env_action(sampled))
+        rollout.store_step(n_steps, given)
+        self.num_timesteps += shared.n_envs
+
+        if watched:
+            with Moment() as moment:
+                shown = shown_to_callbacks(moment, rollout, n_steps, sampled, to_env_action, given)
+                callback.update_locals({**locals(), "values": values[:, None], **shown})
+                go_on = callback.on_step()
+        else:
+            go_on = callback.on_step()
+        if not go_on:
+            return shared.end(complete=False)
+        n_steps += 1
+
+    values_of = acting(self.current_engine()).values_of
+    infos = rollout.finish(values_of, self.gamma, self.value_target, self.check_observations)
+    self._update_info_buffer(infos)
+    self._last_obs, self._last_episode_starts = arrays_of(rollout.last), to_host(rollout.starts)[0]
+
+    if not shared.end(complete=True):
+        return False
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
+
+
+class TensorActingModel(Protocol):
+    """What acts on tensors, see :class:`sb3_policyopt.models.tensor_model.TensorModel`."""
+
+    def start_rollout(self, n_steps: int, n_envs: int) -> None:
+        """Prepare to act."""
+
+    def decide(self, observations: Observations[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor, object]:
+        """Actions, values, log-probabilities and None for one step of all environments."""
+
+    def values_of(self, observations: Observations[th.Tensor]) -> th.Tensor:
+        """V(s)."""
+
+
+def acting(engine: Any) -> TensorActingModel:
+    """
+    The model as the loop uses it.
+
+    :param engine: chosen for environments of tensors
+    :return: itself
+    """
+    model: TensorActingModel = engine
+    return model
+
+
+def arrays_of(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:
+    """
+    Observations as arrays.
+
+    :param observations: first axis n_envs
+    :return: with memory of their own
+    """
+    if isinstance(observations, dict):
+        return dict(zip(observations, (array.copy() for array in to_host(*observations.values())), strict=True))
+    return to_host(observations)[0].copy()
+
+
+def tensor_action_converter(policy: ActorCriticPolicy, device: th.device) -> Callable[[th.Tensor], th.Tensor]:
+    """
+    What turns a sampled action into one that the environment accepts.
+
+    :param policy: that samples
+    :param device: of the environments
+    :return: a function of a tensor of shape (n_envs, *action_shape)
+    """
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return lambda actions: actions.to(device)
+    low, high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
+    if policy.squash_output:
+        return lambda actions: low + 0.5 * (actions.to(device) + 1.0) * (high - low)  # as policy.unscale_action
+    return lambda actions: th.minimum(th.maximum(actions.to(device), low), high)
+
+
+def shown_to_callbacks(
+    moment: Moment,
+    rollout: TensorRollout,
+    step: int,
+    sampled: th.Tensor,
+    to_env_action: Callable[[th.Tensor], th.Tensor],
+    given: StepOfTensors,
+) -> dict[str, object]:
+    """
+    SB3's names for what SB3 has as arrays.
+
+    :param moment: the step
+    :param rollout: into which it was stored
+    :param step: its number
+    :param sampled: the policy's actions
+    :param to_env_action: makes of them what the environments got
+    :param given: by the environments
+    :return: by name
+    """
+    observations, rewards, terminated, truncated, extras = given
+
+    def lazy(name: str, function: Callable[[], th.Tensor]) -> LazyArray:
+        return LazyArray(moment, name, lambda: to_host(function())[0].copy())
+
+    def infos() -> list[Info]:
+        cut_off, ended = to_host(truncated & ~terminated, truncated | terminated)
+        made = rollout.episodes.infos_at(step)
+        final = arrays_of(extras["final_obs"]) if ended.any() and "final_obs" in extras else None
+        for i, info in enumerate(made):
+            info["TimeLimit.truncated"] = bool(cut_off[i])
+            if ended[i] and final is not None:
+                row = {name: array[i] for name, array in final.items()} if isinstance(final, dict) else final[i]
+                info["terminal_observation"] = row
+        return made
+
+    new_obs: object
+    if isinstance(observations, dict):
+        new_obs = {name: lazy("new_obs", partial(observations.__getitem__, name)) for name in observations}
+    else:
+        new_obs = lazy("new_obs", lambda: observations)
+    return {
+        "actions": lazy("actions", lambda: sampled),
+        "clipped_actions": lazy("clipped_actions", lambda: to_env_action(sampled)),
+        "new_obs": new_obs,
+        "rewards": lazy("rewards", lambda: rewards.to(th.float32)),
+        "dones": lazy("dones", lambda: truncated | terminated),
+        "infos": LazyInfos(moment, rollout.buffer.n_envs, infos),
+    }

@@ -1,0 +1,39 @@
+"""What a rollout needs of environments that give and take tensors; :mod:`sb3_policyopt.envs.tensors` has such."""
+
+from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_policyopt.rollout.batch import Observations
+
+StepOfTensors: TypeAlias = tuple[Observations[th.Tensor], th.Tensor, th.Tensor, th.Tensor, dict[str, Any]]
+"""Observations, rewards, terminated, truncated, extras."""
+
+
+class TensorEnv(Protocol):
+    """The side of :class:`sb3_policyopt.envs.tensors.TensorVecEnv` that gives and takes tensors."""
+
+    num_envs: int
+    action_space: spaces.Space[Any]
+    bootstrap: Literal["final", "previous", "none"]
+
+    @property
+    def device(self) -> th.device:
+        """Where tensors are."""
+
+    def step_tensors(self, actions: th.Tensor) -> StepOfTensors:
+        """Do a step in all environments."""
+
+
+def is_tensor_env(env: VecEnv | None) -> TypeGuard[TensorEnv]:
+    """
+    Whether a rollout of this environment can stay on the device.
+
+    Its class is asked: a wrapper of SB3 around a tensor environment forwards attributes, but works with arrays.
+
+    :param env: any
+    :return: True if the class defines ``step_tensors`` and ``reset_tensors``
+    """
+    return all(callable(getattr(type(env), name, None)) for name in ("step_tensors", "reset_tensors"))

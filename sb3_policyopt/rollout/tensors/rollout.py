@@ -1,0 +1,319 @@
+"""One rollout of environments that give and take tensors: its memory, its time limits, its episodes."""
+
+import time
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from sb3_policyopt.maths.advantages import ValueTarget, value_targets
+from sb3_policyopt.maths.arrays import Array, NumpyArray
+from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.finiteness import check_rows, explain
+from sb3_policyopt.rollout.info import Info
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, ends, observations_at, store_observations
+from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv
+from sb3_policyopt.rollout.transfer import to_host
+
+ValuesOf = Callable[[Observations[th.Tensor]], th.Tensor]
+
+
+class TensorRollout:
+    """
+    What the loop stores, and what becomes of it. Only :meth:`finish` waits for the device, twice.
+
+    :param buffer: empty
+    :param env: the environments
+    :param observations: the last ones, tensors or arrays
+    :param episode_starts: whose episode starts with them, shape (n_envs,)
+    """
+
+    def __init__(
+        self,
+        buffer: TensorRolloutBuffer,
+        env: TensorEnv,
+        observations: Observations[NumpyArray] | Observations[th.Tensor],
+        episode_starts: Array,
+    ) -> None:
+        self.buffer, self.env = buffer, env
+        self.device = buffer.rewards.device
+        self.starts = th.as_tensor(episode_starts, device=self.device).to(th.bool)
+        self.cut_off = th.zeros(buffer.rewards.shape, dtype=th.bool, device=self.device)
+        self.final: Observations[th.Tensor] | None = None
+        self.episodes = Episodes.of(buffer, self.starts)
+        self.last: Observations[th.Tensor] = {}
+        store_observations(buffer, 0, observations)
+
+    def observations(self, step: int) -> Observations[th.Tensor]:
+        """
+        What the policy sees.
+
+        :param step: number of the step
+        :return: shape (n_envs, ...), or a dict of such
+        """
+        return observations_at(self.buffer, step)
+
+    def store_decision(self, step: int, actions: th.Tensor, values: th.Tensor, log_probs: th.Tensor) -> None:
+        """
+        Store what the policy decided.
+
+        :param step: number of the step
+        :param actions: shape (n_envs, ...)
+        :param values: shape (n_envs,)
+        :param log_probs: shape (n_envs,)
+        """
+        buffer = self.buffer
+        buffer.actions[step] = actions.reshape(buffer.n_envs, -1)
+        buffer.values[step] = values
+        buffer.log_probs[step] = log_probs
+        buffer.episode_starts[step] = self.starts
+
+    def store_step(self, step: int, given: StepOfTensors) -> None:
+        """
+        Copy what the environments gave, which their next step may overwrite.
+
+        :param step: number of the step
+        :param given: by the environments
+        :raises ValueError: if final observations are promised and missing
+        """
+        observations, rewards, terminated, truncated, extras = given
+        self.buffer.rewards[step] = rewards
+        self.starts = th.logical_or(terminated, truncated).to(self.device)
+        self.cut_off[step] = truncated & ~terminated
+        if self.env.bootstrap == "final":
+            self._store_final(step, extras)
+        self.episodes.note(step, original_rewards(self.env, rewards).to(self.device), self.starts)
+        if step + 1 < self.buffer.buffer_size:
+            store_observations(self.buffer, step + 1, observations)
+        else:
+            self.last = _copied(observations, self.device)
+        self.buffer.pos = step + 1
+        self.buffer.full = self.buffer.pos == self.buffer.buffer_size
+
+    def _store_final(self, step: int, extras: Mapping[str, Any]) -> None:
+        """
+        Copy the final observations of all environments: which of them mean something is known on the device only.
+
+        :param step: number of the step
+        :param extras: of the step
+        """
+        if "final_obs" not in extras:
+            return
+        if self.final is None:
+            self.final = self.buffer.final_observations()
+        columns, final = self.final, extras["final_obs"]
+        for name, column in columns.items() if isinstance(columns, dict) else [(None, columns)]:
+            column[step] = (final if name is None else final[name]).reshape(column.shape[1:])
+
+    # ------------------------------------------------------------------ at the end
+
+    def finish(self, values_of: ValuesOf, gamma: float, value_target: ValueTarget, check_observations: bool) -> list[Info]:
+        """
+        S3, S4: values of time limits, advantages and value targets.
+
+        :param values_of: observations ↦ V
+        :param gamma: γ
+        :param value_target: what the critic is fitted to
+        :param check_observations: whether observations have to be finite
+        :return: SB3's infos of the episodes that ended, in the order in which they did
+        :raises NonFiniteError: if something in the rollout is not finite
+        """
+        buffer = self.buffer
+        cut_off, *episodes = to_host(self.cut_off, *self.episodes.of_steps)
+        last_values = values_of(self.last)
+        rows, before, final_values = self._add_values_of_time_limits(values_of, gamma, cut_off)
+        buffer.compute_returns_and_advantage(last_values, self.starts)
+        if value_target != "td_lambda":
+            ended = ends(buffer, self.starts)
+            rollout = (buffer.rewards, buffer.values, last_values, ended, buffer.gamma)
+            buffer.returns.copy_(value_targets(value_target, *rollout, buffer.gae_lambda))
+        looked_at = [buffer.values, buffer.actions, buffer.log_probs, buffer.rewards, last_values]
+        if check_observations:
+            looked_at += [*_parts(buffer.observations), *_parts(self.last)]
+        if not bool(th.stack([_all_finite(tensor) for tensor in looked_at]).all()):
+            self._explain(last_values, rows, before, final_values, check_observations)
+        return self.episodes.infos(*episodes)
+
+    def _add_values_of_time_limits(
+        self, values_of: ValuesOf, gamma: float, cut_off: NumpyArray
+    ) -> tuple[NumpyArray, th.Tensor, th.Tensor]:
+        """
+        S3: r + γ V in the transitions that a time limit cut off, whose values come from one batch.
+
+        :param values_of: observations ↦ V
+        :param gamma: γ
+        :param cut_off: bool, shape (n_steps, n_envs)
+        :return: steps and environments of the transitions, shape (2, n); their rewards before, and the values; shape (n,)
+        :raises ValueError: if a final observation is missing
+        """
+        rows, rewards = np.stack(np.nonzero(cut_off)), self.buffer.rewards
+        none = rewards.new_empty(0)
+        if self.env.bootstrap == "none" or not rows.size:
+            return rows[:, :0], none, none
+        steps, environments = th.from_numpy(rows).to(self.device)
+        if self.env.bootstrap == "previous":
+            values = self.buffer.values[steps, environments]
+        elif self.final is None:
+            raise ValueError(
+                f"{type(self.env).__name__}: an episode was cut off, but step_tensors gave no extras['final_obs']; give it, "
+                "or set bootstrap to 'previous' or 'none'"
+            )
+        else:
+            final = self.final
+            if isinstance(final, dict):
+                values = values_of({name: column[steps, environments] for name, column in final.items()})
+            else:
+                values = values_of(final[steps, environments])
+        before = rewards[steps, environments]
+        rewards[steps, environments] = before + gamma * values
+        return rows, before, values
+
+    def _explain(
+        self, last_values: th.Tensor, rows: NumpyArray, before: th.Tensor, final_values: th.Tensor, check_observations: bool
+    ) -> None:
+        """
+        Raise the error that names what is not finite, and leave the episodes as begun anew.
+
+        :param last_values: V of the observations after the last step
+        :param rows: steps and environments that a time limit cut off, shape (2, n)
+        :param before: their rewards, shape (n,)
+        :param final_values: V of their final observations, shape (n,)
+        :param check_observations: whether observations have to be finite
+        """
+        buffer = self.buffer
+        arrays = {name: to_host(getattr(buffer, name))[0].copy() for name in ("values", "actions", "log_probs", "rewards")}
+        arrays["rewards"][rows[0], rows[1]] = to_host(before)[0]
+        shown = SimpleNamespace(observations=_arrays(buffer.observations), **arrays)
+        check_rows(cast(RolloutBuffer, shown), 0, buffer.buffer_size, check_observations)
+        error = explain(
+            buffer.buffer_size,
+            check_observations=check_observations,
+            observation=_arrays(self.last),
+            value=to_host(last_values)[0],
+        )
+        if error is None and rows.size:
+            values, sums = to_host(final_values)[0], to_host(buffer.rewards)[0][rows[0], rows[1]]
+            first = slice(bad := int(np.argmin(np.isfinite(values) & np.isfinite(sums))), bad + 1)
+            error = explain(
+                int(rows[0][bad]), environments=rows[1][first], final_value=values[first], bootstrapped_reward=sums[first]
+            )
+        if error is not None:
+            raise error
+
+
+class Episodes:
+    """
+    Returns and lengths of episodes, as SB3's Monitor counts them, on the device.
+
+    :param n_steps: of a rollout
+    :param n_envs: number of environments
+    :param device: where
+    """
+
+    def __init__(self, n_steps: int, n_envs: int, device: th.device) -> None:
+        kind = th.float32 if device.type == "mps" else th.float64
+        self.begun = time.time()
+        self.sums = th.zeros(n_envs, dtype=kind, device=device)
+        self.counts = th.zeros(n_envs, dtype=th.int64, device=device)
+        shape = (n_steps, n_envs)
+        self.of_steps = (
+            th.zeros(shape, dtype=th.bool, device=device),
+            th.zeros(shape, dtype=kind, device=device),
+            th.zeros(shape, dtype=th.int64, device=device),
+        )
+        """Whether an episode ended with a step, its return and its length."""
+
+    @staticmethod
+    def of(buffer: TensorRolloutBuffer, starts: th.Tensor) -> "Episodes":
+        """
+        The episodes that go on from the last rollout.
+
+        :param buffer: which keeps them between rollouts
+        :param starts: in which environments an episode starts now, bool, shape (n_envs,)
+        :return: the episodes
+        """
+        kept: Episodes | None = vars(buffer).get("episodes")
+        if kept is None or kept.sums.device != starts.device:
+            kept = Episodes(buffer.buffer_size, buffer.n_envs, starts.device)
+            buffer.episodes = kept
+        kept.sums *= ~starts
+        kept.counts *= ~starts
+        return kept
+
+    def note(self, step: int, rewards: th.Tensor, ended: th.Tensor) -> None:
+        """
+        Count a step.
+
+        :param step: its number
+        :param rewards: as the innermost environments gave them, shape (n_envs,)
+        :param ended: whose episode ended, bool, shape (n_envs,)
+        """
+        self.sums += rewards
+        self.counts += 1
+        for column, now in zip(self.of_steps, (ended, self.sums, self.counts), strict=True):
+            column[step] = now
+        self.sums *= ~ended
+        self.counts *= ~ended
+
+    def infos_at(self, step: int) -> list[Info]:
+        """
+        What SB3's Monitor would put into the infos of a step.
+
+        :param step: its number
+        :return: for each environment an empty dict, or one with "episode"
+        """
+        ended, sums, counts = to_host(*(column[step] for column in self.of_steps))
+        infos: list[Info] = [{} for _ in ended]
+        for i in np.flatnonzero(ended):
+            infos[i] = self._info(sums[i], counts[i])
+        return infos
+
+    def infos(self, ended: NumpyArray, sums: NumpyArray, counts: NumpyArray) -> list[Info]:
+        """
+        The infos of a whole rollout.
+
+        :param ended: ``of_steps`` as arrays, shape (n_steps, n_envs) each
+        :param sums: returns
+        :param counts: lengths
+        :return: one for each episode that ended, in their order
+        """
+        return [self._info(total, length) for total, length in zip(sums[ended], counts[ended], strict=True)]
+
+    def _info(self, total: float, length: int) -> Info:
+        return {"episode": {"r": round(float(total), 6), "l": int(length), "t": round(time.time() - self.begun, 6)}}
+
+
+def original_rewards(env: TensorEnv, rewards: th.Tensor) -> th.Tensor:
+    """
+    Rewards before any normalisation.
+
+    :param env: the environments, or a wrapper that normalises
+    :param rewards: as it gave them
+    :return: shape (n_envs,)
+    """
+    original = getattr(env, "old_reward", None)  # of a VecNormalize, also through wrappers
+    return original if isinstance(original, th.Tensor) else rewards
+
+
+def _copied(observations: Observations[th.Tensor], device: th.device) -> Observations[th.Tensor]:
+    if isinstance(observations, dict):
+        return {name: tensor.to(device, copy=True) for name, tensor in observations.items()}
+    return observations.to(device, copy=True)
+
+
+def _parts(observations: Observations[th.Tensor]) -> list[th.Tensor]:
+    return [*observations.values()] if isinstance(observations, dict) else [observations]
+
+
+def _arrays(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:
+    if isinstance(observations, dict):
+        return {name: to_host(tensor)[0] for name, tensor in observations.items()}
+    return to_host(observations)[0]
+
+
+def _all_finite(tensor: th.Tensor) -> th.Tensor:
+    """A scalar: whether all entries are finite. The sum of a column's absolute values would overflow."""
+    return tensor.isfinite().all()

@@ -1,0 +1,24 @@
+"""From the device to the CPU."""
+
+import torch as th
+
+from sb3_policyopt.maths.arrays import NumpyArray
+
+
+def to_host(*tensors: th.Tensor) -> list[NumpyArray]:
+    """
+    Tensors as arrays. Those of another device come in one transfer, which is waited for once.
+
+    :param tensors: on one device
+    :return: the same numbers, of the same shapes and types
+    """
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return [tensor.numpy() for tensor in tensors]
+    parts = [tensor.contiguous().view(-1).view(th.uint8) for tensor in tensors]
+    joined = th.cat(parts).cpu().numpy()
+    arrays, start = [], 0
+    for tensor, part in zip(tensors, parts, strict=True):
+        piece = joined[start : start + len(part)].copy()  # aligned, and with memory of its own
+        arrays.append(piece.view(th.empty(0, dtype=tensor.dtype).numpy().dtype).reshape(tuple(tensor.shape)))
+        start += len(part)
+    return arrays
