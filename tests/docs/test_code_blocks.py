@@ -36,7 +36,31 @@ PRELUDES = {
     ),
 }
 # The same in the middle of a page: before the block that has the word in it.
-INSERTED: dict[str, dict[str, str]] = {}
+INSERTED: dict[str, dict[str, str]] = {
+    # Simulators that need a GPU, as fakes with their methods.
+    "docs/tensors.md": {
+        "from_isaaclab": (
+            f"import sys, types, gymnasium\nsys.path.append({str(ROOT / 'tests' / 'tensors')!r})\n"
+            "from fake_simulator import FakeIsaacLab, FakeManiSkill, FakeRslRl\n"
+            "env_cfg, make = types.SimpleNamespace(), gymnasium.make\n"
+            "gymnasium.make = lambda name, cfg: FakeIsaacLab(1024, compute_final_obs=cfg.compute_final_obs)\n"
+        ),
+        "ManiSkillVectorEnv": (
+            "parts = 'mani_skill.vector.wrappers.gymnasium'.split('.')\n"
+            "for name in ('.'.join(parts[: n + 1]) for n in range(4)):\n"
+            "    sys.modules[name] = types.ModuleType(name)\n"
+            "sys.modules[name].ManiSkillVectorEnv = lambda env: env\n"
+            "gymnasium.make = lambda name, num_envs: FakeManiSkill(num_envs)\n"
+        ),
+        "from_rsl_rl": "gymnasium.make = make\nrsl_rl_env = FakeRslRl(8)\n",
+        "from_jax(": (
+            "try:\n    from fake_jax import FakeGymnax\n    jax_env = FakeGymnax()\n"
+            "except ImportError:  # JAX is not installed\n"
+            "    from sb3_policyopt.envs import tensors\n    jax_env = None\n"
+            "    tensors.from_jax = lambda env, num_envs, seed: None\n"
+        ),
+    },
+}
 # Pages whose Python blocks take more than a few seconds.
 SLOW = {
     "README.md": "publishes with a video",
@@ -44,6 +68,7 @@ SLOW = {
     "docs/envpool.md": "EnvPool, Atari",
     "docs/scores.md": "LunarLander",
     "docs/envs.md": "starts worker processes",
+    "docs/tensors.md": "4,096 environments, JAX",
 }
 # Commands that no test executes or parses: the beginning of the command, and why.
 SKIPPED = {

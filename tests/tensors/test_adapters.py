@@ -24,7 +24,7 @@ from fake_simulator import (
     reference,
 )
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from no_sync import NoSync
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
@@ -39,7 +39,10 @@ from sb3_policyopt.envs.tensors import (
 )
 
 pytestmark = pytest.mark.fast
-SAME, N = AutoresetMode.SAME_STEP, 7
+N = 7
+AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # since Gymnasium 1.1
+SAME = AutoresetMode and AutoresetMode.SAME_STEP
+gymnasium_1_1 = pytest.mark.skipif(AutoresetMode is None, reason="needs Gymnasium 1.1")
 
 
 def quiet_rsl_rl(simulator: Any, **settings: Any) -> TensorVecEnv:
@@ -60,7 +63,10 @@ MAKERS: dict[str, tuple[Callable[[], TensorVecEnv], bool]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "dicts"), MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(
+    ("make", "dicts"),
+    [pytest.param(*case, marks=[gymnasium_1_1] if "Gymnasium" in name else [], id=name) for name, case in MAKERS.items()],
+)
 def test_equals_dummy_vec_env(make: Callable[[], TensorVecEnv], dicts: bool) -> None:
     env = make()
     assert is_tensor_env(env) and env.bootstrap == "final"
@@ -194,10 +200,11 @@ def test_actions_without_bounds_get_some() -> None:
             call()
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_other_modes_of_autoreset_are_errors_that_say_what_to_do(mode: AutoresetMode) -> None:
-    env = SyncVectorEnv([lambda: Clock(0)], autoreset_mode=mode)
-    with pytest.raises(ValueError, match=rf"{mode.name}.*SAME_STEP"):
+@gymnasium_1_1
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "DISABLED"])
+def test_other_modes_of_autoreset_are_errors_that_say_what_to_do(mode: str) -> None:
+    env = SyncVectorEnv([lambda: Clock(0)], autoreset_mode=AutoresetMode[mode])
+    with pytest.raises(ValueError, match=rf"{mode}.*SAME_STEP"):
         from_gymnasium_vector(env)
 
 
@@ -213,6 +220,7 @@ def test_an_environment_that_does_not_say_how_it_resets() -> None:
         from_gymnasium_vector(simulator, autoreset_mode="next_step")
 
 
+@gymnasium_1_1
 def test_gymnasiums_own_vector_environments() -> None:
     """Seeds, int64 actions, rewards and flags of CartPole-v1, beside SB3's VecEnv with the same seeds."""
     vector = gym.make_vec(
@@ -237,6 +245,7 @@ def test_gymnasiums_own_vector_environments() -> None:
         from_gymnasium_vector(gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="vector_entry_point"))
 
 
+@gymnasium_1_1
 @pytest.mark.slow
 def test_gymnasiums_worker_processes() -> None:
     env = from_gymnasium_vector(AsyncVectorEnv([functools.partial(Clock, number) for number in range(N)], autoreset_mode=SAME))  # type: ignore[misc]

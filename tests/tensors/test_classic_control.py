@@ -55,6 +55,8 @@ def test_whole_episodes_equal_gymnasiums(kind: type[Any], name: str) -> None:
                 reference.unwrapped.state = env.state[number].numpy().copy()  # type: ignore[attr-defined]
             else:
                 np.testing.assert_allclose(observations[number], expected, rtol=1e-6, atol=1e-6)
+                if np.lib.NumpyVersion(np.__version__) < "2.0.0":  # it multiplies the torque by 3 in float64
+                    reference.unwrapped.state = env.state[number].numpy().copy()  # type: ignore[attr-defined]
     assert ends["truncated"] >= 2
     assert ends["terminated"] > 10 or name != "CartPole-v1"
 

@@ -13,7 +13,7 @@ from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize, VecVideoRecorder
 
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum, TensorStep, TensorVecEnv, is_tensor_env
 from sb3_policyopt.envs.tensors.vec_env import take_seed
@@ -171,7 +171,7 @@ def test_sb3_trains_and_evaluates(tmp_path: Path) -> None:
 
 
 def test_a_policy_gets_the_same_returns_as_in_gymnasiums_environment() -> None:
-    """A rule that balances the pole for 500 steps, and one that lets it fall after 8 to 10."""
+    """A rule that balances the pole for 500 steps, and one that lets it fall after 8 to 11: the range of 20,000 episodes."""
 
     class Rule:
         def __init__(self, falls: bool) -> None:
@@ -181,11 +181,13 @@ def test_a_policy_gets_the_same_returns_as_in_gymnasiums_environment() -> None:
             right = observation @ np.array([0.1, 0.3, 3.0, 1.0]) > 0
             return np.zeros(len(right), int) if self.falls else right.astype(int), None
 
+    gymnasiums = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    gymnasiums.seed(0)
     for falls in (False, True):
-        for env in (TensorCartPole(3, "cpu", seed=0), gym.make("CartPole-v1")):
+        for env in (TensorCartPole(3, "cpu", seed=0), gymnasiums):
             returns, lengths = evaluate_policy(Rule(falls), env, 9, return_episode_rewards=True, warn=False)  # type: ignore[arg-type]
             assert returns == lengths
-            assert (np.min(returns) >= 8 and np.max(returns) <= 10) if falls else np.min(returns) == 500
+            assert (np.min(returns) >= 8 and np.max(returns) <= 11) if falls else np.min(returns) == 500
 
 
 def test_videos_are_recorded(tmp_path: Path) -> None:

@@ -133,6 +133,29 @@ class ClassicControl(TensorVecEnv):
         self.state.copy_(th.where(ended[:, None], self.first_states(), state))
         return TensorStep(self.observe(self.state), rewards, terminated, truncated, {"final_obs": final_obs})
 
+    def get_state(self) -> dict[str, Any]:
+        """
+        Everything that the next steps depend on, for ``ResumableCheckpointCallback``.
+
+        :return: for :meth:`set_state`; copies on the CPU
+        """
+        tensors = {name: getattr(self, name).to("cpu", copy=True) for name in ("state", "elapsed")}
+        return {**tensors, "generator": self.generator.get_state(), "seeds": list(self._seeds)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """
+        Go on where :meth:`get_state` was called, perhaps on another device of the same kind.
+
+        :param state: of :meth:`get_state`
+        :raises ValueError: if it is that of another number of environments
+        """
+        if state["state"].shape != self.state.shape:
+            raise ValueError(f"state is that of {len(state['state'])} environments, and there are {self.num_envs}")
+        self.state.copy_(state["state"])
+        self.elapsed.copy_(state["elapsed"])
+        self.generator.set_state(state["generator"])
+        self._seeds = list(state["seeds"])
+
     def get_images(self) -> Sequence[NumpyArray | None]:
         """
         A picture of environment 0, drawn by Gymnasium.
