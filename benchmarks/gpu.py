@@ -2,14 +2,15 @@
 A GPU: ``python -m benchmarks --gpu`` prints the rows of ``docs/gpu.md``.
 
 Environment steps per second of whole iterations (rollout and update), medians, beside SB3, sb3-contrib and, where it is
-installed, rsl_rl. The simulator is a linear system of 48 numbers on the device; SB3 and sb3-contrib get it through NumPy, as Isaac
-Lab hands it to SB3. ``--device cpu --small`` tries the script without a GPU; its figures mean nothing.
+installed, rsl_rl. The simulator is a linear system of 48 numbers on the device; SB3 and sb3-contrib get it through NumPy, as
+Isaac Lab hands it to SB3. ``--device cpu --small`` tries the script without a GPU; its figures mean nothing.
 """
 
 import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import nn
 
 import sb3_policyopt
+from sb3_policyopt import graphs
 from sb3_policyopt.envs.tensors import TensorStep, TensorVecEnv
 from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 
@@ -49,9 +51,11 @@ class LinearSystem(TensorVecEnv):
         self.state = th.randn(n, observed, device=self.device)
 
     def reset_tensors(self, seed: int | None = None) -> th.Tensor:
+        """States as they are."""
         return self.state.clone()
 
     def step_tensors(self, actions: th.Tensor) -> TensorStep:
+        """See the class."""
         final = th.tanh(self.state @ self.a) + 0.1 * actions @ self.b + 0.05 * th.randn_like(self.state)
         rewards = -(final[:, :6] ** 2).mean(1)
         self.steps += 1
@@ -66,9 +70,11 @@ class ThroughNumpy(VecEnvWrapper):
     """The same simulator as an algorithm sees it that takes arrays only."""
 
     def reset(self) -> Any:
+        """The first observations."""
         return self.venv.reset()
 
     def step_wait(self) -> Any:
+        """The step."""
         return self.venv.step_wait()
 
 
@@ -82,29 +88,35 @@ class Frames(VecEnv):
         self.actions = np.zeros(n)
 
     def reset(self) -> Any:
+        """The first observations."""
         return self.frames[0]
 
     def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions."""
         self.actions = actions
 
     def step_wait(self) -> Any:
+        """The step."""
         self.step_number = (self.step_number + 1) % 64
         rewards = (self.actions == self.step_number % 6).astype(np.float32)
         return self.frames[self.step_number], rewards, np.zeros(self.num_envs, bool), [{} for _ in range(self.num_envs)]
 
     def close(self) -> None:
-        pass
+        """Nothing to close."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """No attributes."""
         return [None] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        pass
+        """No attributes."""
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """No methods."""
         return []
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """No wrappers."""
         return [False] * self.num_envs
 
 
@@ -126,6 +138,7 @@ class Bench:
         self.rows: dict[str, float] = {}
 
     def wait(self) -> None:
+        """Wait for the device."""
         if self.device == "cuda":
             th.cuda.synchronize()
 
@@ -204,6 +217,7 @@ class Bench:
             self.row(f"PPO {name}, peak memory, {kind}", "MiB", lambda wanted=wanted: self.memory(ppo, wanted))  # type: ignore[misc]
 
     def with_tf32(self, model: Any) -> float:
+        """As :meth:`speed`, with products of ten bits."""
         before = th.get_float32_matmul_precision()
         th.set_float32_matmul_precision("high")
         try:
@@ -211,11 +225,11 @@ class Bench:
         finally:
             th.set_float32_matmul_precision(before)
 
-    def memory(self, options: dict[str, Any], graphs: bool) -> float:
+    def memory(self, options: dict[str, Any], wanted: bool) -> float:
         """Peak memory of the device in a training."""
         if self.device != "cuda":
             raise RuntimeError("there is no GPU")
-        with without_graphs(not graphs):
+        with without_graphs(not wanted):
             sb3_policyopt.PPO("MlpPolicy", LinearSystem(self.n, self.device), **options).learn(3 * self.n * self.steps)
         return th.cuda.max_memory_allocated() / 2**20
 
@@ -296,6 +310,7 @@ class Bench:
         return getattr(sb3_policyopt, algorithm)("MlpPolicy", env, n_steps=256, seed=0, device=self.device)
 
     def fisher_vector_product(self) -> float:
+        """Milliseconds of one product."""
         model = self._narrow_model("TRPO").learn(2 * 2048)
         engine = model.engine_in_use
         (batch,) = engine.data(model.rollout_buffer).whole()
@@ -311,6 +326,7 @@ class Bench:
         return 1e3 * median(times[20:])
 
     def recording_time(self) -> float:
+        """Seconds that the first iteration takes longer than a later one."""
         model = self._narrow_model("PPO")
         times = []
         for _ in range(4):
@@ -324,35 +340,29 @@ class Bench:
     def difference(self, algorithm: str) -> float:
         """After one update on equal rollouts, from equal parameters and optimizer states."""
         parameters = []
-        for graphs in (True, False):
-            with without_graphs(not graphs):
+        for wanted in (True, False):
+            with without_graphs(not wanted):
                 th.manual_seed(0)
                 model = self._narrow_model(algorithm).learn(2048)
                 parameters.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
         return float((parameters[0] - parameters[1]).abs().max())
 
 
-class without_graphs:
+@contextmanager
+def without_graphs(condition: bool) -> Iterator[None]:
     """
     A context in which new models record no graphs.
 
     :param condition: whether it is so
+    :return: the context
     """
-
-    def __init__(self, condition: bool) -> None:
-        self.condition = condition
-
-    def __enter__(self) -> None:
-        from sb3_policyopt import graphs
-
-        self.before = graphs.make_graph
-        if self.condition:
-            graphs.make_graph = lambda device: None
-
-    def __exit__(self, *_: object) -> None:
-        from sb3_policyopt import graphs
-
-        graphs.make_graph = self.before
+    before = graphs.make_graph
+    if condition:
+        graphs.make_graph = lambda device: None
+    try:
+        yield
+    finally:
+        graphs.make_graph = before
 
 
 def main(device: str, small: bool, only: str, output: Path) -> None:
