@@ -21,6 +21,7 @@ EXAMPLES = {
     "custom_policy.py": (2048, "TRPO: NormalisedFeatures"),
     "auxiliary_loss.py": (2048, "smoothness_loss"),
     "own_algorithm.py": (4096, "served by closed_form"),
+    "tensors.py": (32768, "rollouts on c"),
     "distributed.py": (2048, "rank 0 of 1 has trained for 2048 timesteps"),
 }
 

@@ -195,11 +195,11 @@ def check_batches(n_steps: int, n_envs: int, batch_size: int, normalize_advantag
             f"be a truncated mini-batch of size {size % batch_size}\n"
             "We recommend using a `batch_size` that is a factor of `n_steps * n_envs`.\n"
             f"Info: (n_steps={n_steps} and n_envs={n_envs})",
-            stacklevel=_level_of_user(),
+            stacklevel=level_of_user(),
         )
 
 
-def _level_of_user() -> int:
+def level_of_user() -> int:
     """
     How far up the calls the first one of other code is.
 

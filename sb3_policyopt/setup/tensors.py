@@ -7,12 +7,14 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_policyopt.identity.kinds import PLAIN, kind_of
 from sb3_policyopt.parallel import current_team
 from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 from sb3_policyopt.rollout.tensors.env import is_tensor_env
+from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.kinds import new_buffer
 
 
@@ -48,17 +50,28 @@ def suit_buffer(model: OnPolicyAlgorithm) -> None:
     :param model: about to learn
     """
     env, has_tensors = model.env, isinstance(model.rollout_buffer, TensorRolloutBuffer)
-    if is_tensor_env(env):
-        reason = obstacle(model)
-        if reason is not None:
-            warnings.warn(
-                f"The environments give tensors, but rollouts go through NumPy arrays on the CPU: {reason}", stacklevel=2
-            )
-        elif not has_tensors:
+    reason = obstacle(model) if is_tensor_env(env) else wrapped(env)
+    if reason is not None:
+        message = f"The environments give tensors, but rollouts go through NumPy arrays on the CPU: {reason}"
+        warnings.warn(message, stacklevel=arguments.level_of_user())
+    if is_tensor_env(env) and reason is None:
+        if not has_tensors:
             model.rollout_buffer = new_buffer(model, TensorRolloutBuffer)
     elif has_tensors:
         of_dict = isinstance(model.observation_space, spaces.Dict)
         model.rollout_buffer = new_buffer(model, DictRolloutBuffer if of_dict else RolloutBuffer)
+
+
+def wrapped(env: VecEnv | None) -> str | None:
+    """
+    What hides environments of tensors.
+
+    :param env: the training environments
+    :return: the wrapper that works with arrays, None if there are no tensors below it
+    """
+    if isinstance(env, VecEnvWrapper) and is_tensor_env(env.unwrapped):
+        return f"{type(env).__name__} works with arrays; of the wrappers only TensorVecNormalize works with tensors"
+    return None
 
 
 def obstacle(model: OnPolicyAlgorithm) -> str | None:

@@ -308,9 +308,12 @@ def test_a_buffer_or_a_policy_of_another_kind_goes_through_numpy_and_says_so() -
         pass
 
     model = model_on(PPO, TensorCartPole(4, device="cpu", seed=0), batch_size=48, rollout_buffer_class=Own)
-    with pytest.warns(UserWarning, match=r"through NumPy arrays.*rollout_buffer_class is Own"):
+    with pytest.warns(UserWarning, match=r"through NumPy arrays.*rollout_buffer_class is Own") as caught:
         model.learn(96)
-    assert type(model.rollout_buffer) is Own
+    assert caught[0].filename == __file__ and type(model.rollout_buffer) is Own
+    wrapped = model_on(PPO, VecMonitor(TensorCartPole(4, device="cpu", seed=0)), batch_size=48)
+    with pytest.warns(UserWarning, match=r"through NumPy arrays.*VecMonitor works with arrays"):
+        wrapped.learn(96)
 
 
 def test_a_model_is_saved_for_stock_sb3_and_goes_on(tmp_path: Path) -> None:

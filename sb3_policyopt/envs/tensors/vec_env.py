@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.tensors.env import is_tensor_env as steps_tensors
 
 Bootstrap: TypeAlias = Literal["final", "previous", "none"]
 """What the value of a cut-off episode is taken from: see :class:`TensorVecEnv`."""
@@ -271,7 +272,7 @@ def is_tensor_env(env: VecEnv) -> TypeGuard[TensorVecEnv]:
     :param env: any
     :return: True if the class defines ``step_tensors`` and ``reset_tensors``
     """
-    return all(callable(getattr(type(env), name, None)) for name in ("step_tensors", "reset_tensors"))
+    return steps_tensors(env)
 
 
 def take_seed(env: VecEnv) -> int | None:
