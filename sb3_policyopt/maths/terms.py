@@ -45,6 +45,38 @@ def value_of(term: Term) -> Scalar:
     return term.value if isinstance(term, (Maximum, Count)) else term
 
 
+def accumulate(total: Terms, terms: Terms, share: float) -> None:
+    """
+    Add the terms of a piece to those of its batch.
+
+    :param total: changed in place
+    :param terms: of one piece
+    :param share: the piece's share of the batch, by which a mean counts
+    """
+    for name, term in terms.items():
+        total[name] = term if share == 1 else _combined(total.get(name), term, share)
+
+
+def _combined(before: Term | None, term: Term, share: float) -> Term:
+    """
+    A term of the pieces so far, and of one more.
+
+    :param before: of the pieces so far, None if this is the first
+    :param term: of one more
+    :param share: its share of the batch
+    :return: of all of them
+    """
+    value = th.as_tensor(value_of(term))
+    if not isinstance(term, (Maximum, Count)):
+        value = share * value
+    if before is None:
+        return term if isinstance(term, (Maximum, Count)) else value
+    so_far = th.as_tensor(value_of(before))
+    if isinstance(term, Maximum):
+        return Maximum(th.maximum(so_far, value))
+    return Count(so_far + value) if isinstance(term, Count) else so_far + value
+
+
 class Means:
     """
     Collects the terms of minibatches without waiting for the device; reduces them once, at the end.

@@ -56,7 +56,7 @@ def choose_model(
     :raises ValueError: if ``wanted`` names a model and something stands in its way
     """
     family = family_of(policy)
-    obstacles = _obstacles(policy, family, micro_batch_size, overridden)
+    obstacles = _obstacles(policy, family, overridden)
     if obstacles.get(wanted) is not None:
         raise ValueError(f'engine="{wanted}" cannot serve this policy: {obstacles[wanted]}; use engine="auto"')
     name = wanted if wanted in MODELS else next(name for name in MODELS if obstacles.get(name) is None)
@@ -65,9 +65,7 @@ def choose_model(
     model: AnyModel
     if type(current) is kind and current.name == name and current.policy is policy and current.serves():
         model = current
-        if isinstance(current, TorchModel):
-            current.micro_batch_size, current.channels_last = micro_batch_size, channels_last
-        elif isinstance(current, HybridModel):
+        if isinstance(current, (TorchModel, HybridModel)):
             current.channels_last = channels_last
     elif kind is ClosedFormModel and family is not None:
         model = ClosedFormModel(policy, family)
@@ -80,6 +78,7 @@ def choose_model(
     else:
         tensors = None if observations is None else _as_tensors(observations, policy.device)
         model = TorchModel(policy, split_parameters(policy, tensors), micro_batch_size, channels_last)
+    model.micro_batch_size = micro_batch_size
     model.reason = _reason(name, wanted, obstacles)
     return model
 
@@ -125,22 +124,19 @@ def _as_tensors(
 
 
 def _obstacles(
-    policy: ActorCriticPolicy, family: ActionDistribution | None, micro_batch_size: int | None, overridden: Sequence[str]
+    policy: ActorCriticPolicy, family: ActionDistribution | None, overridden: Sequence[str]
 ) -> dict[str, str | None]:
     """
     What keeps each of the faster models from serving.
 
     :param policy: any SB3 actor-critic policy
     :param family: of its action distribution, None if it has no closed form
-    :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param overridden: what the user replaced and only autograd can honour
     :return: for "closed_form" and "hybrid" the first obstacle found, None if there is none
     """
     of_both: str | None
     if overridden:
         of_both = f"{', '.join(overridden)} of the algorithm is overridden"
-    elif micro_batch_size is not None:
-        of_both = "micro_batch_size is set"
     else:
         of_both = networks_obstacle(policy, family)
     has_memory = "the policy has memory" if kind_of(policy).memory else None

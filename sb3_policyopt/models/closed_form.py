@@ -124,6 +124,9 @@ class ClosedFormModel(Model[Any]):
 
     def gradient(self, objective: Objective, batch: Batch[ArrayT]) -> Terms:
         """Jᵀ ∂(−L)/∂output."""
+        return self.over_pieces(self._gradient, objective, batch)
+
+    def _gradient(self, objective: Objective, batch: Batch[ArrayT]) -> Terms:
         self.flat.bring(thorough=self.flat.unwatched)
         networks, features = self._of(batch), features_of(batch)
         if objective.critic_only:

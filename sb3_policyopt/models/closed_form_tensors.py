@@ -156,6 +156,9 @@ class TensorClosedForm(TensorModel):
 
     def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
+        return self.over_pieces(self._replayed_gradient, objective, batch)
+
+    def _replayed_gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         self.flat.bring(thorough=self.flat.unwatched)
         if self.recorder.is_active:
             return self.replayed.terms(self._gradient, objective, batch, self.flat.gradient)

@@ -137,6 +137,9 @@ class HybridModel(Model[th.Tensor]):
 
     def gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         """Jᵀ ∂(−L)/∂output down to the features, and from there torch's backward pass."""
+        return self.over_pieces(self._gradient, objective, batch)
+
+    def _gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         self.flat.bring()
         numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
         with th.set_grad_enabled(bool(numbers)):

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
-from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.maths.terms import Terms, accumulate
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.outputs import Pass
 from sb3_policyopt.objectives.trust_region import SurrogateHook, fisher_product
@@ -70,6 +70,8 @@ class Model(ABC, Generic[ArrayT]):
     name: ClassVar[str]
     reason: str = ""
     """Why this model serves the policy, in words."""
+    micro_batch_size: int | None = None
+    """Most samples that go through the networks at once; the sums are the same to rounding. None for no bound."""
 
     def __init__(
         self,
@@ -193,6 +195,27 @@ class Model(ABC, Generic[ArrayT]):
         :return: what to log, the loss under ``objective.name``
         """
 
+    def over_pieces(
+        self, gradient: Callable[[Objective, Batch[ArrayT]], Terms], objective: Objective, batch: Batch[ArrayT]
+    ) -> Terms:
+        """
+        The gradient of a batch, by its pieces.
+
+        :param gradient: leaves that of a piece in ``flat.gradient``
+        :param objective: what is minimised
+        :param batch: transitions
+        :return: what to log
+        """
+        if self.micro_batch_size is None or batch.size <= self.micro_batch_size:
+            return gradient(objective, batch)
+        total: Terms = {}
+        whole = th.zeros_like(self.flat.gradient)
+        for piece, share in self.pieces(batch):
+            accumulate(total, gradient(objective, piece), share)
+            whole.add_(self.flat.gradient, alpha=share)
+        self.flat.gradient.copy_(whole)
+        return total
+
     @contextmanager
     def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[Optimiser]:
         """
@@ -233,12 +256,17 @@ class Model(ABC, Generic[ArrayT]):
 
     def pieces(self, batch: Batch[ArrayT]) -> Iterator[tuple[Batch[ArrayT], float]]:
         """
-        A batch in pieces that may go through the networks at once.
+        A batch in pieces that may go through the networks at once. None of them exceeds ``micro_batch_size``.
 
         :param batch: transitions
         :return: the pieces, each with its share of the batch, by which a mean over it counts
         """
-        yield batch, 1.0
+        size = self.micro_batch_size or batch.size
+        if size >= batch.size:
+            yield batch, 1.0
+            return
+        for piece in batch.pieces(size):
+            yield piece, piece.size / batch.size
 
     @abstractmethod
     def actor_pass(self, batch: Batch[ArrayT]) -> Pass[ArrayT]:

@@ -17,7 +17,7 @@ from sb3_policyopt.distributions.torch_parts import TorchFamily, torch_distribut
 from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.identity.structure import Structure
 from sb3_policyopt.maths.arrays import Array, NumpyArray
-from sb3_policyopt.maths.terms import Count, Maximum, Term, Terms, value_of
+from sb3_policyopt.maths.terms import Terms, accumulate
 from sb3_policyopt.models import policy_calls
 from sb3_policyopt.models.channels_last import to_channels_last
 from sb3_policyopt.models.model import TensorDecision
@@ -171,15 +171,6 @@ class TorchModel(TensorModel):
             batch.sequences,
         )
 
-    def pieces(self, batch: Batch[th.Tensor]) -> Iterator[tuple[Batch[th.Tensor], float]]:
-        """None of them exceeds ``micro_batch_size``."""
-        size = self.micro_batch_size or batch.size
-        if size >= batch.size:
-            yield batch, 1.0
-            return
-        for piece in batch.pieces(size):
-            yield piece, piece.size / batch.size
-
     @contextmanager
     def updating(self, batch_size: int, critic_only: bool = False) -> Iterator[Optimiser]:
         """As the base class; the optimizer may have parameters that are not the policy's, which it steps too."""
@@ -207,7 +198,7 @@ class TorchModel(TensorModel):
             self.policy.optimizer.zero_grad()  # what the hook did before, it did for itself
             if loss.requires_grad and learners:
                 th.autograd.backward(loss if share == 1 else loss * share, inputs=learners if first else None)
-            _accumulate(total, {objective.name: loss.detach(), **terms}, share)
+            accumulate(total, {objective.name: loss.detach(), **terms}, share)
             if share == 1:
                 sums = [parameter.grad for parameter in learners]
             else:
@@ -339,38 +330,6 @@ def surrogate_gradient(policy: ActorCriticPolicy, flat: FlatParameters, actor_co
         )
     pairs = zip(parameters[:actor_count], gradients[:actor_count], strict=True)
     return th.cat([(th.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs])
-
-
-def _accumulate(total: Terms, terms: Terms, share: float) -> None:
-    """
-    Add the terms of a piece to those of its batch.
-
-    :param total: changed in place
-    :param terms: of one piece
-    :param share: the piece's share of the batch, by which a mean counts
-    """
-    for name, term in terms.items():
-        total[name] = term if share == 1 else _combined(total.get(name), term, share)
-
-
-def _combined(before: Term | None, term: Term, share: float) -> Term:
-    """
-    A term of the pieces so far, and of one more.
-
-    :param before: of the pieces so far, None if this is the first
-    :param term: of one more
-    :param share: its share of the batch
-    :return: of all of them
-    """
-    value = th.as_tensor(value_of(term))
-    if not isinstance(term, (Maximum, Count)):
-        value = share * value
-    if before is None:
-        return term if isinstance(term, (Maximum, Count)) else value
-    so_far = th.as_tensor(value_of(before))
-    if isinstance(term, Maximum):
-        return Maximum(th.maximum(so_far, value))
-    return Count(so_far + value) if isinstance(term, Count) else so_far + value
 
 
 def _plus(a: th.Tensor | None, b: th.Tensor | None) -> th.Tensor | None:

@@ -158,7 +158,7 @@ def test_a_minibatch_of_one_transition_cannot_be_normalised(env: VecEnv) -> None
 def test_the_closed_form_says_what_it_cannot_do(env: VecEnv) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"use_sde": True}, "StateDependentNoise"),
-        ({"micro_batch_size": 8}, "micro_batch_size"),
+        ({"policy_kwargs": {"activation_fn": th.nn.GELU}}, "GELU"),
     ]
     for arguments, reason in cases:
         model = PPO("MlpPolicy", env, engine="closed_form", n_steps=16, batch_size=32, device="cpu", **arguments)

@@ -103,7 +103,6 @@ def exchange_an_extractor(policy: Any) -> None:
 
 REASONS: dict[str, tuple[type[Any], dict[str, Any], Any]] = {
     "asked for": (PPO, {"engine": "autograd"}, None),
-    "bounded memory": (PPO, {"micro_batch_size": 4}, None),
     "a loss of one's own": (OtherLoss, {}, None),
     "gSDE": (PPO, {"use_sde": True, "action": "box_6"}, None),
     "a frozen head": (PPO, {}, lambda policy: policy.value_net.requires_grad_(False)),

@@ -20,9 +20,10 @@ from toy_environments import (
 )
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.models import torch_policy
+from sb3_policyopt.models import choice, torch_policy
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+ENGINES = {"autograd": "autograd", "auto": "auto", "as on a GPU": "auto"}
 POLICIES: dict[str, tuple[spaces.Space[Any], str, dict[str, Any]]] = {
     "MlpPolicy": (VECTOR, "box_6", {}),
     "MlpPolicy, discrete": (VECTOR, "multi_discrete", {}),
@@ -32,7 +33,7 @@ POLICIES: dict[str, tuple[spaces.Space[Any], str, dict[str, Any]]] = {
 }
 
 
-def twins(cls: type[Any], name: str, micro_batch_size: int, **options: Any) -> list[Any]:
+def twins(cls: type[Any], name: str, micro_batch_size: int, engine: str = "autograd", **options: Any) -> list[Any]:
     observation, action, arguments = POLICIES[name]
     policy = name.partition(",")[0]
     models = [
@@ -40,7 +41,7 @@ def twins(cls: type[Any], name: str, micro_batch_size: int, **options: Any) -> l
             policy,
             toy(observation, ACTION_SPACES[action]),
             micro_batch_size=size,
-            engine="autograd",
+            engine=engine,
             **{**SMALL, **arguments, **options},
         )
         for size in (None, micro_batch_size)
@@ -54,8 +55,10 @@ def twins(cls: type[Any], name: str, micro_batch_size: int, **options: Any) -> l
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("size", [5, 1000])
-def test_ppo(name: str, size: int) -> None:
-    models = twins(PPO, name, size, n_epochs=1, ent_coef=0.01)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ppo(name: str, size: int, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: engine == "as on a GPU")
+    models = twins(PPO, name, size, ENGINES[engine], n_epochs=1, ent_coef=0.01)
     for model in models:
         np.random.seed(0)
         model.train()
@@ -69,8 +72,10 @@ def test_ppo(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("thinning", [1, 3])
-def test_trpo(name: str, thinning: int) -> None:
-    models = twins(TRPO, name, 7, cg_max_steps=4, n_critic_updates=1, sub_sampling_factor=thinning)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_trpo(name: str, thinning: int, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: engine == "as on a GPU")
+    models = twins(TRPO, name, 7, ENGINES[engine], cg_max_steps=4, n_critic_updates=1, sub_sampling_factor=thinning)
     regions, v = [], None
     for model in models:
         used = model.start_update()
