@@ -55,7 +55,8 @@ def suit_buffer(model: OnPolicyAlgorithm) -> None:
         message = f"The environments give tensors, but rollouts go through NumPy arrays on the CPU: {reason}"
         warnings.warn(message, stacklevel=arguments.level_of_user())
     if is_tensor_env(env) and reason is None:
-        if not has_tensors:
+        sizes = (model.rollout_buffer.buffer_size, model.rollout_buffer.n_envs)
+        if not has_tensors or sizes != (model.n_steps, env.num_envs):
             model.rollout_buffer = new_buffer(model, TensorRolloutBuffer)
     elif has_tensors:
         of_dict = isinstance(model.observation_space, spaces.Dict)

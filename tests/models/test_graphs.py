@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch as th
 from emulated_graph import EmulatedGraph, emulate
+from gymnasium import spaces
 from no_waiting import NoWaiting
 from stable_baselines3.common.callbacks import BaseCallback
-from toy_environments import IMAGE, toy
+from toy_environments import ACTION_SPACES, IMAGE, VECTOR, toy
 
 from sb3_policyopt import PPO, TRPO, graphs
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum
@@ -88,6 +89,28 @@ def test_images(algorithm: Any, options: Any, monkeypatch: pytest.MonkeyPatch) -
     assert model.engine_in_use.name == "hybrid" and model.engine_in_use.recorder.refusals == {}
     assert EmulatedGraph.replays > EmulatedGraph.recordings > 4
     assert_same(model, plain, 1e-4)
+
+
+@pytest.mark.parametrize("policy", ["MultiInputPolicy", "MaskableMlpPolicy"])
+def test_dicts_and_masks(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> Any:
+        if policy == "MultiInputPolicy":
+            # torch.nn.functional.one_hot looks at numbers on the CPU, not on a GPU: no Discrete here.
+            env: Any = toy(spaces.Dict({"vector": VECTOR, "image": IMAGE}), ACTION_SPACES["box_1"], seed=0)
+        else:
+            pytest.importorskip("sb3_contrib")
+            env = toy(VECTOR, ACTION_SPACES["discrete"], seed=0)
+            for i, one in enumerate(env.envs):
+                one.unwrapped.action_masks = lambda i=i: np.arange(4) != i  # type: ignore[attr-defined,misc]
+        return PPO(policy, env, n_steps=16, batch_size=16 * env.num_envs // 2, seed=0, device="cpu").learn(
+            3 * 16 * env.num_envs
+        )
+
+    plain = run()
+    emulate(monkeypatch)
+    model = run()
+    assert model.engine_in_use.recorder.refusals == {} and EmulatedGraph.replays > 3 * 16
+    assert_same(model, plain)
 
 
 # ---------------------------------------------------------------------- what moves between replays

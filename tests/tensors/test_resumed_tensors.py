@@ -43,6 +43,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     resumed.learn(1024, callback=ResumableCheckpointCallback(str(tmp_path), 256))
     for one, other in zip(undisturbed.policy.parameters(), resumed.policy.parameters(), strict=True):
         assert th.equal(one, other)
+    assert undisturbed.ep_info_buffer is not None and resumed.ep_info_buffer is not None
+    counted = [[(info["r"], info["l"]) for info in infos] for infos in (undisturbed.ep_info_buffer, resumed.ep_info_buffer)]
+    assert counted[0] == counted[1] and {length for _, length in counted[0]} == {30}
     first, second = undisturbed.get_vec_normalize_env(), resumed.get_vec_normalize_env()
     assert isinstance(first, TensorVecNormalize) and isinstance(second, TensorVecNormalize)
     assert first.obs_rms.mean.tolist() == second.obs_rms.mean.tolist() and first.ret_rms.var == second.ret_rms.var

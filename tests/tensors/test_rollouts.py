@@ -1,5 +1,6 @@
 """Rollouts that stay on the device: numbers as through NumPy, SB3's callbacks, time limits, and no step that waits."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from emulated_graph import emulate
 from gymnasium import spaces
 from no_waiting import NoWaiting
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
@@ -99,6 +101,7 @@ class Looks(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Any] = []
+        self.tensors: list[Any] = []
         self.episodes = 0
 
     def _on_step(self) -> bool:
@@ -113,16 +116,23 @@ class Looks(BaseCallback):
             assert info["TimeLimit.truncated"] == done and ("terminal_observation" in final) == done
             self.episodes += "episode" in info
         self.seen.append((local["rewards"], local["infos"]))
+        self.tensors.append((local["values"], local["log_probs"], local["obs_tensor"], local["values"].clone()))
         return True
 
 
-def test_callbacks_see_arrays_and_infos_as_in_sb3() -> None:
+@pytest.mark.parametrize("with_graphs", [False, True])
+def test_callbacks_see_arrays_and_infos_as_in_sb3(with_graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if with_graphs:  # a replay overwrites what the last one gave
+        monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
+        emulate(monkeypatch)
     callback = Looks()
     model = model_on(PPO, TensorPendulum(5, device="cpu", seed=0, max_episode_steps=7), batch_size=60)
     model.learn(5 * 48, callback)
     assert callback.n_calls == 48 and callback.episodes == 5 * (48 // 7)
     rewards, infos = callback.seen[3]
     assert len(rewards) == len(infos) == 5  # what was looked at stays
+    assert all((values == then).all() for values, _, _, then in callback.tensors)  # tensors are the callback's own
+    assert not any((one[2] == other[2]).all() for one, other in pairwise(callback.tensors))
 
 
 def test_what_was_not_looked_at_in_time_is_an_error_and_no_other_steps_number() -> None:
@@ -288,6 +298,13 @@ def test_the_buffer_follows_the_environments() -> None:
     model.set_env(TensorCartPole(4, device="cpu", seed=0))
     model.learn(96)
     assert type(model.rollout_buffer) is TensorRolloutBuffer
+
+
+def test_another_number_of_steps_needs_another_buffer() -> None:
+    model = model_on(PPO, TensorCartPole(4, device="cpu", seed=0), batch_size=48).learn(96)
+    model.n_steps = 12
+    model.learn(96)
+    assert model.rollout_buffer.buffer_size == 12 and model.num_timesteps == 96
 
 
 def test_sb3s_samples_of_the_buffer() -> None:

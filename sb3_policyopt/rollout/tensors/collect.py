@@ -22,7 +22,7 @@ from sb3_policyopt.rollout.learner import Learner, RolloutTeam
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv
 from sb3_policyopt.rollout.tensors.lazy import LazyArray, LazyInfos, Moment
-from sb3_policyopt.rollout.tensors.rollout import TensorRollout
+from sb3_policyopt.rollout.tensors.rollout import TensorRollout, copied
 from sb3_policyopt.rollout.transfer import to_host
 
 
@@ -82,7 +82,8 @@ def collect_tensors(
         if watched:
             with Moment() as moment:
                 shown = shown_to_callbacks(moment, rollout, n_steps, sampled, to_env_action, given)
-                callback.update_locals({**locals(), "values": values[:, None], **shown})
+                shown |= {"obs_tensor": copied(obs_tensor), "values": values[:, None].clone(), "log_probs": log_probs.clone()}
+                callback.update_locals({**locals(), **shown})
                 go_on = callback.on_step()
         else:
             go_on = callback.on_step()

@@ -89,7 +89,7 @@ class TensorRollout:
         if step + 1 < self.buffer.buffer_size:
             store_observations(self.buffer, step + 1, observations)
         else:
-            self.last = _copied(observations, self.device)
+            self.last = copied(observations, self.device)
         self.buffer.pos = step + 1
         self.buffer.full = self.buffer.pos == self.buffer.buffer_size
 
@@ -298,7 +298,14 @@ def original_rewards(env: TensorEnv, rewards: th.Tensor) -> th.Tensor:
     return original if isinstance(original, th.Tensor) else rewards
 
 
-def _copied(observations: Observations[th.Tensor], device: th.device) -> Observations[th.Tensor]:
+def copied(observations: Observations[th.Tensor], device: th.device | None = None) -> Observations[th.Tensor]:
+    """
+    Copies of tensors.
+
+    :param observations: first axis n_envs
+    :param device: where to; None to where they are
+    :return: the same numbers
+    """
     if isinstance(observations, dict):
         return {name: tensor.to(device, copy=True) for name, tensor in observations.items()}
     return observations.to(device, copy=True)
