@@ -6,8 +6,10 @@ and what the CPU would do is not done. So a recorded function reads tensors only
 """
 
 import gc
-from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import ClassVar, Protocol
 
 import torch as th
 
@@ -19,16 +21,26 @@ WARM_UP = 3
 RECORDINGS = 8
 """Graphs of one kind that are recorded. More would mean that something changes all the time."""
 
-TOLERANCES = {"rtol": 1e-3, "atol": 1e-5}
-"""By how much a replay may differ from the function itself: a product may choose another order of its sums."""
+RTOL, ATOL = 1e-3, 1e-5
+"""By how much of its largest entry a replay may differ from the function: a product may choose another order of its sums."""
 
 
 class CaptureError(RuntimeError):
     """A function cannot be recorded, or a replay does something else."""
 
 
+class RecordingError(CaptureError):
+    """A recording ended early. torch does not promise that another one can be made in this process."""
+
+
 class Graph(Protocol):
     """What records and replays."""
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """A context for calls before the recording, ordered with what was done before and comes after."""
+
+    def checking(self) -> AbstractContextManager[object]:
+        """A context in which whatever would wait for the device raises an error."""
 
     def record(self, function: Callable[[], tuple[th.Tensor, ...]]) -> tuple[th.Tensor, ...]:
         """
@@ -49,15 +61,51 @@ class CudaGraph:
     :param device: of all tensors
     """
 
+    streams: ClassVar[dict[th.device, th.cuda.Stream]] = {}
+    """One of each device, for all recordings: libraries keep memory for each stream."""
+    failed: ClassVar[bool] = False
+    """Whether a recording ended early in this process."""
+
     def __init__(self, device: th.device) -> None:
         self.device = device
         self.graph = th.cuda.CUDAGraph()
+        if device not in self.streams:
+            self.streams[device] = th.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream = self.streams[device]
+
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """Of the recording."""
+        current = th.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        try:
+            with th.cuda.stream(self.stream):
+                yield
+        finally:
+            current.wait_stream(self.stream)
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """torch's own check."""
+        before = th.cuda.get_sync_debug_mode()
+        th.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            th.cuda.set_sync_debug_mode(before)
 
     def record(self, function: Callable[[], tuple[th.Tensor, ...]]) -> tuple[th.Tensor, ...]:
-        """Record what the function launches, on a stream of its own."""
-        # Other threads may use the GPU meanwhile, such as a simulator's.
-        with th.cuda.device(self.device), th.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            return function()
+        """Record what the function launches."""
+        current = th.cuda.current_stream(self.device)
+        try:
+            # Other threads may use the GPU meanwhile, such as a simulator's.
+            graph = th.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local")
+            with th.cuda.device(self.device), graph:
+                return function()
+        except BaseException:
+            CudaGraph.failed = True
+            th.cuda.set_stream(current)  # which torch does not do then
+            raise
 
     def replay(self) -> None:
         """Launch it again."""
@@ -69,9 +117,9 @@ def make_graph(device: th.device) -> Graph | None:
     A graph for a device.
 
     :param device: of all tensors
-    :return: None where there are none
+    :return: None where there are none, and after a recording ended early
     """
-    return CudaGraph(device) if device.type == "cuda" and th.version.hip is None else None
+    return CudaGraph(device) if device.type == "cuda" and th.version.hip is None and not CudaGraph.failed else None
 
 
 class Capture:
@@ -104,42 +152,64 @@ class Capture:
 
         try:
             expected = self._warm_up(function, state, restore)
-            self.outputs = graph.record(lambda: function(*self.inputs))
+            self.outputs = self._record(function)
             restore()
+            self._spoil_outputs()
             graph.replay()
             found = [tensor.clone() for tensor in (*self.outputs, *state)]
         except (RuntimeError, AssertionError) as error:
-            raise CaptureError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+            if isinstance(error, CaptureError):
+                raise
+            raise CaptureError(_one_line(error)) from error
         finally:
             restore()
-        for one, other in zip(found, expected, strict=True):
-            if not th.allclose(one.double(), other.double(), equal_nan=True, **TOLERANCES):
-                raise CaptureError("a replay gave other numbers than the function itself")
+        if not all(map(_are_close, found, expected)):
+            raise CaptureError("a replay gave other numbers than the function itself")
 
     def _warm_up(self, function: Function, state: Sequence[th.Tensor], restore: Callable[[], None]) -> list[th.Tensor]:
         """
-        Call the function as the recording will, on another stream.
+        Call the function as the recording will; the last time with a check that it waits for nothing.
 
         :param function: to be recorded
         :param state: what it changes
         :param restore: undoes the changes
         :return: copies of what it returned, and of the state after it
         """
-        gc.collect()  # a graph that is freed during a recording ends it
         found: list[th.Tensor] = []
-        device = self.inputs[0].device
-        stream = th.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        if stream is not None:
-            stream.wait_stream(th.cuda.current_stream(device))
-        with th.cuda.stream(stream):
-            for _ in range(WARM_UP):
+        with self.graph.on_stream():
+            for call in range(WARM_UP):
                 restore()
-                outputs = function(*self.inputs)
+                with self.graph.checking() if call == WARM_UP - 1 else nullcontext():
+                    outputs = function(*self.inputs)
                 found = [tensor.clone() for tensor in (*outputs, *state)]
             restore()
-        if stream is not None:
-            th.cuda.current_stream(device).wait_stream(stream)
         return found
+
+    def _record(self, function: Function) -> tuple[th.Tensor, ...]:
+        """
+        Record the function.
+
+        :param function: to be recorded
+        :return: what each replay overwrites
+        :raises RecordingError: if the recording ended early
+        """
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()  # a graph that is freed during a recording ends it
+        try:
+            return self.graph.record(lambda: function(*self.inputs))
+        except (RuntimeError, AssertionError) as error:
+            raise RecordingError(_one_line(error)) from error
+        finally:
+            if collects:
+                gc.enable()
+
+    def _spoil_outputs(self) -> None:
+        """Overwrite what the recording returned, so that a replay that does nothing is found."""
+        given = {value.data_ptr() for value in self.inputs}
+        for tensor in self.outputs:
+            if tensor.data_ptr() not in given:
+                tensor.fill_(float("nan") if tensor.is_floating_point() else True if tensor.dtype == th.bool else -1)
 
     def __call__(self, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
         """
@@ -219,6 +289,7 @@ class Recorder:
                     raise CaptureError(f"what it depends on changed {RECORDINGS} times")
                 captures[whole_key] = Capture(function, inputs, graph, state, fixed)
             except CaptureError as error:
+                self.is_active &= not isinstance(error, RecordingError)
                 self.refusals[name] = str(error)
                 captures.clear()
                 return None
@@ -248,12 +319,37 @@ def in_place(kept: Sequence[th.Tensor], tensors: Sequence[th.Tensor]) -> list[th
     return list(kept)
 
 
+def _are_close(one: th.Tensor, other: th.Tensor) -> bool:
+    """Whether two tensors agree, by the scale of the second; NaN agrees with NaN."""
+    if one.numel() == 0:
+        return True
+    a, b = one.double(), other.double()
+    if not bool((a.isnan() == b.isnan()).all() and (a.isinf() == b.isinf()).all()):
+        return False
+    a, b = (x.nan_to_num(0.0, 0.0, 0.0) for x in (a, b))
+    return bool((a - b).abs().max() <= ATOL + RTOL * b.abs().max())
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
 def _settings() -> tuple[Hashable, ...]:
     """Settings of torch that decide what is launched."""
-    cudnn = th.backends.cudnn
-    return (
-        th.get_float32_matmul_precision(),
-        th.backends.cuda.matmul.allow_tf32,
-        (cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32),
-        th.are_deterministic_algorithms_enabled(),
-    )
+    cuda, cudnn = th.backends.cuda.matmul, th.backends.cudnn
+    names = ("enabled", "deterministic", "benchmark", "allow_tf32", "fp32_precision")
+    readings: list[Callable[[], Hashable]] = [
+        th.get_float32_matmul_precision,
+        th.are_deterministic_algorithms_enabled,
+        *(partial(getattr, cuda, name, None) for name in ("allow_tf32", "fp32_precision")),
+        *(partial(getattr, cudnn, name, None) for name in names),
+    ]
+    return tuple(map(_reading, readings))
+
+
+def _reading(read: Callable[[], Hashable]) -> Hashable:
+    """A setting; None where torch refuses to read it, because its newer name was used."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

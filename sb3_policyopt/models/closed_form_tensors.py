@@ -11,12 +11,14 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.graphs import Recorder, in_place
+from sb3_policyopt.identity.structure import is_hooked
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms, value_of
-from sb3_policyopt.models.model import TensorDecision
+from sb3_policyopt.models.model import TensorDecision, forget_distribution
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.layers import TrunkPass
 from sb3_policyopt.models.networks.sb3_layout import features_extractors, sb3_parameters
@@ -35,6 +37,17 @@ from sb3_policyopt.rollout.minibatches import GatheredRows, RolloutData
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 
 SB3_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
+KNOWN = (*SB3_EXTRACTORS, nn.Sequential, nn.ModuleDict, nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten)
+
+
+def is_known(module: nn.Module) -> bool:
+    """
+    Whether a module of a features extractor computes the same kernels every time, and waits for nothing.
+
+    :param module: without its children
+    :return: True for those that SB3's extractors are made of, without hooks or methods of their own
+    """
+    return type(module) in KNOWN and not is_hooked(module) and "forward" not in vars(module)
 
 
 class TensorClosedForm(TensorModel):
@@ -58,12 +71,14 @@ class TensorClosedForm(TensorModel):
         self.torch = TorchModel(policy, parameters, flat=self.flat)
         self.networks = ActorCriticNetworks.in_torch(policy, self.flat, family)
         own = features_extractors(policy)
-        self.known_features = all(type(extractor) in SB3_EXTRACTORS for extractor in own)
+        self.known_features = all(is_known(module) for extractor in own for module in extractor.modules())
         self.watch = NetworksWatch(policy, self.flat, *(own if self.known_features else ()))
         self.action_shape = policy.action_space.shape or ()
         self.recorder = Recorder(policy.device)
         self.recorder.is_active &= self.known_features  # others may wait for the device, or change what they do
         self.networks.keep_work(self.recorder.is_active)
+        # For numbers of rows that vary, whose work arrays may be forgotten.
+        self.passing = ActorCriticNetworks.in_torch(policy, self.flat, family)
         self.replayed = ReplayedSlopes(self.recorder)
         self.rollout: Batch[th.Tensor] | None = None
         self.kept: dict[int, list[th.Tensor]] = {}
@@ -96,6 +111,14 @@ class TensorClosedForm(TensorModel):
         rows = [extract(self.policy, observations, extractor) for extractor in extractors]  # type: ignore[arg-type]
         return rows[0][None] if len(rows) == 1 else th.stack(rows)
 
+    @property
+    def _addresses(self) -> tuple[int, ...]:
+        """Where the extractors' own numbers are, which a graph reads there."""
+        if self.plain_features:
+            return ()
+        modules = features_extractors(self.policy)
+        return tuple([t.data_ptr() for module in modules for t in (*module.parameters(), *module.buffers())])
+
     # ------------------------------------------------------------------ rollout
 
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
@@ -126,14 +149,14 @@ class TensorClosedForm(TensorModel):
             return actions.reshape(-1, *self.action_shape), outputs.values, log_prob
 
         self.next_step += 1
-        actions, values, log_prob = self.recorder.call("acting", names is None, act, inputs)
+        actions, values, log_prob = self.recorder.call("acting", (names and tuple(names), self._addresses), act, inputs)
         return TensorDecision(actions, values, log_prob)
 
     def values_of(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> th.Tensor:
         """One forward pass of the critic and its extractor."""
         with th.no_grad():
             features = self._features(observations, critic_only=True)
-            return self.networks.critic_forward(features, with_slopes=False).outputs.values
+            return self.passing.critic_forward(features, with_slopes=False).outputs.values
 
     def action_parameters(self, observations: Observations[NumpyArray], context: Context = NO_CONTEXT) -> NumpyArray:
         """As of :class:`TorchModel`."""
@@ -160,9 +183,11 @@ class TensorClosedForm(TensorModel):
 
     def _replayed_gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         self.flat.bring(thorough=self.flat.unwatched)
-        if self.recorder.is_active:
-            return self.replayed.terms(self._gradient, objective, batch, self.flat.gradient)
-        return self._gradient(objective, batch)
+        if not self.recorder.is_active:
+            return self._gradient(objective, batch)
+        if not self.plain_features:
+            forget_distribution(self.policy)  # whose graph, if a callback made one, belongs to another stream
+        return self.replayed.terms(self._gradient, objective, batch, self.flat.gradient, self._addresses)
 
     def _gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
         """

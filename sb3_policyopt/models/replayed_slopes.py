@@ -8,8 +8,9 @@ import torch as th
 
 from sb3_policyopt.graphs import Recorder
 from sb3_policyopt.maths.terms import Count, Maximum, Term, Terms, value_of
-from sb3_policyopt.objectives.clipped import PPOCoefficients
+from sb3_policyopt.objectives.clipped import PPOCoefficients, clipped_slopes
 from sb3_policyopt.objectives.objective import Objective
+from sb3_policyopt.objectives.value import critic_slopes
 from sb3_policyopt.rollout.batch import Batch, columns_of, with_columns
 
 Compute = Callable[[Objective, Batch[th.Tensor]], Terms]
@@ -17,6 +18,9 @@ Compute = Callable[[Objective, Batch[th.Tensor]], Terms]
 
 SCHEDULED = ("clip_range", "clip_range_vf", "ent_coef", "vf_coef")
 """Numbers of PPO that may follow a schedule. A graph gets them as tensors; else each would need a graph of its own."""
+
+
+OWN_SLOPES = (clipped_slopes, critic_slopes)
 
 
 class ReplayedSlopes:
@@ -31,7 +35,14 @@ class ReplayedSlopes:
         self._layouts: dict[Hashable, list[tuple[str, type[Any] | None]]] = {}
         self._numbers: dict[tuple[float, ...], th.Tensor] = {}
 
-    def terms(self, compute: Compute, objective: Objective, batch: Batch[th.Tensor], gradient: th.Tensor) -> Terms:
+    def terms(
+        self,
+        compute: Compute,
+        objective: Objective,
+        batch: Batch[th.Tensor],
+        gradient: th.Tensor,
+        addresses: tuple[int, ...] = (),
+    ) -> Terms:
         """
         Compute a gradient, and what to log.
 
@@ -39,12 +50,14 @@ class ReplayedSlopes:
         :param objective: what is minimised
         :param batch: transitions
         :param gradient: where ``compute`` leaves the gradient
+        :param addresses: of further memory that it reads
         :return: what to log, each a tensor of its own
         """
-        if objective.general_slopes is None:
+        if objective.general_slopes not in OWN_SLOPES:
+            self.recorder.refusals["gradients"] = "the slopes are not this package's, and may depend on more than tensors"
             return compute(objective, batch)
         kinds, numbers = self._split(objective.arguments)
-        key = (objective.general_slopes, objective.critic_only, objective.name, kinds)
+        key = (objective.general_slopes, objective.critic_only, objective.name, kinds, addresses)
         layout: list[tuple[str, type[Any] | None]] = []
 
         def in_tensors(*given: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -74,7 +87,7 @@ class ReplayedSlopes:
         :param arguments: of the objective
         :return: a key, and the numbers, shape (n,); sent to the device when they have changed
         """
-        kinds: list[Hashable] = []
+        kinds: list[Any] = []
         numbers: list[float] = []
         for argument in arguments:
             if type(argument) is PPOCoefficients:
@@ -82,7 +95,7 @@ class ReplayedSlopes:
                 numbers += [float(getattr(argument, name)) for name in names]
                 kinds.append((PPOCoefficients, tuple(names), argument.value_clipping))
             else:
-                kinds.append(argument if isinstance(argument, Hashable) else id(argument))
+                kinds.append(argument)
         values = tuple(numbers)
         if values not in self._numbers:
             self._numbers = {values: th.tensor(values, dtype=th.float32, device=self.recorder.device)}

@@ -66,6 +66,7 @@ class FlatAdam:
             has_original_step(optimizer)
             and not any(hooks)
             and not any(group.get(option) for option in UNUSUAL)
+            and not (group.get("fused") and any(parameter.is_cuda for parameter in group["params"]))
             and bool(group.get("decoupled_weight_decay")) == (type(optimizer) is th.optim.AdamW)
             and all(isinstance(beta, float) for beta in group["betas"])
         )

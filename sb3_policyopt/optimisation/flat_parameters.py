@@ -11,6 +11,7 @@ Each parameter has a storage of its own, though their memory lies side by side. 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch as th
@@ -184,7 +185,8 @@ def with_own_storage(view: th.Tensor) -> th.Tensor:
     :param view: a part of a larger vector, contiguous
     :return: a tensor of the same shape at the same address, which keeps the vector's memory alive
     """
-    tensor: th.Tensor = from_dlpack(view)
+    with th.cuda.device(view.device) if view.device.type == "cuda" else nullcontext():
+        tensor: th.Tensor = from_dlpack(view)
     return tensor
 
 

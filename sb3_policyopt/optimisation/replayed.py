@@ -50,7 +50,7 @@ class ReplayedOptimiser(Optimiser):
             return (th.stack((norm, skipped)),)
 
         group = self.policy.optimizer.param_groups[0]
-        key = (id(fused), *(group["betas"]), group["eps"], group["weight_decay"])
+        key = (type(self.policy.optimizer), id(fused), *(group["betas"]), group["eps"], group["weight_decay"])
         state = [self.flat.vector, self.flat.gradient, *fused.state]
         (found,) = self.recorder.call(
             "steps", key, clip_and_step, [loss, self._as_tensor(max_norm, float(group["lr"]))], state

@@ -39,7 +39,7 @@ def passes(data: RolloutData[ArrayT], batch_size: int, n_passes: int, normalized
     """
     n_minibatches = mean = None
     for _ in range(n_passes):
-        batches = list(data.minibatches(batch_size, False))
+        batches = [batch.kept() for batch in data.minibatches(batch_size, False)]
         if n_minibatches is None or mean is None:
             n_minibatches, mean = _meet([batch.advantages for batch in batches])
         if len(batches) > n_minibatches:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, TypeAlias, cast
 
 import numpy as np
 import torch as th
@@ -120,7 +120,15 @@ class Batch(Generic[ArrayT]):
         :param advantages: shape (batch,)
         :return: a batch that shares the other columns
         """
-        return replace(self, advantages=advantages)
+        return replace(self, advantages=advantages, recurring=False)
+
+    def kept(self) -> "Batch[ArrayT]":
+        """The same with memory of its own, for who keeps several minibatches at a time."""
+        if not self.recurring:
+            return self
+        batch: Any = self
+        kept: Any = with_columns(batch, [column.clone() for column in columns_of(batch)])
+        return cast("Batch[ArrayT]", kept)
 
     def normalized(self) -> "Batch[ArrayT]":
         """The same with advantages of mean 0 and standard deviation 1."""

@@ -118,7 +118,7 @@ class GatheredRows(RolloutData[th.Tensor]):
         """
 
         def gather(rows: th.Tensor, *columns: th.Tensor) -> tuple[th.Tensor, ...]:
-            batch = with_columns(self.rollout, [column.index_select(0, rows) for column in columns])
+            batch = with_columns(self.rollout, [column[rows] for column in columns])
             return tuple(columns_of(batch.normalized() if normalized else batch))
 
         source = columns_of(self.rollout)

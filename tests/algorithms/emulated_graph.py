@@ -6,6 +6,7 @@ is baked in, what NumPy did is not repeated, and a tensor that moved is read whe
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch as th
@@ -23,9 +24,15 @@ class EmulatedGraph:
     def __init__(self) -> None:
         self.operations: list[tuple[Any, Any, Any, list[th.Tensor | None]]] = []
 
+    def on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def checking(self) -> AbstractContextManager[object]:
+        return NoWaiting()  # type: ignore[no-untyped-call]
+
     def record(self, function: Callable[[], tuple[th.Tensor, ...]]) -> tuple[th.Tensor, ...]:
         EmulatedGraph.recordings += 1
-        with NoWaiting(), _Notes(self.operations):  # type: ignore[no-untyped-call]
+        with _Notes(self.operations):  # type: ignore[no-untyped-call]
             return function()
 
     def replay(self) -> None:

@@ -149,7 +149,7 @@ def tensor_action_converter(policy: ActorCriticPolicy, device: th.device) -> Cal
     """
     space = policy.action_space
     if not isinstance(space, spaces.Box):
-        return lambda actions: actions.to(device)
+        return lambda actions: actions.to(device, copy=True)  # a graph overwrites them
     low, high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
     if policy.squash_output:
         return lambda actions: low + 0.5 * (actions.to(device) + 1.0) * (high - low)  # as policy.unscale_action
