@@ -69,6 +69,7 @@ SLOW = {
     "docs/scores.md": "LunarLander",
     "docs/envs.md": "starts worker processes",
     "docs/tensors.md": "4,096 environments, JAX",
+    "docs/masks-and-memory.md": "trains nine models",
 }
 # Commands that no test executes or parses: the beginning of the command, and why.
 SKIPPED = {

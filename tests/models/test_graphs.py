@@ -62,7 +62,7 @@ def difference(model: Any, other: Any) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("make", [TensorCartPole, TensorPendulum])
+@pytest.mark.parametrize("make", [pytest.param(TensorCartPole, marks=pytest.mark.slow), TensorPendulum])
 @pytest.mark.parametrize("algorithm, options", CASES)
 def test_whole_trainings_with_schedules(algorithm: Any, options: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trained(algorithm, make(4, device="cpu", seed=0), **options)

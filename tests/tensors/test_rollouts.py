@@ -45,7 +45,7 @@ def model_on(algorithm: type[Any], env: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("make", [CARTPOLE, PENDULUM])
-@pytest.mark.parametrize("target", ["td_lambda", "monte_carlo"])
+@pytest.mark.parametrize("target", ["td_lambda", pytest.param("monte_carlo", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("algorithm, options", ALGORITHMS)
 @pytest.mark.parametrize("as_on_gpu", [False, True])
 def test_numbers_are_those_of_the_loop_through_numpy(

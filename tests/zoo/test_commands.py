@@ -252,6 +252,7 @@ def test_training_in_shared_memory_by_one_flag(tmp_path: Path, cli: Run) -> None
     assert len(list(runs[1].glob("*.monitor.csv"))) == len(list(runs[0].glob("*.monitor.csv"))) > 1
 
 
+@pytest.mark.slow
 def test_training_on_envpool_by_one_flag(tmp_path: Path, cli: Run, process: Run) -> None:
     """The agent and its records are ordinary ones, and Gymnasium's environments run it."""
     pytest.importorskip("envpool")
