@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch as th
 
@@ -225,6 +225,26 @@ class Capture:
         return self.outputs
 
 
+class Task(NamedTuple):
+    """
+    A function that a :class:`Recorder` may replay.
+
+    :param name: of the function, for the user
+    :param key: what it depends on beside the inputs' numbers; it is recorded anew for another one
+    :param function: see :class:`Capture`
+    :param inputs: see :class:`Capture`
+    :param state: see :class:`Capture`
+    :param fixed: see :class:`Capture`
+    """
+
+    name: str
+    key: Hashable
+    function: Function
+    inputs: Sequence[th.Tensor]
+    state: Sequence[th.Tensor] = ()
+    fixed: Sequence[int] = ()
+
+
 class Recorder:
     """
     The captures of one model: each function is recorded when it is first called with inputs of a kind.
@@ -239,61 +259,43 @@ class Recorder:
         """By the name of a function, why it is not replayed."""
         self._captures: dict[str, dict[Hashable, Capture]] = {}
 
-    def call(
-        self,
-        name: str,
-        key: Hashable,
-        function: Function,
-        inputs: Sequence[th.Tensor],
-        state: Sequence[th.Tensor] = (),
-        fixed: Sequence[int] = (),
-    ) -> tuple[th.Tensor, ...]:
+    def call(self, task: Task) -> tuple[th.Tensor, ...]:
         """
         Call a function, by a replay where that is possible.
 
-        :param name: of the function
-        :param key: what the function depends on beside the inputs' numbers; it is recorded anew for another one
-        :param function: see :class:`Capture`
-        :param inputs: for it
-        :param state: see :class:`Capture`
-        :param fixed: see :class:`Capture`
+        :param task: the function and its inputs
         :return: its tensors, which the next call may overwrite
         """
-        capture = self.capture(name, key, function, inputs, state, fixed)
-        return function(*inputs) if capture is None else capture(*inputs)
+        capture = self.capture(task)
+        return task.function(*task.inputs) if capture is None else capture(*task.inputs)
 
-    def capture(
-        self,
-        name: str,
-        key: Hashable,
-        function: Function,
-        inputs: Sequence[th.Tensor],
-        state: Sequence[th.Tensor] = (),
-        fixed: Sequence[int] = (),
-    ) -> Capture | None:
+    def capture(self, task: Task) -> Capture | None:
         """
-        What replays a function; the arguments are those of :meth:`call`.
+        What replays a function.
 
+        :param task: the function and the inputs of this call
         :return: None where it has to be called itself
         """
-        if not self.is_active or name in self.refusals:
+        if not self.is_active or task.name in self.refusals:
             return None
-        shapes = tuple((value.shape, value.dtype) for value in inputs)
-        addresses = tuple(inputs[i].data_ptr() for i in fixed), tuple(tensor.data_ptr() for tensor in state)
-        whole_key = (key, shapes, addresses, *_settings())
-        captures = self._captures.setdefault(name, {})
-        if whole_key not in captures:
+        shapes = tuple((value.shape, value.dtype) for value in task.inputs)
+        addresses = tuple(task.inputs[i].data_ptr() for i in task.fixed), tuple(tensor.data_ptr() for tensor in task.state)
+        key = (task.key, shapes, addresses, *_settings())
+        captures = self._captures.setdefault(task.name, {})
+        if key not in captures:
             graph = make_graph(self.device)
             try:
-                if len(captures) >= RECORDINGS or graph is None:
+                if graph is None:
+                    raise RecordingError("an earlier recording in this process ended early")
+                if len(captures) >= RECORDINGS:
                     raise CaptureError(f"what it depends on changed {RECORDINGS} times")
-                captures[whole_key] = Capture(function, inputs, graph, state, fixed)
+                captures[key] = Capture(task.function, task.inputs, graph, task.state, task.fixed)
             except CaptureError as error:
                 self.is_active &= not isinstance(error, RecordingError)
-                self.refusals[name] = str(error)
+                self.refusals[task.name] = str(error)
                 captures.clear()
                 return None
-        return captures[whole_key]
+        return captures[key]
 
     def reason(self) -> str:
         """What is replayed and what is not, for the user; empty where nothing was tried."""

@@ -42,7 +42,6 @@ from sb3_policyopt.setup.coefficients import Scheduled
 from sb3_policyopt.setup.kinds import WithMasksAndMemory, suited_to_policy
 from sb3_policyopt.setup.placement import Placed
 from sb3_policyopt.setup.policies import check_policy
-from sb3_policyopt.setup.tensors import OnTensors
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -52,7 +51,7 @@ DEFAULTS = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-class PolicyOptimization(Scheduled, OnTensors, WithMasksAndMemory, Placed):
+class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
     """
     Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
 
@@ -246,8 +245,7 @@ class PolicyOptimization(Scheduled, OnTensors, WithMasksAndMemory, Placed):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        S5: see :func:`sb3_policyopt.rollout.collect.collect`, and :mod:`sb3_policyopt.rollout.tensors` for environments of
-        tensors.
+        S5: see :mod:`sb3_policyopt.rollout.collect`, and :mod:`sb3_policyopt.rollout.tensors.collect` for tensors.
 
         :param env: the training environments
         :param callback: called at the start, after each step and at the end

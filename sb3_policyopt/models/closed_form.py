@@ -38,7 +38,7 @@ class ClosedFormModel(Model[Any]):
     """
     The model for MlpPolicy on the CPU; see the module's text.
 
-    :param policy: a policy in which :func:`sb3_policyopt.models.choice.closed_form_obstacle` found no obstacle
+    :param policy: a policy in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle
     :param family: of its action distribution
     """
 

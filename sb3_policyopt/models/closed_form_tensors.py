@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
-from sb3_policyopt.graphs import Recorder, in_place
+from sb3_policyopt.graphs import Recorder, Task, in_place
 from sb3_policyopt.identity.structure import is_hooked
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms, value_of
@@ -54,7 +54,7 @@ class TensorClosedForm(TensorModel):
     """
     The model for policies whose networks have a closed form, on any device; see the module's text.
 
-    :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle, without memory
+    :param policy: a policy in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle, without memory
     :param family: of its action distribution
     :param plain_features: whether observations become features without a module of the user's, so that the actor's Jacobian
         has a closed form too
@@ -149,7 +149,7 @@ class TensorClosedForm(TensorModel):
             return actions.reshape(-1, *self.action_shape), outputs.values, log_prob
 
         self.next_step += 1
-        actions, values, log_prob = self.recorder.call("acting", (names and tuple(names), self._addresses), act, inputs)
+        actions, values, log_prob = self.recorder.call(Task("acting", (names and tuple(names), self._addresses), act, inputs))
         return TensorDecision(actions, values, log_prob)
 
     def values_of(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> th.Tensor:
@@ -263,7 +263,7 @@ class TensorClosedForm(TensorModel):
             return (fisher_product(again, batch)(vector),)
 
         fixed = range(1, 1 + len(kept))
-        return lambda vector: self.recorder.call("F v", batch, product, [vector, *kept], fixed=fixed)[0].clone()
+        return lambda vector: self.recorder.call(Task("F v", batch, product, [vector, *kept], fixed=fixed))[0].clone()
 
     def _actor_features(self, batch: Batch[th.Tensor]) -> th.Tensor:
         """

@@ -39,7 +39,7 @@ class HybridModel(Model[th.Tensor]):
     """
     The model for policies whose features extractor alone needs torch. The actor's Jacobian, which TRPO needs, is torch's.
 
-    :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
+    :param policy: a policy in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle
     :param family: of its action distribution
     :param channels_last: as of :class:`TorchModel`
     """

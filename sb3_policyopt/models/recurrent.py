@@ -128,7 +128,7 @@ class RecurrentModel(HybridModel):
     """
     The model for policies with memory.
 
-    :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
+    :param policy: a policy in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle
     :param family: of its action distribution
     :param channels_last: as of :class:`TorchModel`
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_policyopt.graphs import Recorder
+from sb3_policyopt.graphs import Recorder, Task
 from sb3_policyopt.maths.terms import Count, Maximum, Term, Terms, value_of
 from sb3_policyopt.objectives.clipped import PPOCoefficients, clipped_slopes
 from sb3_policyopt.objectives.objective import Objective
@@ -69,7 +69,7 @@ class ReplayedSlopes:
 
         columns = columns_of(batch)
         fixed: Sequence[int] = range(len(columns)) if batch.recurring else ()
-        capture = self.recorder.capture("gradients", key, in_tensors, [*columns, numbers], [gradient], fixed)
+        capture = self.recorder.capture(Task("gradients", key, in_tensors, [*columns, numbers], [gradient], fixed))
         if capture is None:
             return compute(objective, batch)
         if layout:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_policyopt.graphs import Recorder
+from sb3_policyopt.graphs import Recorder, Task
 from sb3_policyopt.maths.arrays import Scalar
 from sb3_policyopt.maths.terms import Count, Terms
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
@@ -53,7 +53,7 @@ class ReplayedOptimiser(Optimiser):
         key = (type(self.policy.optimizer), id(fused), *(group["betas"]), group["eps"], group["weight_decay"])
         state = [self.flat.vector, self.flat.gradient, *fused.state]
         (found,) = self.recorder.call(
-            "steps", key, clip_and_step, [loss, self._as_tensor(max_norm, float(group["lr"]))], state
+            Task("steps", key, clip_and_step, [loss, self._as_tensor(max_norm, float(group["lr"]))], state)
         )
         self.flat.push()
         norm, skipped = found.clone().unbind()

@@ -30,6 +30,12 @@ class ActingModel(Protocol):
     def values(self, observations: Observations[NumpyArray], context: Context) -> NumpyArray:
         """V(s)."""
 
+    def decide(self, observations: Observations[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor, object]:
+        """As ``act``, for tensors; the last of four is None for a policy without memory."""
+
+    def values_of(self, observations: Observations[th.Tensor]) -> th.Tensor:
+        """As ``values``, for tensors."""
+
     def action_parameters(self, observations: Observations[NumpyArray], context: Context) -> NumpyArray | None:
         """What the action distributions are made of."""
 

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
-from sb3_policyopt.graphs import Recorder
+from sb3_policyopt.graphs import Recorder, Task
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import normalize_pieces
 from sb3_policyopt.rollout.batch import Batch, columns_of, in_torch, one_array, with_columns
@@ -122,7 +122,7 @@ class GatheredRows(RolloutData[th.Tensor]):
             return tuple(columns_of(batch.normalized() if normalized else batch))
 
         source = columns_of(self.rollout)
-        columns = recorder.call("minibatches", normalized, gather, [rows, *source], fixed=range(1, len(source) + 1))
+        columns = recorder.call(Task("minibatches", normalized, gather, [rows, *source], fixed=range(1, len(source) + 1)))
         return with_columns(self.rollout, columns, recurring="minibatches" not in recorder.refusals)
 
 

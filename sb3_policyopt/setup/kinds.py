@@ -18,6 +18,7 @@ from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.rollout.context import Memory
 from sb3_policyopt.rollout.masks import Masks
+from sb3_policyopt.setup.buffers import new_buffer, suit_buffer
 from sb3_policyopt.setup.policies import name_of_policy, named_policy, with_choice_of_rnn
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ class WithMasksAndMemory(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         """
-        SB3's preparations. Where they reset the environments, the masks of the last observations are forgotten.
+        SB3's preparations, with a buffer that suits the environments. Where they are reset, the masks of the last
+        observations are forgotten.
 
         :param total_timesteps: environment steps to train for
         :param callback: the user's
@@ -109,6 +111,7 @@ class WithMasksAndMemory(OnPolicyAlgorithm):
         :param progress_bar: whether to show one
         :return: the number of steps to stop at, and one callback
         """
+        suit_buffer(self)
         last = self._last_obs
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._last_obs is not last:
@@ -184,27 +187,3 @@ def _make_buffer(model: OnPolicyAlgorithm, kind: PolicyKind) -> None:
     else:
         make = given
     model.rollout_buffer = new_buffer(model, make)
-
-
-def new_buffer(model: OnPolicyAlgorithm, buffer_class: type[RolloutBuffer]) -> RolloutBuffer:
-    """
-    An empty buffer for a model.
-
-    :param model: whose policy has been made
-    :param buffer_class: of the buffer
-    :return: on the model's device
-    """
-    further: dict[str, Any] = dict(model.rollout_buffer_kwargs)
-    if kind_of(model.policy).memory:
-        layers, hidden_size = states_shape(model.policy)
-        further["hidden_state_shape"] = (model.n_steps, layers, model.n_envs, hidden_size)
-    return buffer_class(
-        model.n_steps,
-        model.observation_space,
-        model.action_space,
-        device=model.device,
-        gamma=model.gamma,
-        gae_lambda=model.gae_lambda,
-        n_envs=model.n_envs,
-        **further,
-    )

@@ -14,8 +14,8 @@ from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.rollout.tensors.env import is_tensor_env
 from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
 from sb3_policyopt.setup import devices
+from sb3_policyopt.setup.buffers import new_buffer
 from sb3_policyopt.setup.devices import Iteration, Machine, Passes
-from sb3_policyopt.setup.kinds import new_buffer
 
 PlacedT = TypeVar("PlacedT", bound="Placed")
 

@@ -18,7 +18,7 @@ from toy_environments import ACTION_SPACES, IMAGE, VECTOR, toy
 
 from sb3_policyopt import PPO, TRPO, graphs
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum
-from sb3_policyopt.graphs import Capture, CaptureError, Recorder
+from sb3_policyopt.graphs import Capture, CaptureError, Recorder, Task
 from sb3_policyopt.models import choice
 from sb3_policyopt.objectives import PPOCoefficients, Slopes, Terms, clipped_slopes, closed_form
 from sb3_policyopt.rollout.batch import Batch
@@ -236,7 +236,7 @@ def test_what_changes_all_the_time_is_not_recorded_for_ever(monkeypatch: pytest.
     emulate(monkeypatch)
     recorder = Recorder(th.device("cpu"))
     for n in range(20):
-        (found,) = recorder.call("sum", n, lambda x, n=n: (x.sum() + n,), [th.ones(3)])  # type: ignore[misc]
+        (found,) = recorder.call(Task("sum", n, lambda x, n=n: (x.sum() + n,), [th.ones(3)]))  # type: ignore[misc]
         assert float(found) == 3 + n
     assert EmulatedGraph.recordings == graphs.RECORDINGS
     assert recorder.refusals == {"sum": f"what it depends on changed {graphs.RECORDINGS} times"}
@@ -267,7 +267,7 @@ def test_other_settings_of_torch_need_another_recording(monkeypatch: pytest.Monk
     recorder = Recorder(th.device("cpu"))
 
     def call() -> int:
-        recorder.call("double", None, lambda x: (2 * x,), [th.ones(1)])
+        recorder.call(Task("double", None, lambda x: (2 * x,), [th.ones(1)]))
         return EmulatedGraph.recordings
 
     assert [call(), call()] == [1, 1]
@@ -284,7 +284,7 @@ def test_there_are_no_graphs_on_the_cpu() -> None:
     assert graphs.make_graph(th.device("cpu")) is None
     recorder = Recorder(th.device("cpu"))
     with NoWaiting():  # type: ignore[no-untyped-call]
-        (found,) = recorder.call("double", None, lambda x: (2 * x,), [th.ones(1)])
+        (found,) = recorder.call(Task("double", None, lambda x: (2 * x,), [th.ones(1)]))
     assert float(found) == 2 and recorder.reason() == ""
 
 
@@ -324,7 +324,7 @@ def test_after_a_recording_that_ended_early_there_are_no_more(monkeypatch: pytes
     monkeypatch.setattr(graphs, "make_graph", lambda _: Broken())
     recorder = Recorder(th.device("cpu"))
     for _ in range(2):
-        (found,) = recorder.call("double", None, lambda x: (2 * x,), [th.ones(1)])
+        (found,) = recorder.call(Task("double", None, lambda x: (2 * x,), [th.ones(1)]))
         assert float(found) == 2
     assert not recorder.is_active and "operation not permitted" in recorder.reason()
 
@@ -338,7 +338,7 @@ def test_settings_that_torch_does_not_tell_are_no_error(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(th, "get_float32_matmul_precision", refuses)
     recorder = Recorder(th.device("cpu"))
-    (found,) = recorder.call("double", None, lambda x: (2 * x,), [th.ones(1)])
+    (found,) = recorder.call(Task("double", None, lambda x: (2 * x,), [th.ones(1)]))
     assert float(found) == 2 and recorder.refusals == {}
 
 

@@ -300,6 +300,16 @@ def test_the_buffer_follows_the_environments() -> None:
     assert type(model.rollout_buffer) is TensorRolloutBuffer
 
 
+def test_episodes_begin_anew_where_the_environments_were_reset() -> None:
+    """Each episode has 30 steps; one of 24 was under way when the second training reset the environments."""
+    model = model_on(PPO, TensorPendulum(4, device="cpu", seed=0, max_episode_steps=30), batch_size=48).learn(96)
+    assert not model.ep_info_buffer
+    model.learn(2 * 96)
+    assert [info["l"] for info in model.ep_info_buffer] == [30] * 4
+    model.learn(3 * 96, reset_num_timesteps=False)  # goes on after 48 steps, 18 of them of the second episode
+    assert [info["l"] for info in model.ep_info_buffer] == [30] * 4 * 4
+
+
 def test_another_number_of_steps_needs_another_buffer() -> None:
     model = model_on(PPO, TensorCartPole(4, device="cpu", seed=0), batch_size=48).learn(96)
     model.n_steps = 12

@@ -34,7 +34,7 @@ class ActorCriticNetworks(Generic[ArrayT]):
     """
     The two multilayer perceptrons of an SB3 policy, with their heads and the action distribution's own parameters.
 
-    :param policy: in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
+    :param policy: in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle
     :param flat: the policy's parameters; the layers of each network lie in it one after the other, head last, and the
         distribution's own parameters after the actor's
     :param family: of the policy's action distribution

@@ -31,7 +31,7 @@ def sb3_parameters(policy: ActorCriticPolicy, family: ActionDistribution) -> tup
     """
     The trainable parameters of a policy with SB3's modules, in the order of the closed form.
 
-    :param policy: a policy in which :func:`sb3_policyopt.models.choice.networks_obstacle` found no obstacle
+    :param policy: a policy in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle
     :param family: of its action distribution
     :return: the actor's: extractor, memory, layers, the distribution's own; the critic's: its own extractor if it has one,
         what stands between it and its layers, layers

@@ -6,7 +6,6 @@ No step waits for the device.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
 
 import torch as th
 from gymnasium import spaces
@@ -58,7 +57,7 @@ def collect_tensors(
     rollout_buffer.reset()
     callback.on_rollout_start()
 
-    engine = acting(self.prepare_engine())
+    engine = self.prepare_engine()
     to_env_action = tensor_action_converter(self.policy, env.device)
     watched = runs_code_of_users(callback)
     shared, n_steps = team.rollout(self, env.num_envs), 0
@@ -72,7 +71,7 @@ def collect_tensors(
             draw_noise(self.policy, env.num_envs)
 
         obs_tensor = rollout.observations(n_steps)
-        engine = acting(self.current_engine(thorough=watched))
+        engine = self.current_engine(thorough=watched)
         sampled, values, log_probs, _ = engine.decide(obs_tensor)
         rollout.store_decision(n_steps, sampled, values, log_probs)
         given = env.step_tensors(to_env_action(sampled))
@@ -91,7 +90,7 @@ def collect_tensors(
             return shared.end(complete=False)
         n_steps += 1
 
-    values_of = acting(self.current_engine()).values_of
+    values_of = self.current_engine().values_of
     infos = rollout.finish(values_of, self.gamma, self.value_target, self.check_observations)
     self._update_info_buffer(infos)
     self._last_obs, self._last_episode_starts = arrays_of(rollout.last), to_host(rollout.starts)[0]
@@ -101,30 +100,6 @@ def collect_tensors(
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
-
-
-class TensorActingModel(Protocol):
-    """What acts on tensors, see :class:`sb3_policyopt.models.tensor_model.TensorModel`."""
-
-    def start_rollout(self, n_steps: int, n_envs: int) -> None:
-        """Prepare to act."""
-
-    def decide(self, observations: Observations[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor, object]:
-        """Actions, values, log-probabilities and None for one step of all environments."""
-
-    def values_of(self, observations: Observations[th.Tensor]) -> th.Tensor:
-        """V(s)."""
-
-
-def acting(engine: Any) -> TensorActingModel:
-    """
-    The model as the loop uses it.
-
-    :param engine: chosen for environments of tensors
-    :return: itself
-    """
-    model: TensorActingModel = engine
-    return model
 
 
 def arrays_of(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:

@@ -1,46 +1,43 @@
-"""Environments that give and take tensors: whether a rollout stays on the device, and the buffer for it."""
+"""The rollout buffer of a model: made for its policy, and of tensors where the environments give tensors."""
 
 import warnings
+from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from sb3_policyopt.identity.kinds import PLAIN, kind_of
+from sb3_policyopt.identity.kinds import PLAIN, kind_of, states_shape
 from sb3_policyopt.parallel import current_team
 from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 from sb3_policyopt.rollout.tensors.env import is_tensor_env
 from sb3_policyopt.setup import arguments
-from sb3_policyopt.setup.kinds import new_buffer
 
 
-class OnTensors(OnPolicyAlgorithm):
-    """An algorithm whose rollouts stay on the device where the environments allow it."""
+def new_buffer(model: OnPolicyAlgorithm, buffer_class: type[RolloutBuffer]) -> RolloutBuffer:
+    """
+    An empty buffer for a model.
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        """
-        SB3's preparations, and the buffer that suits the environments.
-
-        :param total_timesteps: environment steps to train for
-        :param callback: the user's
-        :param reset_num_timesteps: False continues the count of an earlier call
-        :param tb_log_name: name of the run in TensorBoard
-        :param progress_bar: whether to show one
-        :return: the number of steps to stop at, and one callback
-        """
-        suit_buffer(self)
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+    :param model: whose policy has been made
+    :param buffer_class: of the buffer
+    :return: on the model's device
+    """
+    further: dict[str, Any] = dict(model.rollout_buffer_kwargs)
+    if kind_of(model.policy).memory:
+        layers, hidden_size = states_shape(model.policy)
+        further["hidden_state_shape"] = (model.n_steps, layers, model.n_envs, hidden_size)
+    return buffer_class(
+        model.n_steps,
+        model.observation_space,
+        model.action_space,
+        device=model.device,
+        gamma=model.gamma,
+        gae_lambda=model.gae_lambda,
+        n_envs=model.n_envs,
+        **further,
+    )
 
 
 def suit_buffer(model: OnPolicyAlgorithm) -> None:
