@@ -164,9 +164,18 @@ def other_coefficient(model: Any) -> None:
     model.ent_coef, model.vf_coef = 0.3, 0.1
 
 
-@pytest.mark.parametrize(
-    "change", [new_memory, loaded_state, loaded_optimizer, other_betas, frozen_layer, other_bound, other_coefficient]
-)
+def other_clip_range(model: Any) -> None:
+    model.clip_range = lambda _: 1e-3
+
+
+def other_clip_range_vf(model: Any) -> None:
+    model.clip_range_vf = lambda _: 1e-4
+
+
+CHANGES = [new_memory, loaded_state, loaded_optimizer, other_betas, frozen_layer, other_bound, other_coefficient]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, other_clip_range, other_clip_range_vf])
 def test_what_a_user_changes_between_updates_counts(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(change: Callable[[Any], None]) -> Any:
         return trained(PPO, TensorPendulum(4, device="cpu", seed=0), Changes(change), **SCHEDULED)
@@ -177,6 +186,26 @@ def test_what_a_user_changes_between_updates_counts(change: Any, monkeypatch: py
     assert_same(model, plain)
     assert difference(unchanged, plain) > 1e-4
     assert EmulatedGraph.replays > 0
+
+
+def test_another_buffer_is_read_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same size, while the first one still exists."""
+
+    def run() -> Any:
+        model = trained(PPO, TensorPendulum(4, device="cpu", seed=0), **SCHEDULED)
+        first = model.rollout_buffer
+        model.rollout_buffer = type(first)(
+            24, model.observation_space, model.action_space, gamma=first.gamma, gae_lambda=first.gae_lambda, n_envs=4
+        )
+        model.learn(2 * 24 * 4)
+        assert (first.observations != model.rollout_buffer.observations).any()
+        return model
+
+    plain = run()
+    emulate(monkeypatch)
+    model = run()
+    assert_same(model, plain, 1e-4)
+    assert model.engine_in_use.recorder.refusals == {}
 
 
 def test_recording_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

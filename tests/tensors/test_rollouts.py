@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
-from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum, TensorStep, TensorVecEnv
+from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum, TensorStep, TensorVecEnv, TensorVecNormalize
 from sb3_policyopt.models import choice
 from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
@@ -298,6 +298,15 @@ def test_the_buffer_follows_the_environments() -> None:
     model.set_env(TensorCartPole(4, device="cpu", seed=0))
     model.learn(96)
     assert type(model.rollout_buffer) is TensorRolloutBuffer
+
+
+def test_returns_are_those_before_normalisation() -> None:
+    env = TensorPendulum(4, device="cpu", seed=0, max_episode_steps=20)
+    plain = model_on(PPO, env, batch_size=48, learning_rate=0.0).learn(2 * 96)
+    normalised = TensorVecNormalize(TensorPendulum(4, device="cpu", seed=0, max_episode_steps=20), norm_obs=False)
+    model = model_on(PPO, normalised, batch_size=48, learning_rate=0.0).learn(2 * 96)
+    assert float(model.rollout_buffer.rewards.abs().max()) != float(plain.rollout_buffer.rewards.abs().max())
+    assert [info["r"] for info in model.ep_info_buffer] == [info["r"] for info in plain.ep_info_buffer] != []
 
 
 def test_episodes_begin_anew_where_the_environments_were_reset() -> None:
