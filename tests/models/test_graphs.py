@@ -229,6 +229,18 @@ def test_recording_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all((x == y).all() for x, y in zip(before, after, strict=True))
 
 
+def test_T5_products_that_are_kept_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch)
+    model = trained(TRPO, TensorPendulum(4, device="cpu", seed=0), **CASES[1][1])
+    engine = model.start_update()
+    (batch,) = engine.data(model.rollout_buffer).whole()
+    region = model.trust_region(engine, batch)
+    v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
+    once, twice = region.fisher(v), region.fisher(2 * v)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-4, atol=1e-6 * float(twice.abs().max()))  # F is linear
+    assert "F v" in engine.recorder.reason() and float(once.abs().max()) > 0
+
+
 # ---------------------------------------------------------------------- what cannot be recorded
 
 
