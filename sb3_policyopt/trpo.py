@@ -12,7 +12,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import ArrayT
-from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.maths.terms import Means, Terms, mean_terms, value_of
 from sb3_policyopt.maths.trust_region import REFUSALS, backtracking_line_search, predicted_kl, step_scale
 from sb3_policyopt.models import AnyModel, Model
@@ -233,9 +232,9 @@ class TRPO(PolicyOptimization):
         """
         d = self._kl_dimensions()
         δ, damping = self.target_kl * d, self.cg_damping * d
-        g, fisher = region.gradient, region.fisher
-        cg = conjugate_gradient(fisher, g, self.cg_max_steps, damping=damping)  # F x = g
-        fisher_x = fisher(cg.x)
+        g = region.gradient
+        cg = region.solve(self.cg_max_steps, damping)  # F x = g, by conjugate gradient
+        fisher_x = region.fisher(cg.x)
         α = step_scale(cg.x, fisher_x, δ)  # √(2δ / xᵀFx)
 
         def evaluate() -> tuple[float, float]:

@@ -53,7 +53,7 @@ def conjugate_gradient(
     :return: the solution with iterations, relative residual and status
     """
     if isinstance(b, th.Tensor) and b.device.type != "cpu":
-        return _of(conjugate_gradient_on_device(matvec, b, max_iterations, tolerance, damping))
+        return in_python(conjugate_gradient_on_device(matvec, b, max_iterations, tolerance, damping))
     scale = _norm(b)
     x = namespace(b).zeros_like(b)
     if scale == 0:
@@ -114,7 +114,7 @@ def conjugate_gradient_on_device(
     b: th.Tensor,
     max_iterations: int = 15,
     tolerance: float = 1e-5,
-    damping: float = 0.0,
+    damping: float | th.Tensor = 0.0,
 ) -> DeviceResult:
     """
     T7 with the iterates of :func:`conjugate_gradient`, but without waiting for the device: all iterations are computed, and
@@ -124,7 +124,7 @@ def conjugate_gradient_on_device(
     :param b: right-hand side, shape (n,)
     :param max_iterations: products to spend
     :param tolerance: stop at ‖b − (A + λI)x‖ ≤ tolerance · ‖b‖
-    :param damping: λ ≥ 0
+    :param damping: λ ≥ 0; a tensor of shape () where it changes between replays of a graph
     :return: the solution, and what else there is to say
     """
     largest = b.abs().max()
@@ -137,7 +137,7 @@ def conjugate_gradient_on_device(
     x, direction, squared_norm, iterations = th.zeros_like(b), residual.clone(), residual @ residual, th.zeros_like(scale)
     for _ in range(max_iterations):
         product = matvec(direction)
-        if damping:
+        if isinstance(damping, th.Tensor) or damping:
             product = product + damping * direction
         iterations = iterations + active
         curvature = direction @ product
@@ -160,9 +160,9 @@ def conjugate_gradient_on_device(
     return DeviceResult(th.where(iterations > 0, x * scale, x), th.stack((iterations, relative, status)))
 
 
-def _of(result: DeviceResult) -> ConjugateGradientResult[th.Tensor]:
+def in_python(result: DeviceResult) -> ConjugateGradientResult[th.Tensor]:
     """
-    The same with numbers of Python.
+    A result with numbers of Python.
 
     :param result: which is waited for
     :return: the result

@@ -23,12 +23,13 @@ from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, Acto
 from sb3_policyopt.models.networks.layers import TrunkPass
 from sb3_policyopt.models.networks.sb3_layout import features_extractors, sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
+from sb3_policyopt.models.replayed_fisher import ReplayedFisherProduct
 from sb3_policyopt.models.replayed_slopes import ReplayedSlopes
 from sb3_policyopt.models.tensor_model import TensorModel
 from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.objectives.objective import Objective, slopes_of
 from sb3_policyopt.objectives.outputs import Pass
-from sb3_policyopt.objectives.trust_region import SurrogateHook, fisher_product, surrogate_value
+from sb3_policyopt.objectives.trust_region import FisherProduct, SurrogateHook, fisher_product, surrogate_value
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.optimisation.replayed import ReplayedOptimiser
 from sb3_policyopt.rollout.batch import Batch, Observations, columns_of, of_features, with_columns
@@ -250,20 +251,18 @@ class TensorClosedForm(TensorModel):
         objective, kl = th.stack((th.as_tensor(surrogate), self.networks.family.kl(old, outputs.parameters).mean())).tolist()
         return objective, kl
 
-    def fisher_product(self, forward: Pass[th.Tensor], batch: int) -> Callable[[th.Tensor], th.Tensor]:
-        """As the base class, by a graph of the tangent and the backward pass."""
+    def fisher_product(self, forward: Pass[th.Tensor], batch: int) -> FisherProduct:
+        """As the base class, by a graph of the tangent and the backward pass, and one of the conjugate gradient method."""
         if not self.recorder.is_active or not isinstance(forward, ActorPass):
             return super().fisher_product(forward, batch)
         first, *hidden = forward.trunk_pass.hidden
         slopes = forward.trunk_pass.slopes
         self.kept[batch] = kept = in_place(self.kept.get(batch, []), [first, *forward.parameters])
 
-        def product(vector: th.Tensor, x: th.Tensor, *parameters: th.Tensor) -> tuple[th.Tensor, ...]:
-            again = ActorPass(self.networks, parameters, TrunkPass([x, *hidden], slopes))
-            return (fisher_product(again, batch)(vector),)
+        def product_at(x: th.Tensor, *parameters: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
+            return fisher_product(ActorPass(self.networks, parameters, TrunkPass([x, *hidden], slopes)), batch)
 
-        fixed = range(1, 1 + len(kept))
-        return lambda vector: self.recorder.call(Task("F v", batch, product, [vector, *kept], fixed=fixed))[0].clone()
+        return ReplayedFisherProduct(self.recorder, product_at, kept, batch)
 
     def _actor_features(self, batch: Batch[th.Tensor]) -> th.Tensor:
         """

@@ -14,7 +14,7 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms, accumulate
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.outputs import Pass
-from sb3_policyopt.objectives.trust_region import SurrogateHook, fisher_product
+from sb3_policyopt.objectives.trust_region import FisherProduct, SurrogateHook, fisher_product
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations
@@ -277,7 +277,7 @@ class Model(ABC, Generic[ArrayT]):
         :return: the pass
         """
 
-    def fisher_product(self, forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+    def fisher_product(self, forward: Pass[ArrayT], batch: int) -> FisherProduct:
         """
         T5: v ↦ F v = Jᵀ M J v / batch.
 
@@ -285,7 +285,7 @@ class Model(ABC, Generic[ArrayT]):
         :param batch: number of transitions in it
         :return: the function; it holds until the parameters change
         """
-        return fisher_product(forward, batch)
+        return FisherProduct(fisher_product(forward, batch))
 
     @abstractmethod
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[ArrayT]) -> tuple[float, th.Tensor, Pass[ArrayT]]:

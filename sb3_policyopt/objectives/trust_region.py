@@ -15,6 +15,7 @@ import torch as th
 
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import ArrayT, Scalar
+from sb3_policyopt.maths.conjugate_gradient import ConjugateGradientResult, conjugate_gradient
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.objectives.objective import slopes_of
 from sb3_policyopt.objectives.outputs import Outputs, Pass, Slopes
@@ -77,7 +78,7 @@ class Actor(Protocol[ArrayT]):
     def actor_pass(self, batch: Batch[ArrayT]) -> Pass[ArrayT]:
         """A forward pass of the actor, with its Jacobian."""
 
-    def fisher_product(self, forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
+    def fisher_product(self, forward: Pass[ArrayT], batch: int) -> "FisherProduct":
         """T5: v ↦ F v of a forward pass over so many transitions."""
 
     def surrogate_and_kl(self, hook: SurrogateHook, batch: Batch[ArrayT], old: tuple[ArrayT, ...]) -> tuple[float, float]:
@@ -107,6 +108,16 @@ class TrustRegion(ABC):
         :param vector: v, shape (n_actor,)
         :return: shape (n_actor,)
         """
+
+    def solve(self, max_iterations: int, damping: float) -> ConjugateGradientResult[th.Tensor]:
+        """
+        T7: (F + λI) x = g.
+
+        :param max_iterations: Fisher-vector products to spend
+        :param damping: λ ≥ 0
+        :return: x, and how it was found
+        """
+        return conjugate_gradient(self.fisher, self.gradient, max_iterations, damping=damping)
 
     @abstractmethod
     def evaluate(self) -> tuple[float, float]:
@@ -158,6 +169,14 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
                 product += share * self.actor.fisher_product(self.actor.actor_pass(piece), piece.size)(vector)
             return product
 
+    def solve(self, max_iterations: int, damping: float) -> ConjugateGradientResult[th.Tensor]:
+        """As the base class; by the product's own method if ``fisher`` is the one above."""
+        is_own = type(self).fisher is LocalTrustRegion.fisher and "fisher" not in vars(self)
+        if self._product is None or not is_own:
+            return super().solve(max_iterations, damping)
+        with self.actor.threads(self.thinned.size):
+            return self._product.solve(self.gradient, max_iterations, damping)
+
     def evaluate(self) -> tuple[float, float]:
         """One forward pass of the actor."""
         surrogate = kl = 0.0
@@ -166,6 +185,37 @@ class LocalTrustRegion(TrustRegion, Generic[ArrayT]):
                 of_piece = self.actor.surrogate_and_kl(self.hook, piece, old)
                 surrogate, kl = surrogate + share * of_piece[0], kl + share * of_piece[1]
         return surrogate, kl
+
+
+class FisherProduct:
+    """
+    T5: v ↦ F v at one θ.
+
+    :param product: computes it
+    """
+
+    def __init__(self, product: Callable[[th.Tensor], th.Tensor]) -> None:
+        self.product = product
+
+    def __call__(self, vector: th.Tensor) -> th.Tensor:
+        """
+        F v.
+
+        :param vector: v, shape (n_actor,)
+        :return: shape (n_actor,)
+        """
+        return self.product(vector)
+
+    def solve(self, b: th.Tensor, max_iterations: int, damping: float) -> ConjugateGradientResult[th.Tensor]:
+        """
+        T7: (F + λI) x = b.
+
+        :param b: shape (n_actor,)
+        :param max_iterations: products to spend
+        :param damping: λ ≥ 0
+        :return: x, and how it was found
+        """
+        return conjugate_gradient(self.product, b, max_iterations, damping=damping)
 
 
 def fisher_product(forward: Pass[ArrayT], batch: int) -> Callable[[th.Tensor], th.Tensor]:
