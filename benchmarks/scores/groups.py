@@ -74,11 +74,12 @@ def group(rows: Sequence[Row]) -> list[Group]:
 
 
 def is_shipped(group_: Group) -> bool:
-    """Whether these are runs of the entry that hyperparams/*.yml has now, with seeds that no search saw."""
+    """Whether these are runs of the entry that hyperparams/*.yml has now, as long as it says, with seeds that no search saw."""
     first = group_.rows[0]
     if first["implementation"] != OURS or int(first["seed"]) >= SEARCH_SEEDS:
         return False
-    return first["entry_hash"] == entries.identity(entries.load(group_.algo, group_.env_id))
+    entry = entries.load(group_.algo, group_.env_id)
+    return first["entry_hash"] == entries.identity(entry) and group_.n_timesteps == int(float(entry["n_timesteps"]))
 
 
 def stock_for(group_: Group, groups: Sequence[Group]) -> Group | None:

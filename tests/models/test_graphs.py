@@ -284,6 +284,7 @@ def test_a_method_that_cannot_be_recorded_goes_on_with_products_that_are(monkeyp
     np.testing.assert_allclose(found.x, [1, 1 / 2, 1 / 3], rtol=1e-5)
     assert "CUDA graphs of F v" in recorder.reason()
 
+
 # ---------------------------------------------------------------------- what cannot be recorded
 
 

@@ -1,6 +1,7 @@
 """Entries, their identity, and which runs have been made."""
 
 import re
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from benchmarks.scores import entries, runs
 from benchmarks.scores.runs import Run
-from sb3_policyopt import hyperparams
+from sb3_policyopt import PPO, TRPO, hyperparams
 
 RUN = Run("ours", "trpo", "HalfCheetah-v5", "shared", "0123456789", 1_000_000, 3)
 
@@ -21,9 +22,10 @@ def test_shipped_is_what_the_command_line_reads(algo: str) -> None:
 
 
 def test_every_candidate_is_one_that_the_algorithms_take() -> None:
-    """Their keys are those of shipped entries; trainings test the values."""
+    """Their keys are those of shipped entries and arguments of the algorithm; trainings test the values."""
     for algo, candidates in yaml.safe_load(entries.CANDIDATES.read_text()).items():
         known = {key for entry in hyperparams.load(algo).values() for key in entry}
+        known |= set(signature({"ppo": PPO, "trpo": TRPO}[algo]).parameters)
         for name, entry in candidates.items():
             assert set(entry) <= known, name
 

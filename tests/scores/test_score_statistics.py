@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from benchmarks.scores.groups import Group, group, stock_for
+from benchmarks.scores import entries
+from benchmarks.scores.groups import Group, group, is_shipped, stock_for
 from benchmarks.scores.statistics import mean_improvement, probability_of_improvement, stratified_interval
 
 pytestmark = pytest.mark.fast
@@ -91,6 +92,18 @@ def test_a_row_without_wall_time_has_none() -> None:
 def test_search_seeds_entries_and_implementations_stay_apart_and_seeds_are_in_order() -> None:
     rows = [row(1, 5.0), row(1000, 9.0), row(0, 4.0), row(0, 1.0, entry_hash="b"), row(0, 2.0, "stock")]
     assert [list(found.returns) for found in group(rows)] == [[4.0, 5.0], [9.0], [1.0], [2.0]]
+
+
+def test_shipped_is_what_the_file_says_as_long_as_it_says_with_seeds_of_no_search() -> None:
+    entry = entries.load("trpo", "Hopper-v5")
+    name, steps = entries.identity(entry), str(int(float(entry["n_timesteps"])))
+
+    def shipped(**changes: str) -> bool:
+        return is_shipped(Group(({**row(0, 1.0, entry_hash=name), "n_timesteps": steps, **changes},)))
+
+    assert shipped()
+    others = ({"n_timesteps": "1000"}, {"seed": "1000"}, {"entry_hash": "b"}, {"implementation": "stock"})
+    assert not any(shipped(**changes) for changes in others)
 
 
 def test_the_best_stock_entry_is_the_one_to_beat() -> None:
