@@ -74,7 +74,7 @@ def group(rows: Sequence[Row]) -> list[Group]:
 
 
 def is_shipped(group_: Group) -> bool:
-    """Whether these are runs of the entry that hyperparams/*.yml has now, as long as it says, with seeds that no search saw."""
+    """Whether these are runs of the entry that hyperparams/*.yml has now, with its steps and seeds that no search saw."""
     first = group_.rows[0]
     if first["implementation"] != OURS or int(first["seed"]) >= SEARCH_SEEDS:
         return False
