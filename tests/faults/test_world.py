@@ -271,7 +271,7 @@ def running(pid: int) -> Any:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_no_orphaned_processes(tmp_path: Path, how: signal.Signals) -> None:
     """
     Ctrl-C reaches the script and its workers; a kill reaches the script alone.

@@ -88,6 +88,7 @@ assert (Path(folder) / "vec_normalize.npz").is_file() and "norm_obs: true" in Pa
 """
 
 
+@pytest.mark.slow
 def test_the_call_of_the_course(tmp_path: Path) -> None:
     with Hub() as hub:
         client = Client(hub.url, tmp_path)

@@ -210,6 +210,7 @@ for algorithm, policy, env_id, name in [
 """
 
 
+@pytest.mark.slow
 def test_round_trip(tmp_path: Path) -> None:
     with Hub() as hub:
         client = Client(hub.url, tmp_path)

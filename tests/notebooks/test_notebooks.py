@@ -75,6 +75,7 @@ def printed(notebook: Any) -> Any:
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
+@pytest.mark.slow
 def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client("http://127.0.0.1:9", tmp_path / "client")  # the discard port: no server listens
     notebook = execute("tour.ipynb", SHORT_TOUR, tmp_path / "empty", client, monkeypatch)

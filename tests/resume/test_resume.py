@@ -57,7 +57,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", SCENARIOS.values(), ids=SCENARIOS.keys())
+LONG = ("a GRU of two layers, gSDE",)
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param(SCENARIOS[name], marks=[pytest.mark.slow] * (name in LONG), id=name) for name in SCENARIOS]
+)
 def test_same_final_bits(tmp_path: Path, options: Any) -> None:
     if "Hopper" in options.get("env", ""):
         pytest.importorskip("mujoco")

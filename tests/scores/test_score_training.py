@@ -30,6 +30,7 @@ def parameters(folder: Path) -> Any:
     return weights, statistics
 
 
+@pytest.mark.slow
 def test_a_run_is_made_once_and_as_the_command_line_makes_it(
     tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

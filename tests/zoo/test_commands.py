@@ -60,6 +60,7 @@ def test_enjoy_evaluates_the_agent(
     assert "best_model.zip" in output and "Mean reward:" in output
 
 
+@pytest.mark.slow
 def test_benchmark_evaluates_in_our_own_children(workplace: Path, cli: Run) -> None:
     """The stock command starts an ``enjoy.py`` of the current folder, which does not exist."""
     cli(workplace, "benchmark --log-dir logs --no-hub -n 400 --num-threads 1 --benchmark-dir evaluations")
@@ -141,6 +142,7 @@ def test_record_training_films_every_checkpoint(workplace: Path, cli: Run) -> No
     assert sum(name.startswith("checkpoint") for name in names) == 2
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_zip_in_subprocesses(tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """``-i`` with VecNormalize, evaluation, and environments in processes of their own."""
     params = "-params normalize:True n_steps:128 target_kl:lin_0.02 cg_damping:lin_0.1"
@@ -239,6 +241,7 @@ def test_help_and_version_import_no_library() -> None:
     assert all(name in result.stdout for name in COMMANDS)
 
 
+@pytest.mark.slow
 def test_training_in_shared_memory_by_one_flag(tmp_path: Path, cli: Run) -> None:
     """Everything but the time is what it is by default."""
     command = "train --algo ppo --env CartPole-v1 -n 512 --eval-freq 256 --eval-episodes 2 --seed 1 --num-threads 1"
