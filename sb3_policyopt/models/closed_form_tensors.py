@@ -262,7 +262,8 @@ class TensorClosedForm(TensorModel):
         def product_at(x: th.Tensor, *parameters: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
             return fisher_product(ActorPass(self.networks, parameters, TrunkPass([x, *hidden], slopes)), batch)
 
-        return ReplayedFisherProduct(self.recorder, product_at, kept, batch)
+        addresses = tuple([tensor.data_ptr() for tensor in (*hidden, *slopes)])
+        return ReplayedFisherProduct(self.recorder, product_at, kept, (batch, addresses))
 
     def _actor_features(self, batch: Batch[th.Tensor]) -> th.Tensor:
         """

@@ -1,6 +1,6 @@
 """T5, T7 by graphs: a Fisher-vector product, and all iterations of the conjugate gradient method at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch as th
 
@@ -24,12 +24,12 @@ class ReplayedFisherProduct(FisherProduct):
     :param recorder: of graphs
     :param product_at: makes the product of what a forward pass left
     :param kept: what it left, in memory that stays the same
-    :param batch: number of transitions
+    :param key: what the product depends on beside it, such as where else it reads
     """
 
-    def __init__(self, recorder: Recorder, product_at: ProductAt, kept: Sequence[th.Tensor], batch: int) -> None:
+    def __init__(self, recorder: Recorder, product_at: ProductAt, kept: Sequence[th.Tensor], key: Hashable) -> None:
         super().__init__(self._replay)
-        self.recorder, self.product_at, self.kept, self.batch = recorder, product_at, kept, batch
+        self.recorder, self.product_at, self.kept, self.key = recorder, product_at, kept, key
 
     def _replay(self, vector: th.Tensor) -> th.Tensor:
         """F v in memory of its own."""
@@ -38,7 +38,7 @@ class ReplayedFisherProduct(FisherProduct):
             return (self.product_at(*kept)(vector),)
 
         fixed = range(1, 1 + len(self.kept))
-        return self.recorder.call(Task("F v", self.batch, product, [vector, *self.kept], fixed=fixed))[0].clone()
+        return self.recorder.call(Task("F v", self.key, product, [vector, *self.kept], fixed=fixed))[0].clone()
 
     def solve(self, b: th.Tensor, max_iterations: int, damping: float) -> ConjugateGradientResult[th.Tensor]:
         """As the base class, with one wait for the device."""
@@ -48,7 +48,7 @@ class ReplayedFisherProduct(FisherProduct):
             return result.x, result.numbers
 
         inputs = [b, b.new_tensor(damping), *self.kept]
-        task = Task("conjugate gradient", (self.batch, max_iterations), iterate, inputs, fixed=range(2, len(inputs)))
+        task = Task("conjugate gradient", (self.key, max_iterations), iterate, inputs, fixed=range(2, len(inputs)))
         capture = self.recorder.capture(task)
         if capture is None:
             return super().solve(b, max_iterations, damping)

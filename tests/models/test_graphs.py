@@ -19,9 +19,7 @@ from toy_environments import ACTION_SPACES, IMAGE, VECTOR, toy
 from sb3_policyopt import PPO, TRPO, graphs
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum
 from sb3_policyopt.graphs import Capture, CaptureError, Recorder, Task
-from sb3_policyopt.maths.conjugate_gradient import conjugate_gradient
 from sb3_policyopt.models import choice
-from sb3_policyopt.models.replayed_fisher import ReplayedFisherProduct
 from sb3_policyopt.objectives import PPOCoefficients, Slopes, Terms, clipped_slopes, closed_form
 from sb3_policyopt.rollout.batch import Batch
 
@@ -238,51 +236,6 @@ def test_recording_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(noted) == 6
     for before, after in noted:
         assert all((x == y).all() for x, y in zip(before, after, strict=True))
-
-
-def test_T5_products_that_are_kept_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    emulate(monkeypatch)
-    model = trained(TRPO, TensorPendulum(4, device="cpu", seed=0), **CASES[1][1])
-    engine = model.start_update()
-    (batch,) = engine.data(model.rollout_buffer).whole()
-    region = model.trust_region(engine, batch)
-    v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
-    once, twice = region.fisher(v), region.fisher(2 * v)
-    np.testing.assert_allclose(twice, 2 * once, rtol=1e-4, atol=1e-6 * float(twice.abs().max()))  # F is linear
-    assert "F v" in engine.recorder.reason() and float(once.abs().max()) > 0
-
-
-def test_T7_conjugate_gradient_by_one_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    emulate(monkeypatch)
-    model = trained(TRPO, TensorPendulum(4, device="cpu", seed=0), **CASES[1][1])
-    engine = model.start_update()
-    (batch,) = engine.data(model.rollout_buffer).whole()
-    region = model.trust_region(engine, batch)
-    assert "conjugate gradient" in engine.recorder.reason()
-    recordings, replays = EmulatedGraph.recordings, EmulatedGraph.replays
-    one, other = region.solve(4, 0.1), region.solve(4, 10.0)  # the damping is not part of the recording
-    assert EmulatedGraph.recordings == recordings and EmulatedGraph.replays == replays + 2
-    for found, damping in ((one, 0.1), (other, 10.0)):
-        expected = conjugate_gradient(region.fisher, region.gradient, 4, damping=damping)
-        np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-4 * float(expected.x.abs().max()))
-        assert (found.iterations, found.status) == (expected.iterations, expected.status)
-        assert found.residual == pytest.approx(expected.residual, rel=1e-2)
-    assert float((one.x - other.x).abs().max()) > 0.1 * float(one.x.abs().max())
-    own = region.fisher
-    region.fisher = lambda v: 2 * own(v)  # type: ignore[method-assign]
-    doubled = region.solve(4, 0.2)  # (2F + 0.2) x = g
-    np.testing.assert_allclose(2 * doubled.x, one.x, rtol=0, atol=1e-4 * float(one.x.abs().max()))
-
-
-def test_a_method_that_cannot_be_recorded_goes_on_with_products_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    emulate(monkeypatch)
-    recorder = Recorder(th.device("cpu"))
-    matrix = th.diag(th.tensor([1.0, 2.0, 3.0]))
-    product = ReplayedFisherProduct(recorder, lambda kept: lambda v: kept @ v, [matrix], 1)
-    recorder.refusals["conjugate gradient"] = "as a GPU could say"
-    found = product.solve(th.ones(3), 3, 0.0)
-    np.testing.assert_allclose(found.x, [1, 1 / 2, 1 / 3], rtol=1e-5)
-    assert "CUDA graphs of F v" in recorder.reason()
 
 
 # ---------------------------------------------------------------------- what cannot be recorded
