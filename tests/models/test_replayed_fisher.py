@@ -71,7 +71,9 @@ def test_the_networks_work_arrays_may_move(problem: tuple[Any, Any, Any]) -> Non
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.mul_(1.2)  # what was computed before is stale
-    engine.networks.actor.trunk._work.clear()
+    engine.networks.keep_work(False)
+    for rows in range(1000, 1300):  # more work arrays than are kept
+        engine.networks.actor.trunk.work("other", 1, rows, engine.flat.vector)
     (batch,) = engine.data(model.rollout_buffer).whole()
     region = model.trust_region(engine, batch)
     v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
