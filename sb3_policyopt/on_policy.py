@@ -23,7 +23,6 @@ from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models import AnyModel, choose_model
-from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.objectives.objective import has_slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.skipping import SkipCounter
@@ -197,7 +196,7 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
             self._real_observation() if self.separates_critic else None,
         )
         engine.reason += f"; on {self.device}: {self.device_reason}"
-        if isinstance(engine, TensorClosedForm) and (graphs := engine.recorder.reason()):
+        if engine.recorder is not None and (graphs := engine.recorder.reason()):
             engine.reason += f"; {graphs}"
         if self.verbose >= 1 and engine.reason != before:
             print(f"Engine: {engine.name} ({engine.reason})")
@@ -366,8 +365,11 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
         :param terms: reduced over the update, by name
         """
-        values, returns = (column.flatten() for column in (self.rollout_buffer.values, self.rollout_buffer.returns))
-        if isinstance(values, th.Tensor):
+        buffer: Any = self.rollout_buffer
+        values, returns = buffer.values.flatten(), buffer.returns.flatten()
+        if isinstance(buffer, TensorRolloutBuffer):
+            if buffer.resets is not None:
+                values, returns = buffer.values[~buffer.resets], buffer.returns[~buffer.resets]
             values, returns = to_host(values, returns)
         logged = {name: value_of(term) for name, term in self.team.reduce_maxima(terms).items()}
         logged["explained_variance"] = explained_variance(values, returns, self.team.variances)

@@ -41,6 +41,10 @@ SB3_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
 KNOWN = (*SB3_EXTRACTORS, nn.Sequential, nn.ModuleDict, nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten)
 
 
+OF_ROWS = ("minibatches", "gradients", "F v", "conjugate gradient")
+"""Names of what is computed of a number of rows."""
+
+
 def is_known(module: nn.Module) -> bool:
     """
     Whether a module of a features extractor computes the same kernels every time, and waits for nothing.
@@ -62,6 +66,7 @@ class TensorClosedForm(TensorModel):
     """
 
     name = "closed_form"
+    recorder: Recorder
 
     def __init__(self, policy: ActorCriticPolicy, family: ActionDistribution, plain_features: bool = True) -> None:
         parameters = sb3_parameters(policy, family)
@@ -170,6 +175,10 @@ class TensorClosedForm(TensorModel):
         data = self.torch.data(buffer, sequence_length)
         if not (self.recorder.is_active and isinstance(data, GatheredRows)):
             return data
+        if isinstance(buffer, TensorRolloutBuffer) and buffer.resets is not None:
+            for name in OF_ROWS:
+                self.recorder.refusals[name] = "some steps only reset an environment, so that the number of rows varies"
+            return data
         if isinstance(buffer, TensorRolloutBuffer):
             self.rollout = data.rollout  # whose memory is the same in every rollout
         else:
@@ -253,7 +262,8 @@ class TensorClosedForm(TensorModel):
 
     def fisher_product(self, forward: Pass[th.Tensor], batch: int) -> FisherProduct:
         """As the base class, by a graph of the tangent and the backward pass, and one of the conjugate gradient method."""
-        if not self.recorder.is_active or not isinstance(forward, ActorPass):
+        replays = self.recorder.is_active and "F v" not in self.recorder.refusals
+        if not replays or not isinstance(forward, ActorPass):
             return super().fisher_product(forward, batch)
         first, *hidden = forward.trunk_pass.hidden
         slopes = forward.trunk_pass.slopes

@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_policyopt.graphs import Recorder
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms, accumulate
 from sb3_policyopt.objectives.objective import Objective
@@ -72,6 +73,8 @@ class Model(ABC, Generic[ArrayT]):
     """Why this model serves the policy, in words."""
     micro_batch_size: int | None = None
     """Most samples that go through the networks at once; the sums are the same to rounding. None for no bound."""
+    recorder: Recorder | None = None
+    """Of CUDA graphs; None where there are none."""
 
     def __init__(
         self,

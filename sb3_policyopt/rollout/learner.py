@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_policyopt.graphs import Recorder
 from sb3_policyopt.maths.advantages import ValueTarget
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
@@ -18,6 +19,9 @@ from sb3_policyopt.rollout.masks import Masks
 
 class ActingModel(Protocol):
     """What acts in a rollout, see :class:`sb3_policyopt.models.Model`."""
+
+    recorder: Recorder | None
+    """Of CUDA graphs."""
 
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Prepare to act."""

@@ -1,7 +1,7 @@
 """The rollout buffer of a model: made for its policy, and of tensors where the environments give tensors."""
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
@@ -45,10 +45,16 @@ def suit_buffer(model: OnPolicyAlgorithm) -> None:
     Give a model a buffer of tensors if its environments give tensors, and SB3's if they no longer do.
 
     :param model: about to learn
+    :raises ValueError: if rollouts cannot tell resets from steps
     """
     env, has_tensors = model.env, isinstance(model.rollout_buffer, TensorRolloutBuffer)
     reason = obstacle(model) if is_tensor_env(env) else wrapped(env)
     if reason is not None:
+        if getattr(cast(VecEnv, env).unwrapped, "autoreset_mode", "same_step") == "next_step":
+            raise ValueError(
+                "env resets its environments in a step of its own (autoreset_mode 'next_step'), which arrays cannot tell from "
+                f"other steps, and rollouts have to go through arrays: {reason}. Construct it with AutoresetMode.SAME_STEP"
+            )
         message = f"The environments give tensors, but rollouts go through NumPy arrays on the CPU: {reason}"
         warnings.warn(message, stacklevel=arguments.level_of_user())
     if is_tensor_env(env) and reason is None:

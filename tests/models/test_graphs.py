@@ -78,13 +78,13 @@ def test_whole_trainings_with_schedules(algorithm: Any, options: Any, make: Any,
     assert_same(model, plain, 1e-4)
     recorder = model.engine_in_use.recorder
     assert recorder.refusals == {}
-    functions = {"acting", "minibatches", "gradients", "steps"} | (
+    functions = {"acting", "advantages", "minibatches", "gradients", "steps"} | (
         {"F v", "conjugate gradient"} if algorithm is TRPO else set()
     )
     assert all(name in recorder.reason() for name in functions)
     assert "CUDA graphs of" in model.engine_in_use.reason
-    # Acting; minibatches of 40 and of 16 rows, each with its gradient; steps. Schedules need no recordings of their own.
-    assert EmulatedGraph.recordings == 1 + 2 * 2 + 1 + 2 * (algorithm is TRPO)
+    # Acting; advantages; minibatches of 40 and of 16 rows, each with its gradient; steps. Schedules need none of theirs.
+    assert EmulatedGraph.recordings == 2 + 2 * 2 + 1 + 2 * (algorithm is TRPO)
     without = {**options, "learning_rate": 1e-3}
     assert difference(trained(algorithm, make(4, device="cpu", seed=0), **without), plain) > 1e-3  # a stale rate would show
 
@@ -233,7 +233,7 @@ def test_recording_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Capture, "__init__", watched)
     trained(PPO, TensorPendulum(4, device="cpu", seed=0), **SCHEDULED)
-    assert len(noted) == 6
+    assert len(noted) == 7
     for before, after in noted:
         assert all((x == y).all() for x, y in zip(before, after, strict=True))
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum, TensorStep, TensorVecEnv, TensorVecNormalize
+from sb3_policyopt.maths.advantages import gae, value_targets
 from sb3_policyopt.models import choice
 from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
@@ -366,3 +367,38 @@ def test_a_model_is_saved_for_stock_sb3_and_goes_on(tmp_path: Path) -> None:
 def test_auto_is_the_device_of_the_environments() -> None:
     model = model_on(PPO, TensorCartPole(4, device="cpu", seed=0), device="auto")
     assert model.device.type == "cpu" and model.device_reason == "the environments' tensors are there"
+
+
+# ---------------------------------------------------------------------- graphs
+
+
+@pytest.mark.parametrize("target", ["td_lambda", "td_zero", "monte_carlo"])
+def test_advantages_and_targets_by_replays(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another γ they are recorded anew; and a method of the user's own is called as ever."""
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
+    emulate(monkeypatch)
+    model = model_on(PPO, TensorPendulum(5, "cpu", 0, 10), batch_size=60, n_epochs=1, value_target=target)
+    model.learn(1)  # after which the buffer is one of tensors
+    buffer, called = model.rollout_buffer, []
+
+    def doubled(last_values: th.Tensor, dones: th.Tensor) -> None:
+        called.append(1)
+        TensorRolloutBuffer.compute_returns_and_advantage(buffer, last_values, dones)
+        buffer.advantages *= 2
+
+    for gamma, factor in ((0.99, 1), (0.99, 1), (0.5, 1), (0.99, 1), (0.99, 2)):
+        buffer.gamma = gamma
+        if factor == 2:
+            buffer.compute_returns_and_advantage = doubled
+        model.learn(5 * 24, reset_num_timesteps=False)
+        # An episode of each environment ends after row 14, so that last values, which the update changed, do not count before.
+        last = model.engine_in_use.values_of(th.from_numpy(model._last_obs))
+        ended = th.cat((buffer.episode_starts[1:], th.as_tensor(model._last_episode_starts).float()[None]))
+        rollout = (buffer.rewards, buffer.values, last, ended, gamma, model.gae_lambda)
+        assert bool(ended[14:].any(0).all())
+        np.testing.assert_allclose(buffer.advantages[:14], factor * gae(*rollout)[:14], rtol=1e-4, atol=1e-3)
+        targets = value_targets(target, *rollout)  # type: ignore[arg-type]
+        np.testing.assert_allclose(buffer.returns[:14], targets[:14], rtol=1e-4, atol=1e-3)
+        assert len(called) == factor - 1
+    reason = model.engine_in_use.reason
+    assert "advantages" in reason and ("value targets" in reason) == (target != "td_lambda")

@@ -7,7 +7,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_policyopt.envs.tensors.adapter import Adapter, bounded
-from sb3_policyopt.envs.tensors.vec_env import TensorStep
+from sb3_policyopt.envs.tensors.vec_env import AutoresetMode, TensorStep
 from sb3_policyopt.maths.arrays import Array, NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 
@@ -23,28 +23,31 @@ def from_gymnasium_vector(
 
     Its arrays may be tensors, which stay where they are, or NumPy's, which are copied to ``device`` in each step.
 
-    :param env: which resets an environment in the step that ends its episode
+    An environment that resets itself in a step of its own, as Gymnasium's do by default, trains too: such steps are left out.
+    One that resets in the step that ends an episode (``AutoresetMode.SAME_STEP``) wastes none.
+
+    :param env: which resets its environments itself
     :param device: of the tensors; by default ``env.device``, or the CPU
-    :param autoreset_mode: "same_step" for an environment that resets so without saying it in its metadata
+    :param autoreset_mode: "same_step" or "next_step" for an environment that resets so without saying it in its metadata
     :param clip_actions: bound of actions that have none
     :return: the tensor environment, with ``env`` as its attribute ``simulator``
-    :raises ValueError: if ``env`` resets otherwise, or its spaces are not SB3's
+    :raises ValueError: if ``env`` does not reset itself, or its spaces are not SB3's
     """
     lacking = [name for name in ("num_envs", "single_observation_space", "single_action_space") if not hasattr(env, name)]
     if lacking:
         raise ValueError(f"env must be a vector environment, but {type(env).__name__} has no {' and no '.join(lacking)}")
-    _check_autoreset(env, autoreset_mode)
     place: th.device | str = device or getattr(env, "device", None) or "cpu"
-    return GymnasiumVectorAdapter(env, place, clip_actions)
+    return GymnasiumVectorAdapter(env, place, clip_actions, _autoreset_mode(env, autoreset_mode))
 
 
-def _check_autoreset(env: Any, said: str | None) -> None:
+def _autoreset_mode(env: Any, said: str | None) -> AutoresetMode:
     """
-    Make sure that episodes are reset in the step that ends them.
+    When an environment begins its next episode.
 
     :param env: a vector environment
     :param said: by the caller, about one that does not say it itself
-    :raises ValueError: if they are not, or nobody knows
+    :return: in which step
+    :raises ValueError: if it does not, or nobody knows
     """
     mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
     if mode is None and isinstance(getattr(env, "auto_reset", None), bool):  # ManiSkill
@@ -52,30 +55,38 @@ def _check_autoreset(env: Any, said: str | None) -> None:
     mode = said if mode is None else getattr(mode, "name", mode)
     if mode is None:
         raise ValueError(
-            f"autoreset_mode: {type(env).__name__} does not say in metadata['autoreset_mode'] when it resets; if it does so "
-            "in the step that ends an episode, pass autoreset_mode='same_step'"
+            f"autoreset_mode: {type(env).__name__} does not say in metadata['autoreset_mode'] when it resets; pass "
+            "autoreset_mode='same_step' if it does so in the step that ends an episode, 'next_step' if in the step after it"
         )
-    if str(mode).lower().replace("_", "") != "samestep":
+    modes: dict[str, AutoresetMode] = {"samestep": "same_step", "nextstep": "next_step"}
+    known = modes.get(str(mode).lower().replace("_", ""))
+    if known is None:
         raise ValueError(
             f"env resets by the mode {mode}, which this adapter does not serve; construct it with "
             "gymnasium.make_vec(..., vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}), "
             "or ManiSkillVectorEnv(..., auto_reset=True)"
         )
+    return known
 
 
 class GymnasiumVectorAdapter(Adapter):
     """
     See :func:`from_gymnasium_vector`.
 
-    :param env: with same-step autoreset
+    :param env: which resets its environments itself
     :param device: of the tensors
     :param clip_actions: bound of actions that have none
+    :param autoreset_mode: when it does
     """
 
-    def __init__(self, env: Any, device: th.device | str, clip_actions: float) -> None:
+    def __init__(
+        self, env: Any, device: th.device | str, clip_actions: float, autoreset_mode: AutoresetMode = "same_step"
+    ) -> None:
         action_space = bounded(env.single_action_space, clip_actions)
         super().__init__(env, env.num_envs, env.single_observation_space, action_space, device, "final")
+        self.autoreset_mode = autoreset_mode
         self._takes_numpy: bool | None = None
+        self._ended = th.zeros(self.num_envs, dtype=th.bool, device=self.device)
 
     def reset_tensors(self, seed: int | None = None) -> Observations[th.Tensor]:
         """
@@ -87,6 +98,7 @@ class GymnasiumVectorAdapter(Adapter):
         observations, _ = self.simulator.reset(seed=seed)
         first = next(iter(observations.values())) if isinstance(observations, dict) else observations
         self._takes_numpy = not isinstance(first, th.Tensor)
+        self._ended.zero_()
         return self._tensors(observations)
 
     def step_tensors(self, actions: th.Tensor) -> TensorStep:
@@ -102,13 +114,17 @@ class GymnasiumVectorAdapter(Adapter):
         for name in FINAL:
             if name in infos:
                 extras["final_obs"] = self._final(infos[name], infos.get(f"_{name}"))
-        return TensorStep(
+        step = TensorStep(
             self._tensors(observations),
             self._tensor(rewards).float(),
             self._tensor(terminated).bool(),
             self._tensor(truncated).bool(),
             extras,
         )
+        if self.autoreset_mode == "next_step":
+            extras |= {"final_obs": step.observations, "resets": self._ended}
+            self._ended = step.terminated | step.truncated
+        return step
 
     def _final(self, final: Any, mask: Any) -> Observations[th.Tensor]:
         """

@@ -18,6 +18,7 @@ from sb3_policyopt.envs.tensors.running_mean_std import TensorMeanStd
 from sb3_policyopt.envs.tensors.vec_env import TensorStep, TensorVecEnv, in_numpy, is_tensor_env
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.tensors.env import resets_of
 
 
 class TensorVecNormalize(TensorVecEnv, VecNormalize):
@@ -68,6 +69,7 @@ class TensorVecNormalize(TensorVecEnv, VecNormalize):
             raise ValueError("venv is on mps, which has no float64; make it on the CPU, or use SB3's VecNormalize")
         self.device = venv.device
         self.bootstrap = venv.bootstrap
+        self.autoreset_mode = getattr(venv, "autoreset_mode", "same_step")
         VecNormalize.__init__(
             self, venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon, norm_obs_keys
         )
@@ -154,7 +156,7 @@ class TensorVecNormalize(TensorVecEnv, VecNormalize):
         returns = th.as_tensor(self.returns, dtype=th.float64, device=self.device)
         if self.training:
             returns = returns * self.gamma + rewards
-            self._return_moments().update(returns)
+            self._return_moments().update(returns, resets_of(self.venv, extras))
         if self.norm_reward:
             deviation = (self._return_moments().tensors.var + self.epsilon).sqrt()
             rewards = (rewards / deviation).clamp(-self.clip_reward, self.clip_reward)
@@ -254,7 +256,7 @@ _SETTINGS = (
     *("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward"),
     *("gamma", "epsilon", "norm_obs_keys"),
 )
-_OURS = ("device", "bootstrap", "_pending_actions")
+_OURS = ("device", "bootstrap", "autoreset_mode", "_pending_actions")
 
 
 def _float32(space: spaces.Space[Any]) -> spaces.Box:

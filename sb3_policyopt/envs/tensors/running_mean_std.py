@@ -56,15 +56,23 @@ class TensorMeanStd(RunningMeanStd):
             return moments
         return cls(moments, device)
 
-    def update(self, arr: Array) -> None:
+    def update(self, arr: Array, without: th.Tensor | None = None) -> None:
         """
         Take in observations.
 
         :param arr: shape (n, ...)
+        :param without: which of them to leave out, bool, shape (n,); then ``arr`` has no further axes
         """
         batch = th.as_tensor(arr, device=self.tensors.mean.device).double()
-        var, mean = th.var_mean(batch, dim=0, correction=0)
-        self.update_from_moments(mean, var, len(batch))
+        if without is None:
+            var, mean = th.var_mean(batch, dim=0, correction=0)
+            self.update_from_moments(mean, var, len(batch))
+            return
+        counted = (~without).to(batch)
+        count = counted.sum()
+        mean = (batch * counted).sum() / count.clamp(min=1)
+        var = ((batch - mean) ** 2 * counted).sum() / count.clamp(min=1)
+        self.update_from_moments(mean, var, count)
 
     def update_from_moments(self, batch_mean: Any, batch_var: Any, batch_count: Any) -> None:
         """

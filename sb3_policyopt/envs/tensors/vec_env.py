@@ -17,6 +17,8 @@ from sb3_policyopt.rollout.tensors.env import is_tensor_env as steps_tensors
 
 Bootstrap: TypeAlias = Literal["final", "previous", "none"]
 """What the value of a cut-off episode is taken from: see :class:`TensorVecEnv`."""
+AutoresetMode: TypeAlias = Literal["same_step", "next_step"]
+"""When an environment begins its next episode: see :class:`TensorVecEnv`."""
 
 
 class TensorStep(NamedTuple):
@@ -28,7 +30,8 @@ class TensorStep(NamedTuple):
     :param terminated: the episode ended of its own; bool, shape (n_envs,)
     :param truncated: the episode was cut off, such as by a time limit; bool, shape (n_envs,). Both may be true
     :param extras: by name, whatever else there is. ``final_obs`` holds the last observations of the episodes that this step
-        ended, in the same shape as ``observations``; its other rows mean nothing
+        ended, in the same shape as ``observations``; its other rows mean nothing. ``resets`` tells with "next_step" which
+        environments only reset themselves in this step; bool, shape (n_envs,)
     """
 
     observations: Observations[th.Tensor]
@@ -45,7 +48,10 @@ class TensorVecEnv(VecEnv, ABC):
     A subclass writes :meth:`reset_tensors` and :meth:`step_tensors`. The NumPy side of a ``VecEnv`` (``reset``, ``step``,
     infos) follows from them, so that wrappers, monitors, ``evaluate_policy``, callbacks and every algorithm of SB3 can use it.
 
-    - **Autoreset** in the same step: where an episode ends, the observation returned is the first of the next episode.
+    - **Autoreset** in the same step: where an episode ends, the observation returned is the first of the next episode. With
+      ``autoreset_mode`` "next_step" it is the last of the old one; the next step takes no action, gives the first observation
+      of the new episode, and is named in ``extras["resets"]``. Nothing is learned from it. Arrays have no place for this: on
+      the NumPy side it looks like a step, which evaluation does not mind, and which training would learn from.
     - **Time limits**: an episode counts as cut off where ``truncated & ~terminated``. ``bootstrap`` says what its value is
       taken from: "final" for ``extras["final_obs"]``, which must then be there unless no episode was cut off; "previous" for
       the observation before the step, where the simulator does not give the last one; "none" for no value at all. It is never
@@ -64,6 +70,7 @@ class TensorVecEnv(VecEnv, ABC):
 
     device: th.device
     bootstrap: Bootstrap
+    autoreset_mode: AutoresetMode = "same_step"
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
-from sb3_policyopt.maths.advantages import gae
+from sb3_policyopt.graphs import Recorder, Task
+from sb3_policyopt.maths.advantages import ValueTarget, gae, value_targets
 from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.buffers import not_full
 
@@ -37,13 +38,15 @@ class TensorRolloutBuffer(RolloutBuffer):
     returns: Any
     episodes: Any
     """Returns and lengths of the episodes under way, see :class:`sb3_policyopt.rollout.tensors.rollout.Episodes`."""
+    resets: th.Tensor | None = None
+    """Which rows are no transitions, as the environment only reset itself in that step: bool, shape (n_steps, n_envs)."""
 
     def reset(self) -> None:
         """Empty the buffer. Memory is allocated at first, and after ``device`` has changed."""
         kept: dict[str, Any] = vars(self)
         if "rewards" not in kept or kept["rewards"].device != th.empty(0, device=self.device).device:
             self._allocate()
-        self.pos, self.full, self.generator_ready = 0, False, False
+        self.pos, self.full, self.generator_ready, self.resets = 0, False, False, None
 
     def _allocate(self) -> None:
         space, integers = self.observation_space, (spaces.Discrete, spaces.MultiDiscrete)
@@ -110,9 +113,8 @@ class TensorRolloutBuffer(RolloutBuffer):
         :param last_values: V of the observations after the last step, shape (n_envs,) or (n_envs, 1)
         :param dones: whose episode ended with the last step, shape (n_envs,)
         """
-        ended = ends(self, th.as_tensor(dones, device=self.device))
-        last = last_values.to(self.device).flatten()
-        self.advantages.copy_(gae(self.rewards, self.values, last, ended, self.gamma, self.gae_lambda))
+        last, ended = last_values.to(self.device).flatten(), th.as_tensor(dones, device=self.device)
+        self.advantages.copy_(targets_of(self, None, last, ended))
         th.add(self.advantages, self.values, out=self.returns)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
@@ -169,24 +171,61 @@ def observations_at(buffer: RolloutBuffer, step: int) -> Observations[th.Tensor]
     return {name: column[step] for name, column in columns.items()} if isinstance(columns, dict) else columns[step]
 
 
-def ends(buffer: RolloutBuffer, dones: th.Tensor) -> th.Tensor:
+def targets_of(
+    buffer: TensorRolloutBuffer,
+    kind: ValueTarget | None,
+    last_values: th.Tensor,
+    dones: th.Tensor,
+    recorder: Recorder | None = None,
+) -> th.Tensor:
     """
-    Where an episode ended.
+    S4, T10: advantages or value targets of a full buffer, with its own γ and λ.
 
-    :param buffer: of tensors
+    :param buffer: whose numbers are read
+    :param kind: of the value targets; None for the advantages
+    :param last_values: V of the observations after the last step, shape (n_envs,)
     :param dones: whose episode ended with the last step, shape (n_envs,)
-    :return: 1.0 where the transition ended an episode, shape (n_steps, n_envs)
+    :param recorder: computes them by a graph, and its next call may overwrite them; None for no graph
+    :return: shape (n_steps, n_envs)
     """
-    starts: Any = buffer.episode_starts
-    return th.cat((starts[1:], dones.to(starts.dtype)[None]))
+    gamma, gae_lambda = buffer.gamma, buffer.gae_lambda
+
+    def compute(
+        rewards: th.Tensor, values: th.Tensor, starts: th.Tensor, last_values: th.Tensor, dones: th.Tensor
+    ) -> tuple[th.Tensor, ...]:
+        ended = th.cat((starts[1:], dones.to(starts.dtype)[None]))
+        rollout = (rewards, values, last_values, ended, gamma)
+        return (gae(*rollout, gae_lambda) if kind is None else value_targets(kind, *rollout, gae_lambda),)
+
+    inputs = [buffer.rewards, buffer.values, buffer.episode_starts, last_values, dones]
+    if recorder is None:
+        return compute(*inputs)[0]
+    name = "advantages" if kind is None else "value targets"
+    return recorder.call(Task(name, (gamma, gae_lambda, kind), compute, inputs, fixed=range(3)))[0]
 
 
-def rows_of(buffer: RolloutBuffer) -> Batch[th.Tensor]:
+def transitions(buffer: TensorRolloutBuffer) -> th.Tensor | None:
     """
-    All transitions of a buffer of tensors, environment by environment: row env · n_steps + t. Nothing is copied.
+    Which rows of a full buffer are transitions, of the order env · n_steps + t.
 
     :param buffer: the buffer
-    :return: its own memory
+    :return: their numbers; None if all are
+    :raises ValueError: if none is
+    """
+    if buffer.resets is None:
+        return None
+    rows = (~buffer.resets).T.flatten().nonzero().flatten()
+    if not len(rows):
+        raise ValueError("n_steps: the environments did nothing but reset themselves in this rollout; make it longer")
+    return rows
+
+
+def rows_of(buffer: TensorRolloutBuffer) -> Batch[th.Tensor]:
+    """
+    All transitions of a buffer of tensors, environment by environment.
+
+    :param buffer: the buffer
+    :return: its own memory, row env · n_steps + t; copies without the rows that are no transitions, if there are such
     :raises ValueError: if the buffer is not full
     """
     if not buffer.full:
@@ -197,7 +236,7 @@ def rows_of(buffer: RolloutBuffer) -> Batch[th.Tensor]:
         return column.transpose(0, 1).flatten(0, 1)
 
     observations: Observations[th.Tensor] = columns.observations
-    return Batch(
+    everything = Batch(
         {name: rows(column) for name, column in observations.items()}
         if isinstance(observations, dict)
         else rows(observations),
@@ -207,3 +246,5 @@ def rows_of(buffer: RolloutBuffer) -> Batch[th.Tensor]:
         rows(columns.advantages),
         rows(columns.returns),
     )
+    kept = transitions(buffer)
+    return everything if kept is None else everything.rows(kept)

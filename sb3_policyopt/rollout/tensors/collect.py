@@ -90,8 +90,8 @@ def collect_tensors(
             return shared.end(complete=False)
         n_steps += 1
 
-    values_of = self.current_engine().values_of
-    infos = rollout.finish(values_of, self.gamma, self.value_target, self.check_observations)
+    engine = self.current_engine()
+    infos = rollout.finish(engine.values_of, self.gamma, self.value_target, self.check_observations, engine.recorder)
     self._update_info_buffer(infos)
     self._last_obs, self._last_episode_starts = arrays_of(rollout.last), to_host(rollout.starts)[0]
 

@@ -1,5 +1,6 @@
 """What a rollout needs of environments that give and take tensors; :mod:`sb3_policyopt.envs.tensors` has such."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
 import torch as th
@@ -25,6 +26,26 @@ class TensorEnv(Protocol):
 
     def step_tensors(self, actions: th.Tensor) -> StepOfTensors:
         """Do a step in all environments."""
+
+
+def resets_of(env: object, extras: Mapping[str, Any]) -> th.Tensor | None:
+    """
+    Which environments only reset themselves in a step.
+
+    :param env: environments that give tensors
+    :param extras: of the step
+    :return: bool, shape (n_envs,); None for those that reset themselves in the step that ends an episode
+    :raises ValueError: if the environments promise to tell and do not
+    """
+    if getattr(env, "autoreset_mode", "same_step") != "next_step":
+        return None
+    if "resets" not in extras:
+        raise ValueError(
+            f"{type(env).__name__}: autoreset_mode is 'next_step', so step_tensors has to tell in extras['resets'] which "
+            "environments only reset themselves in this step: bool, shape (n_envs,)"
+        )
+    resets: th.Tensor = extras["resets"]
+    return resets
 
 
 def is_tensor_env(env: VecEnv | None) -> TypeGuard[TensorEnv]:

@@ -9,13 +9,15 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_policyopt.maths.advantages import ValueTarget, value_targets
+from sb3_policyopt.graphs import Recorder
+from sb3_policyopt.maths.advantages import ValueTarget
 from sb3_policyopt.maths.arrays import Array, NumpyArray
 from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.buffers import is_stock
 from sb3_policyopt.rollout.finiteness import check_rows, explain
 from sb3_policyopt.rollout.info import Info
-from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, ends, observations_at, store_observations
-from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, observations_at, store_observations, targets_of
+from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv, resets_of
 from sb3_policyopt.rollout.transfer import to_host
 
 ValuesOf = Callable[[Observations[th.Tensor]], th.Tensor]
@@ -42,6 +44,7 @@ class TensorRollout:
         self.device = buffer.rewards.device
         self.starts = th.as_tensor(episode_starts, device=self.device).to(th.bool)
         self.cut_off = th.zeros(buffer.rewards.shape, dtype=th.bool, device=self.device)
+        self.resets: th.Tensor | None = None
         self.final: Observations[th.Tensor] | None = None
         self.episodes = Episodes.of(buffer, self.starts)
         self.last: Observations[th.Tensor] = {}
@@ -81,17 +84,35 @@ class TensorRollout:
         """
         observations, rewards, terminated, truncated, extras = given
         self.buffer.rewards[step] = rewards
-        self.starts = th.logical_or(terminated, truncated).to(self.device)
+        ended = th.logical_or(terminated, truncated).to(self.device)
+        resets = self._store_resets(step, extras)
+        self.starts = ended if resets is None else ended | resets
         self.cut_off[step] = truncated & ~terminated
         if self.env.bootstrap == "final":
             self._store_final(step, extras)
-        self.episodes.note(step, original_rewards(self.env, rewards).to(self.device), self.starts)
+        self.episodes.note(step, original_rewards(self.env, rewards).to(self.device), ended, resets)
         if step + 1 < self.buffer.buffer_size:
             store_observations(self.buffer, step + 1, observations)
         else:
             self.last = copied(observations, self.device)
         self.buffer.pos = step + 1
         self.buffer.full = self.buffer.pos == self.buffer.buffer_size
+
+    def _store_resets(self, step: int, extras: Mapping[str, Any]) -> th.Tensor | None:
+        """
+        Copy which environments only reset themselves.
+
+        :param step: number of the step
+        :param extras: of the step
+        :return: bool, shape (n_envs,); None for environments that reset themselves in the step that ends an episode
+        """
+        resets = resets_of(self.env, extras)
+        if resets is None:
+            return None
+        if self.resets is None:
+            self.resets = th.zeros_like(self.cut_off)
+        self.resets[step] = resets
+        return self.resets[step]
 
     def _store_final(self, step: int, extras: Mapping[str, Any]) -> None:
         """
@@ -110,7 +131,14 @@ class TensorRollout:
 
     # ------------------------------------------------------------------ at the end
 
-    def finish(self, values_of: ValuesOf, gamma: float, value_target: ValueTarget, check_observations: bool) -> list[Info]:
+    def finish(
+        self,
+        values_of: ValuesOf,
+        gamma: float,
+        value_target: ValueTarget,
+        check_observations: bool,
+        recorder: Recorder | None = None,
+    ) -> list[Info]:
         """
         S3, S4: values of time limits, advantages and value targets.
 
@@ -118,24 +146,41 @@ class TensorRollout:
         :param gamma: γ
         :param value_target: what the critic is fitted to
         :param check_observations: whether observations have to be finite
+        :param recorder: of graphs, None for none
         :return: SB3's infos of the episodes that ended, in the order in which they did
         :raises NonFiniteError: if something in the rollout is not finite
         """
         buffer = self.buffer
         cut_off, *episodes = to_host(self.cut_off, *self.episodes.of_steps)
+        buffer.resets = self.resets
         last_values = values_of(self.last)
         rows, before, final_values = self._add_values_of_time_limits(values_of, gamma, cut_off)
-        buffer.compute_returns_and_advantage(last_values, self.starts)
-        if value_target != "td_lambda":
-            ended = ends(buffer, self.starts)
-            rollout = (buffer.rewards, buffer.values, last_values, ended, buffer.gamma)
-            buffer.returns.copy_(value_targets(value_target, *rollout, buffer.gae_lambda))
+        self._write_targets(value_target, last_values, recorder)
         looked_at = [buffer.values, buffer.actions, buffer.log_probs, buffer.rewards, last_values]
         if check_observations:
             looked_at += [*_parts(buffer.observations), *_parts(self.last)]
         if not bool(th.stack([_all_finite(tensor) for tensor in looked_at]).all()):
             self._explain(last_values, rows, before, final_values, check_observations)
         return self.episodes.infos(*episodes)
+
+    def _write_targets(self, value_target: ValueTarget, last_values: th.Tensor, recorder: Recorder | None) -> None:
+        """
+        S4, T10: advantages and value targets.
+
+        :param value_target: what the critic is fitted to
+        :param last_values: V of the observations after the last step
+        :param recorder: of graphs, None for none
+        """
+        buffer = self.buffer
+        own = not is_stock(buffer, "compute_returns_and_advantage")
+        if own:
+            buffer.compute_returns_and_advantage(last_values, self.starts)
+        else:
+            buffer.advantages.copy_(targets_of(buffer, None, last_values, self.starts, recorder))
+        if value_target != "td_lambda":
+            buffer.returns.copy_(targets_of(buffer, value_target, last_values, self.starts, recorder))
+        elif not own:
+            th.add(buffer.advantages, buffer.values, out=buffer.returns)
 
     def _add_values_of_time_limits(
         self, values_of: ValuesOf, gamma: float, cut_off: NumpyArray
@@ -243,16 +288,17 @@ class Episodes:
         kept.counts *= ~starts
         return kept
 
-    def note(self, step: int, rewards: th.Tensor, ended: th.Tensor) -> None:
+    def note(self, step: int, rewards: th.Tensor, ended: th.Tensor, resets: th.Tensor | None = None) -> None:
         """
         Count a step.
 
         :param step: its number
         :param rewards: as the innermost environments gave them, shape (n_envs,)
         :param ended: whose episode ended, bool, shape (n_envs,)
+        :param resets: who only reset itself, bool, shape (n_envs,); None for nobody
         """
-        self.sums += rewards
-        self.counts += 1
+        self.sums += rewards if resets is None else rewards.masked_fill(resets, 0)
+        self.counts += 1 if resets is None else ~resets
         for column, now in zip(self.of_steps, (ended, self.sums, self.counts), strict=True):
             column[step] = now
         self.sums *= ~ended
