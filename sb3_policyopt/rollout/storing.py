@@ -14,6 +14,7 @@ from sb3_policyopt.rollout.batch import Observations, one_array
 from sb3_policyopt.rollout.buffers import RESIZE, STATES
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.finiteness import RolloutGuard
+from sb3_policyopt.rollout.transfer import to_host
 
 Store: TypeAlias = Callable[
     [Observations[NumpyArray], NumpyArray, NumpyArray, NumpyArray, NumpyArray, NumpyArray, Context], None
@@ -85,7 +86,7 @@ def _store_context(buffer: RolloutBuffer, row: int, context: Context) -> None:
         arrays["action_masks"][row] = context.action_masks
     if context.memory is not None:
         for name, state in zip(STATES, chain.from_iterable(context.memory), strict=True):
-            arrays[name][row] = state if isinstance(state, np.ndarray) else state.cpu()
+            arrays[name][row] = state if isinstance(state, np.ndarray) else to_host(state)[0]
 
 
 def add(

@@ -10,6 +10,7 @@ from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.context import Memory
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 from sb3_policyopt.rollout.tensors.rollout import Episodes
+from sb3_policyopt.rollout.transfer import to_host
 
 
 class StepContext(TypedDict):
@@ -72,7 +73,7 @@ def _array(part: Any) -> NumpyArray:
     :param part: a tensor or an array
     :return: a copy
     """
-    array: NumpyArray = np.array(part.detach().cpu().numpy() if isinstance(part, th.Tensor) else part)
+    array: NumpyArray = np.array(to_host(part.detach())[0] if isinstance(part, th.Tensor) else part)
     return array
 
 

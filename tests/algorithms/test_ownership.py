@@ -216,14 +216,6 @@ def test_a_method_replaced_on_a_class_is_honoured(
 
 
 @ALGORITHMS
-def test_autocast_is_honoured(cls: type[Any]) -> None:
-    model = model_of(cls, "box", "discrete")
-    with th.autocast("cpu", dtype=th.float16):
-        model.learn(32)
-    assert model.engine_in_use.name == "autograd" and "autocast" in model.engine_in_use.reason
-
-
-@ALGORITHMS
 @pytest.mark.parametrize(
     ("activation", "constant"), [(nn.LeakyReLU, "negative_slope"), (nn.ELU, "alpha"), (nn.Softplus, "beta")]
 )

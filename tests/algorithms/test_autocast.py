@@ -1,0 +1,42 @@
+"""Trainings under ``torch.autocast``: autograd serves, and parameters and rollouts stay float32."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from edited_models import OPTIONS, POLICIES
+from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, toy
+
+from sb3_policyopt import PPO, TRPO
+
+ALGORITHMS = pytest.mark.parametrize("cls", [PPO, TRPO])
+
+
+@ALGORITHMS
+@pytest.mark.parametrize("dtype", [th.float16, th.bfloat16])
+@pytest.mark.parametrize("action", ["discrete", "box_1"])
+def test_autocast_is_honoured(action: str, dtype: th.dtype, cls: type[Any]) -> None:
+    model, plain = (
+        cls(POLICIES["box"], toy(OBSERVATION_SPACES["box"], ACTION_SPACES[action]), **{**OPTIONS[cls], **options})
+        for options in ({}, {"engine": "autograd"})
+    )
+    plain.learn(64)
+    with th.autocast("cpu", dtype=dtype):
+        model.learn(64)
+    parameters, expected = (th.nn.utils.parameters_to_vector(one.policy.parameters()) for one in (model, plain))
+    assert 1e-7 < float((parameters - expected).abs().max()) < 0.5 and parameters.dtype == th.float32
+    assert model.rollout_buffer.values.dtype == np.float32
+    assert model.engine_in_use.name == "autograd" and "autocast" in model.engine_in_use.reason
+
+
+@ALGORITHMS
+def test_states_of_autocast_are_stored_as_float32(cls: type[Any]) -> None:
+    pytest.importorskip("sb3_contrib")
+    env = toy(OBSERVATION_SPACES["box"], ACTION_SPACES["discrete"])
+    model = cls("MlpLstmPolicy", env, **OPTIONS[cls])
+    with th.autocast("cpu", dtype=th.bfloat16):
+        model.learn(64)
+    states = model.rollout_buffer.hidden_states_pi
+    assert states.dtype == np.float32 and np.abs(states).max() > 0
+    assert (th.as_tensor(states).bfloat16().float().numpy() == states).all()  # what was computed, and nothing finer
