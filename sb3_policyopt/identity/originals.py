@@ -13,7 +13,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common import distributions
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from torch import nn
 
 POLICY_METHODS = (
@@ -33,7 +33,8 @@ _METHODS: dict[type, tuple[str, ...]] = {
     ActorCriticPolicy: POLICY_METHODS,
     BaseModel: ("extract_features",),
     MlpExtractor: ("forward", "forward_actor", "forward_critic"),
-    FlattenExtractor: ("forward",),
+    **dict.fromkeys((FlattenExtractor, NatureCNN, CombinedExtractor), ("forward",)),
+    nn.Conv2d: ("forward", "_conv_forward"),
     nn.Module: ("__call__",),
     **dict.fromkeys((nn.Linear, nn.Sequential, nn.Flatten, *_ACTIVATIONS), ("forward",)),
     distributions.DiagGaussianDistribution: _FAMILY,

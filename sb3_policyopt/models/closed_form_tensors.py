@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
-from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.graphs import Recorder, Task, in_place
-from sb3_policyopt.identity.structure import is_hooked
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms, value_of
+from sb3_policyopt.models.extractors import ExtractedPass, are_known
 from sb3_policyopt.models.model import TensorDecision, forget_distribution
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.layers import TrunkPass
@@ -29,7 +27,7 @@ from sb3_policyopt.models.tensor_model import TensorModel
 from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.objectives.objective import Objective, slopes_of
 from sb3_policyopt.objectives.outputs import Pass
-from sb3_policyopt.objectives.trust_region import FisherProduct, SurrogateHook, fisher_product, surrogate_value
+from sb3_policyopt.objectives.trust_region import FisherProduct, SurrogateHook, fisher_product, surrogate_and_kl
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.optimisation.replayed import ReplayedOptimiser
 from sb3_policyopt.rollout.batch import Batch, Observations, columns_of, of_features, with_columns
@@ -37,22 +35,8 @@ from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.minibatches import GatheredRows, RolloutData
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 
-SB3_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
-KNOWN = (*SB3_EXTRACTORS, nn.Sequential, nn.ModuleDict, nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten)
-
-
 OF_ROWS = ("minibatches", "gradients", "F v", "conjugate gradient")
 """Names of what is computed of a number of rows."""
-
-
-def is_known(module: nn.Module) -> bool:
-    """
-    Whether a module of a features extractor computes the same kernels every time, and waits for nothing.
-
-    :param module: without its children
-    :return: True for those that SB3's extractors are made of, without hooks or methods of their own
-    """
-    return type(module) in KNOWN and not is_hooked(module) and "forward" not in vars(module)
 
 
 class TensorClosedForm(TensorModel):
@@ -77,7 +61,7 @@ class TensorClosedForm(TensorModel):
         self.torch = TorchModel(policy, parameters, flat=self.flat)
         self.networks = ActorCriticNetworks.in_torch(policy, self.flat, family)
         own = features_extractors(policy)
-        self.known_features = all(is_known(module) for extractor in own for module in extractor.modules())
+        self.known_features = are_known(own)
         self.watch = NetworksWatch(policy, self.flat, *(own if self.known_features else ()))
         self.action_shape = policy.action_space.shape or ()
         self.recorder = Recorder(policy.device)
@@ -231,17 +215,21 @@ class TensorClosedForm(TensorModel):
     # ------------------------------------------------------------------ the actor's Jacobian
 
     def actor_pass(self, batch: Batch[th.Tensor]) -> Pass[th.Tensor]:
-        """Of the actor's network alone; torch's, where features have parameters."""
-        if not self.plain_features:
+        """Of the actor's network; layer by layer through SB3's extractors, and by torch through others."""
+        if not self.known_features:
             return self.torch.actor_pass(batch)
         self.flat.bring()
+        if not self.plain_features:
+            return ExtractedPass.of(self.policy, self.networks, self.flat, batch)
         return self.networks.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
 
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[th.Tensor]) -> tuple[float, th.Tensor, Pass[th.Tensor]]:
         """g = Jᵀ ∂J/∂output."""
-        if not self.plain_features:
+        if not self.known_features:
             return self.torch.surrogate_pass(hook, batch)
         self.flat.bring()
+        if not self.plain_features:
+            return ExtractedPass.of(self.policy, self.networks, self.flat, batch).with_surrogate(hook, batch)
         forward = self.networks.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
         compute = slopes_of(hook)
         assert compute is not None
@@ -252,13 +240,15 @@ class TensorClosedForm(TensorModel):
         self, hook: SurrogateHook, batch: Batch[th.Tensor], old: tuple[th.Tensor, ...]
     ) -> tuple[float, float]:
         """One forward pass of the actor, and one wait for the device."""
-        if not self.plain_features:
+        if not self.known_features:
             return self.torch.surrogate_and_kl(hook, batch, old)
+        if not self.plain_features:
+            self.flat.push()
+            forward = ExtractedPass.of(self.policy, self.networks, self.flat, batch, with_jacobian=False)
+            return surrogate_and_kl(hook, forward.outputs, batch, old)
         masks = batch.context.get("action_masks")
         outputs = self.networks.actor_forward(self._actor_features(batch), masks, with_slopes=False).outputs
-        surrogate = surrogate_value(hook, outputs, of_features(batch))
-        objective, kl = th.stack((th.as_tensor(surrogate), self.networks.family.kl(old, outputs.parameters).mean())).tolist()
-        return objective, kl
+        return surrogate_and_kl(hook, outputs, batch, old)
 
     def fisher_product(self, forward: Pass[th.Tensor], batch: int) -> FisherProduct:
         """As the base class, by a graph of the tangent and the backward pass, and one of the conjugate gradient method."""

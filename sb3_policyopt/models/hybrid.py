@@ -20,15 +20,17 @@ from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.global_state import threads_set
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.models.extractors import ExtractedPass, are_known
 from sb3_policyopt.models.model import Decision, Model
 from sb3_policyopt.models.networks.acting import Acting
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, CriticPass, NetworksPass
 from sb3_policyopt.models.networks.library import LibraryRule
 from sb3_policyopt.models.networks.sb3_layout import sb3_parameters
 from sb3_policyopt.models.networks.serving import NetworksWatch
-from sb3_policyopt.models.torch_policy import TorchModel, TorchPass
+from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.objectives.objective import Objective
-from sb3_policyopt.objectives.trust_region import SurrogateHook
+from sb3_policyopt.objectives.outputs import Pass
+from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_and_kl
 from sb3_policyopt.optimisation.optimiser import NumpyOptimiser, Optimiser
 from sb3_policyopt.rollout.batch import Batch, Observations, as_arrays, of_features
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context
@@ -37,7 +39,8 @@ from sb3_policyopt.rollout.minibatches import RolloutData
 
 class HybridModel(Model[th.Tensor]):
     """
-    The model for policies whose features extractor alone needs torch. The actor's Jacobian, which TRPO needs, is torch's.
+    The model for policies whose features extractor alone needs torch. The actor's Jacobian, which TRPO needs, goes through
+    SB3's extractors layer by layer (:mod:`.extractors`); through others it is torch's.
 
     :param policy: a policy in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle
     :param family: of its action distribution
@@ -172,16 +175,31 @@ class HybridModel(Model[th.Tensor]):
         self.in_torch = self.rule.library(rows) == "torch"
         return threads_set(blas=1, torch=self.rule.threads)
 
-    def actor_pass(self, batch: Batch[th.Tensor]) -> TorchPass:
-        """As of :class:`TorchModel`."""
-        return self.torch.actor_pass(batch)
+    @property
+    def _layer_by_layer(self) -> bool:
+        """Whether the Jacobian of the actor's extractor is known."""
+        return are_known([self.policy.pi_features_extractor])
 
-    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[th.Tensor]) -> tuple[float, th.Tensor, TorchPass]:
-        """As of :class:`TorchModel`."""
-        return self.torch.surrogate_pass(hook, batch)
+    def actor_pass(self, batch: Batch[th.Tensor]) -> Pass[th.Tensor]:
+        """Layer by layer through SB3's extractors; through others as of :class:`TorchModel`."""
+        if not self._layer_by_layer:
+            return self.torch.actor_pass(batch)
+        self.flat.bring()
+        return ExtractedPass.of(self.policy, self.tensors, self.flat, batch)
+
+    def surrogate_pass(self, hook: SurrogateHook, batch: Batch[th.Tensor]) -> tuple[float, th.Tensor, Pass[th.Tensor]]:
+        """As :meth:`actor_pass`."""
+        if not self._layer_by_layer:
+            return self.torch.surrogate_pass(hook, batch)
+        self.flat.bring()
+        return ExtractedPass.of(self.policy, self.tensors, self.flat, batch).with_surrogate(hook, batch)
 
     def surrogate_and_kl(
         self, hook: SurrogateHook, batch: Batch[th.Tensor], old: tuple[th.Tensor, ...]
     ) -> tuple[float, float]:
-        """As of :class:`TorchModel`."""
-        return self.torch.surrogate_and_kl(hook, batch, old)
+        """One forward pass of the actor."""
+        if not self._layer_by_layer:
+            return self.torch.surrogate_and_kl(hook, batch, old)
+        self.flat.push()
+        forward = ExtractedPass.of(self.policy, self.tensors, self.flat, batch, with_jacobian=False)
+        return surrogate_and_kl(hook, forward.outputs, batch, old)

@@ -19,7 +19,7 @@ from sb3_policyopt.maths.conjugate_gradient import ConjugateGradientResult, conj
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.objectives.objective import slopes_of
 from sb3_policyopt.objectives.outputs import Outputs, Pass, Slopes
-from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.batch import Batch, of_features
 
 
 class SurrogateHook(Protocol):
@@ -57,6 +57,24 @@ def surrogate_value(hook: SurrogateHook, outputs: Outputs[ArrayT], batch: Batch[
         return value_of(slopes(outputs, batch)[1]["surrogate"])
     ratio = losses.probability_ratio(outputs.family.log_prob(outputs.parameters, batch.actions), batch.old_log_prob)
     return losses.surrogate(ratio, batch.advantages)
+
+
+def surrogate_and_kl(
+    hook: SurrogateHook, outputs: Outputs[th.Tensor], batch: Batch[th.Tensor], old: tuple[th.Tensor, ...]
+) -> tuple[float, float]:
+    """
+    T1, T2: J and the mean KL(old‖π_θ), with one wait for the device.
+
+    :param hook: what J is, one with a closed form
+    :param outputs: of the actor
+    :param batch: transitions
+    :param old: the parameters of π_old's action distributions
+    :return: J, and the mean KL in nats
+    """
+    surrogate = surrogate_value(hook, outputs, of_features(batch))
+    kl = outputs.family.kl(old, outputs.parameters).mean()
+    objective_mean, kl_mean = th.stack((th.as_tensor(surrogate), kl)).tolist()
+    return objective_mean, kl_mean
 
 
 class Actor(Protocol[ArrayT]):

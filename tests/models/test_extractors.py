@@ -1,0 +1,150 @@
+"""T5: J and Jᵀ through SB3's extractors layer by layer, against torch's derivatives of the policy itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from torch import nn
+from toy_environments import ACTION_SPACES, VECTOR, toy
+
+from sb3_policyopt import TRPO
+from sb3_policyopt.models.extractors import ExtractedPass, are_known
+from sb3_policyopt.models.torch_policy import TorchPass
+from sb3_policyopt.objectives.trust_region import fisher_product
+
+IMAGE = spaces.Box(0, 255, (2, 36, 36), np.uint8)
+OBSERVATIONS: dict[str, tuple[str, Any]] = {
+    "image": ("CnnPolicy", IMAGE),
+    "dict": ("MultiInputPolicy", spaces.Dict({"vector": VECTOR, "image": IMAGE, "kind": spaces.Discrete(3)})),
+    "two images": ("MultiInputPolicy", spaces.Dict({"left": IMAGE, "right": IMAGE})),
+}
+
+
+def freeze(*names: str) -> Callable[[Any], None]:
+    def change(policy: Any) -> None:
+        for name, parameter in policy.named_parameters():
+            if any(part in name for part in names):
+                parameter.requires_grad_(False)
+
+    return change
+
+
+def nothing(policy: Any) -> None:
+    """Leave the policy as it is."""
+
+
+def without_bias(policy: Any) -> None:
+    cnn = policy.features_extractor.cnn
+    cnn[2] = nn.Conv2d(32, 64, 4, 2, padding=1, padding_mode="reflect", bias=False)
+    cnn[4] = nn.Conv2d(64, 64, 3, 1)
+    policy.features_extractor.linear = nn.Sequential(nn.LazyLinear(512), nn.ReLU(inplace=True))
+    policy.features_extractor(th.zeros(1, *IMAGE.shape))
+
+
+def model_on(observations: str, action: str, change: Callable[[Any], None] = nothing, **policy_kwargs: Any) -> Any:
+    policy, space = OBSERVATIONS[observations]
+    model = TRPO(policy, toy(space, ACTION_SPACES[action]), n_steps=24, batch_size=24, seed=0, policy_kwargs=policy_kwargs)
+    change(model.policy)
+    model.policy.optimizer = th.optim.Adam([p for p in model.policy.parameters() if p.requires_grad], 1e-3)
+    return model
+
+
+def passes_of(model: Any) -> tuple[Any, Any, Any]:
+    """After a rollout: the pass layer by layer, torch's, and the engine."""
+    model.learn(24 * model.n_envs)
+    engine = model.start_update()
+    (batch,) = engine.data(model.rollout_buffer).whole()
+    return engine.actor_pass(batch), engine.torch.actor_pass(batch), engine
+
+
+def relative(found: th.Tensor, expected: th.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("action", ["discrete", "box_1"])
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(nothing, id="as it is"),
+        pytest.param(freeze("features_extractor"), id="frozen extractor"),
+        pytest.param(freeze("cnn.0.weight", "linear.0.bias"), id="some frozen"),
+    ],
+)
+def test_T5_equals_torch(observations: str, action: str, change: Any) -> None:
+    ours, theirs, engine = passes_of(model_on(observations, action, change))
+    assert type(ours) is ExtractedPass and type(theirs) is TorchPass and engine.name == "hybrid"
+    generator = th.Generator().manual_seed(0)
+    v = th.randn(engine.n_actor, generator=generator)
+    output, moved, expected = ours.parameters[0], ours.pushforward(v)[0], theirs.parameters[0].detach()
+    u = th.randn(output.shape, generator=generator)
+    if action == "discrete":  # torch's logits are ln p, ours what they are made of, up to a number for each row
+        p = expected.exp()
+        output, moved, u = output.log_softmax(1), moved - (p * moved).sum(1, keepdim=True), u - u.mean(1, keepdim=True)
+        assert relative(ours.pullback((u,)), theirs.pullback((u,))) < 1e-4
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+    assert relative(moved, theirs.pushforward(v)[0]) < 1e-4
+    products = [fisher_product(forward, 24)(v) for forward in (ours, theirs)]
+    assert relative(*products) < 1e-4 and float(products[0].abs().max()) > 0
+    assert relative(fisher_product(ours, 24)(v), products[0]) == 0  # and again
+
+
+def test_T5_layers_of_other_sizes_and_kinds() -> None:
+    ours, theirs, engine = passes_of(model_on("image", "discrete", without_bias))
+    assert type(ours) is ExtractedPass
+    v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
+    assert relative(*(fisher_product(forward, 24)(v) for forward in (ours, theirs))) < 1e-4
+
+
+def test_T5_the_actors_own_extractor() -> None:
+    ours, theirs, engine = passes_of(model_on("image", "box_1", share_features_extractor=False, net_arch=[16]))
+    v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
+    assert type(ours) is ExtractedPass
+    assert relative(*(fisher_product(forward, 24)(v) for forward in (ours, theirs))) < 1e-4
+
+
+class Own(NatureCNN):
+    """Of a user."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations).square()
+
+
+def hooked(policy: Any) -> None:
+    policy.features_extractor.cnn[1].register_forward_hook(lambda module, inputs, output: output * 0.5)
+
+
+def replaced(policy: Any) -> None:
+    conv = policy.features_extractor.cnn[0]
+    conv.forward = lambda x: 2 * type(conv).forward(conv, x)
+
+
+def other_module(policy: Any) -> None:
+    policy.features_extractor.cnn[1] = nn.LeakyReLU(0.5)
+
+
+def normed(policy: Any) -> None:
+    th.nn.utils.parametrizations.weight_norm(policy.features_extractor.cnn[0])
+
+
+@pytest.mark.parametrize("change", [hooked, replaced, other_module, normed, Own])
+def test_what_is_not_known_is_left_to_torch(change: Any) -> None:
+    options = {"features_extractor_class": Own} if change is Own else {}
+    model = model_on("image", "discrete", nothing if change is Own else change, **options)
+    extractor: BaseFeaturesExtractor = model.policy.features_extractor
+    assert not are_known([extractor])
+    forward, _, engine = passes_of(model)
+    assert type(forward) is TorchPass and engine.name in ("hybrid", "autograd")
+
+
+def test_a_method_replaced_on_torchs_class_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_on("image", "discrete")
+    assert are_known([model.policy.features_extractor])
+    original = nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *arguments: 2 * original(*arguments))
+    model.learn(24)
+    assert model.engine_in_use.name == "autograd"
