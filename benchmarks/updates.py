@@ -4,7 +4,8 @@ The time of an update by widths and rows: ``python -m benchmarks.updates``, or `
 With the threads that a user gets, or with ``--threads 1``. Each contender has a process of its own, as the thread pool of one
 (OpenBLAS's threads go on spinning) slows another in the same process; they take turns, and a ratio is that of neighbouring
 turns. PPO: time of a minibatch of an update with four minibatches; TRPO: time of an update with one pass of the critic.
-48 observations, 12 actions, two hidden layers, random transitions. The exit status is 1 if a cell is slower than stock.
+48 observations, 12 actions, two hidden layers, random transitions; "images" are 84 × 84 × 4 for CnnPolicy, with
+6 actions. The exit status is 1 if a cell is slower than stock.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from gymnasium import spaces
 CONTENDERS = {"PPO": ("stable_baselines3", "sb3_policyopt"), "TRPO": ("sb3_contrib", "sb3_policyopt")}
 WIDTHS, ROWS = (64, 256, 512), (64, 512, 4096, 16384)
 VARIANTS = ("gsde", "adamw", "micro", "loss")
-"""gSDE, AdamW; and of ours ``micro_batch_size`` and an overridden hook, against stock as it is."""
+"""gSDE, AdamW; and of ours ``micro_batch_size`` and an overridden hook, against stock as it is. Beside them "images"."""
 MINIBATCHES, N_ENVS, REST = 4, 16, 0.15
 """Of PPO's update; of the buffer; and seconds between turns, in which the threads of a pool come to rest."""
 
@@ -39,7 +40,7 @@ class Cell(NamedTuple):
     :param algorithm: "PPO" or "TRPO"
     :param width: of both hidden layers
     :param rows: of a minibatch of PPO, of the rollout of TRPO
-    :param variant: one of ``VARIANTS``, or "plain"
+    :param variant: one of ``VARIANTS``, "images" or "plain"
     """
 
     algorithm: str
@@ -55,17 +56,25 @@ class Cell(NamedTuple):
 
 CELLS = [Cell(algorithm, width, rows) for algorithm in CONTENDERS for width in WIDTHS for rows in ROWS]
 CELLS += [Cell(algorithm, 64, 512, variant) for algorithm in CONTENDERS for variant in VARIANTS]
+CELLS += [Cell("PPO", 512, 128, "images"), Cell("TRPO", 512, 512, "images")]
 
 
 class Robot(gym.Env[Any, Any]):
     """Spaces of a robot's size."""
 
-    observation_space, action_space = spaces.Box(-1, 1, (48,), np.float32), spaces.Box(-1, 1, (12,), np.float32)
+    observation_space: spaces.Space[Any] = spaces.Box(-1, 1, (48,), np.float32)
+    action_space: spaces.Space[Any] = spaces.Box(-1, 1, (12,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Zeros."""
         super().reset(seed=seed)
-        return np.zeros(48, np.float32), {}
+        return np.zeros(self.observation_space.shape, self.observation_space.dtype), {}
+
+
+class Screen(Robot):
+    """Spaces of an Atari game's stacked frames."""
+
+    observation_space, action_space = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6)
 
 
 def overridden(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +99,8 @@ def make_model(module: str, cell: Cell) -> Any:
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     cls, ours = getattr(importlib.import_module(module), cell.algorithm), module == "sb3_policyopt"
-    policy_kwargs: dict[str, Any] = {"net_arch": [cell.width, cell.width]}
+    images = cell.variant == "images"
+    policy_kwargs: dict[str, Any] = {} if images else {"net_arch": [cell.width, cell.width]}
     if cell.variant == "adamw":
         policy_kwargs["optimizer_class"] = th.optim.AdamW
     options: dict[str, Any] = {"micro_batch_size": 256} if ours and cell.variant == "micro" else {}
@@ -100,8 +110,10 @@ def make_model(module: str, cell: Cell) -> Any:
         options |= {"n_epochs": 1, "batch_size": cell.rows, "n_steps": max(1, cell.rows * MINIBATCHES // N_ENVS)}
     else:
         options |= {"n_critic_updates": 1, "batch_size": min(128, cell.rows), "n_steps": max(1, cell.rows // N_ENVS)}
-    env, sde = DummyVecEnv([Robot] * N_ENVS), cell.variant == "gsde"
-    model = cls("MlpPolicy", env, policy_kwargs=policy_kwargs, use_sde=sde, seed=0, device="cpu", **options)
+    env, sde = DummyVecEnv([Screen if images else Robot] * N_ENVS), cell.variant == "gsde"
+    model = cls(
+        "CnnPolicy" if images else "MlpPolicy", env, policy_kwargs=policy_kwargs, use_sde=sde, seed=0, device="cpu", **options
+    )
     model.set_logger(Logger(None, []))
     model._setup_learn(10**9, None)
     fill(model)
@@ -118,11 +130,14 @@ def fill(model: Any) -> None:
     for name in ("observations", "actions", "advantages", "returns"):
         array = getattr(buffer, name)
         array[...] = random.standard_normal(array.shape)
+    if isinstance(buffer.action_space, spaces.Discrete):
+        buffer.observations[...] = random.integers(0, 256, buffer.observations.shape)
+        buffer.actions[...] = random.integers(0, buffer.action_space.n, buffer.actions.shape)
+    steps = zip(buffer.observations, buffer.actions.reshape(-1, N_ENVS, *buffer.action_space.shape), strict=True)
     with th.no_grad():
-        observations = th.as_tensor(buffer.observations.reshape(-1, 48))
-        values, log_prob, _ = policy.evaluate_actions(observations, th.as_tensor(buffer.actions.reshape(-1, 12)))
-    buffer.values[...] = values.reshape(buffer.values.shape)
-    buffer.log_probs[...] = log_prob.reshape(buffer.log_probs.shape)
+        parts = [policy.evaluate_actions(th.as_tensor(seen), th.as_tensor(taken))[:2] for seen, taken in steps]
+    buffer.values[...] = th.stack([values for values, _ in parts]).reshape(buffer.values.shape)
+    buffer.log_probs[...] = th.stack([log_prob for _, log_prob in parts]).reshape(buffer.log_probs.shape)
     buffer.pos, buffer.full = buffer.buffer_size, True
 
 
