@@ -221,6 +221,11 @@ class RecurrentModel(HybridModel):
 
     # ------------------------------------------------------------------ the actor's Jacobian
 
+    @property
+    def _layer_by_layer(self) -> bool:
+        """The recurrent networks stand between the extractor and the layers, so that torch does all of them."""
+        return False
+
     def actor_pass(self, batch: Batch[th.Tensor]) -> Any:
         """R2: the layers and the recurrent network written out; above an extractor with parameters, by torch."""
         if self.to_features is None:
