@@ -148,3 +148,19 @@ def test_a_method_replaced_on_torchs_class_is_noticed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *arguments: 2 * original(*arguments))
     model.learn(24)
     assert model.engine_in_use.name == "autograd"
+
+
+def test_memory_above_images_is_left_to_torch() -> None:
+    """The states are as many as the features, so that a network given the one for the other would not notice."""
+    pytest.importorskip("sb3_contrib")
+    small = {"lstm_hidden_size": 32, "features_extractor_kwargs": {"features_dim": 32}}
+    env = toy(IMAGE, ACTION_SPACES["discrete"])
+    model: Any = TRPO("CnnLstmPolicy", env, n_steps=24, batch_size=24, seed=0, policy_kwargs=small)
+    ours, theirs, engine = passes_of(model)
+    assert engine.name == "hybrid" and are_known([model.policy.features_extractor])
+    v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
+    assert relative(*(fisher_product(forward, 24)(v) for forward in (ours, theirs))) < 1e-5
+    (batch,) = engine.data(model.rollout_buffer).whole()
+    surrogate, gradient, _ = engine.surrogate_pass(model.surrogate, batch)
+    expected = engine.torch.surrogate_pass(model.surrogate, batch)
+    assert surrogate == pytest.approx(expected[0], abs=1e-6) and relative(gradient, expected[1]) < 1e-5
