@@ -31,6 +31,7 @@ def forget(hub: Hub) -> None:
 @pytest.fixture(scope="module")
 def files(client: Client, hub: Hub, logs: Path) -> dict[str, bytes]:
     """What a push of the run publishes."""
+    hub.failures.clear()  # of a test before, as this is made before what each test begins with
     assert client.command(*push(logs)).code == 0
     return hub.repos["me/ppo-CartPole-v1"].files()
 
