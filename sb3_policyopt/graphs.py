@@ -297,6 +297,20 @@ class Recorder:
                 return None
         return captures[key]
 
+    def refuse(self, names: Sequence[str], why: str, now: bool) -> None:
+        """
+        Leave functions to themselves for a reason that may come and go.
+
+        :param names: of the functions
+        :param why: the reason
+        :param now: whether it holds
+        """
+        for name in names:
+            if now:
+                self.refusals.setdefault(name, why)
+            elif self.refusals.get(name) == why:
+                del self.refusals[name]
+
     def reason(self) -> str:
         """What is replayed and what is not, for the user; empty where nothing was tried."""
         replayed = [name for name, captures in self._captures.items() if captures]

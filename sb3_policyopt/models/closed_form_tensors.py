@@ -2,7 +2,8 @@
 The closed form on tensors: for policies on a GPU, and for environments that give and take tensors.
 
 No graph is built above the features. Features extractors with parameters are torch's: with x the features, the formulas give
-x̄ = ∂(−L)/∂x, from which torch goes on backward. Nothing here waits for the device but what TRPO asks for as a number.
+x̄ = ∂(−L)/∂x, from which torch goes on backward; J v goes through SB3's layer by layer. Nothing here waits for the device but
+what TRPO asks for as a number.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 
 OF_ROWS = ("minibatches", "gradients", "F v", "conjugate gradient")
 """Names of what is computed of a number of rows."""
+ROWS_VARY = "some steps only reset an environment, so that the number of rows varies"
 
 
 class TensorClosedForm(TensorModel):
@@ -45,8 +47,7 @@ class TensorClosedForm(TensorModel):
 
     :param policy: a policy in which :func:`sb3_policyopt.models.obstacles.networks_obstacle` found no obstacle, without memory
     :param family: of its action distribution
-    :param plain_features: whether observations become features without a module of the user's, so that the actor's Jacobian
-        has a closed form too
+    :param plain_features: whether observations become features by flattening alone
     """
 
     name = "closed_form"
@@ -74,10 +75,16 @@ class TensorClosedForm(TensorModel):
         self.kept: dict[int, list[th.Tensor]] = {}
         self.noise = self.flat.vector.new_empty(0)
         self.next_step = 0
+        self.rows_vary = False
         # What lies before each network in the flat vector belongs to the extractors.
         actor_start, critic_start = self.networks.starts
         self._critic_extractor = range(self.actor_count, self.flat.offsets.index(critic_start))
         self._extractor_parameters = [*range(self.flat.offsets.index(actor_start)), *self._critic_extractor]
+
+    @property
+    def of_rows(self) -> ActorCriticNetworks[th.Tensor]:
+        """The networks with which a rollout's rows are computed: of varying numbers of them, those that forget work arrays."""
+        return self.passing if self.rows_vary else self.networks
 
     def serves(self) -> bool:
         """The networks fit, and the policy has the same modules and trainable parameters."""
@@ -159,9 +166,11 @@ class TensorClosedForm(TensorModel):
         data = self.torch.data(buffer, sequence_length)
         if not (self.recorder.is_active and isinstance(data, GatheredRows)):
             return data
-        if isinstance(buffer, TensorRolloutBuffer) and buffer.resets is not None:
-            for name in OF_ROWS:
-                self.recorder.refusals[name] = "some steps only reset an environment, so that the number of rows varies"
+        self.rows_vary = isinstance(buffer, TensorRolloutBuffer) and buffer.resets is not None
+        self.recorder.refuse(
+            OF_ROWS, "some steps only reset an environment, so that the number of rows varies", self.rows_vary
+        )
+        if self.rows_vary:
             return data
         if isinstance(buffer, TensorRolloutBuffer):
             self.rollout = data.rollout  # whose memory is the same in every rollout
@@ -196,9 +205,9 @@ class TensorClosedForm(TensorModel):
             features = self._features(batch.observations, objective.critic_only)
         x, rows = features.detach(), of_features(batch)
         if objective.critic_only:
-            forward: CriticPass[th.Tensor] | NetworksPass[th.Tensor] = self.networks.critic_forward(x)
+            forward: CriticPass[th.Tensor] | NetworksPass[th.Tensor] = self.of_rows.critic_forward(x)
         else:
-            forward = self.networks.forward(x, rows.context.get("action_masks"))
+            forward = self.of_rows.forward(x, rows.context.get("action_masks"))
         slopes, terms = objective.known_slopes()(forward.outputs, rows)
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
         if numbers:
@@ -220,8 +229,8 @@ class TensorClosedForm(TensorModel):
             return self.torch.actor_pass(batch)
         self.flat.bring()
         if not self.plain_features:
-            return ExtractedPass.of(self.policy, self.networks, self.flat, batch)
-        return self.networks.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
+            return ExtractedPass.of(self.policy, self.of_rows, self.flat, batch)
+        return self.of_rows.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
 
     def surrogate_pass(self, hook: SurrogateHook, batch: Batch[th.Tensor]) -> tuple[float, th.Tensor, Pass[th.Tensor]]:
         """g = Jᵀ ∂J/∂output."""
@@ -229,8 +238,8 @@ class TensorClosedForm(TensorModel):
             return self.torch.surrogate_pass(hook, batch)
         self.flat.bring()
         if not self.plain_features:
-            return ExtractedPass.of(self.policy, self.networks, self.flat, batch).with_surrogate(hook, batch)
-        forward = self.networks.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
+            return ExtractedPass.of(self.policy, self.of_rows, self.flat, batch).with_surrogate(hook, batch)
+        forward = self.of_rows.actor_forward(self._actor_features(batch), batch.context.get("action_masks"))
         compute = slopes_of(hook)
         assert compute is not None
         slopes, terms = compute(forward.outputs, of_features(batch))
@@ -244,16 +253,15 @@ class TensorClosedForm(TensorModel):
             return self.torch.surrogate_and_kl(hook, batch, old)
         if not self.plain_features:
             self.flat.push()
-            forward = ExtractedPass.of(self.policy, self.networks, self.flat, batch, with_jacobian=False)
+            forward = ExtractedPass.of(self.policy, self.of_rows, self.flat, batch, with_jacobian=False)
             return surrogate_and_kl(hook, forward.outputs, batch, old)
         masks = batch.context.get("action_masks")
-        outputs = self.networks.actor_forward(self._actor_features(batch), masks, with_slopes=False).outputs
+        outputs = self.of_rows.actor_forward(self._actor_features(batch), masks, with_slopes=False).outputs
         return surrogate_and_kl(hook, outputs, batch, old)
 
     def fisher_product(self, forward: Pass[th.Tensor], batch: int) -> FisherProduct:
         """As the base class, by a graph of the tangent and the backward pass, and one of the conjugate gradient method."""
-        replays = self.recorder.is_active and "F v" not in self.recorder.refusals
-        if not replays or not isinstance(forward, ActorPass):
+        if not self.recorder.is_active or self.rows_vary or not isinstance(forward, ActorPass):
             return super().fisher_product(forward, batch)
         first, *hidden = forward.trunk_pass.hidden
         slopes = forward.trunk_pass.slopes

@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch import nn
 
 from sb3_policyopt.identity.originals import is_original
-from sb3_policyopt.identity.structure import is_hooked
+from sb3_policyopt.identity.structure import GLOBAL_HOOKS, is_hooked
 from sb3_policyopt.maths.terms import value_of
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass
 from sb3_policyopt.objectives.objective import slopes_of
@@ -29,17 +29,11 @@ from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.rollout.batch import Batch, Observations, of_features
 
-KNOWN = (
-    FlattenExtractor,
-    NatureCNN,
-    CombinedExtractor,
-    nn.Sequential,
-    nn.ModuleDict,
-    nn.Conv2d,
-    nn.Linear,
-    nn.ReLU,
-    nn.Flatten,
-)
+METHODS: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys((nn.Sequential, NatureCNN, FlattenExtractor, nn.Flatten, nn.ReLU, nn.Linear), ("forward",)),
+    nn.Conv2d: ("forward", "_conv_forward"),
+}
+"""Modules that may stand one after another, with the methods by which they compute."""
 
 Direction: TypeAlias = Callable[[th.Tensor | None], th.Tensor | None]
 """A parameter ↦ δ of it; None for one that does not move."""
@@ -47,25 +41,41 @@ Tangent: TypeAlias = Callable[[Direction, th.Tensor | None], th.Tensor | None]
 """(δ of the parameters, δ of the input) ↦ δ of the output; None for what does not move."""
 
 
-def is_known(module: nn.Module) -> bool:
-    """
-    Whether a module of a features extractor is one of those whose derivative is known here.
-
-    :param module: without its children
-    :return: True for those that SB3's extractors are made of, without hooks or methods of their own
-    """
-    kind = type(module)
-    return kind in KNOWN and not is_hooked(module) and (kind is nn.ModuleDict or is_original(module, kind, "forward"))
-
-
 def are_known(extractors: Sequence[nn.Module]) -> bool:
     """
-    Whether features extractors are made of known modules alone.
+    Whether features extractors are SB3's, or chains of what those are made of.
 
     :param extractors: of a policy
-    :return: True if so
+    :return: True if so: their derivatives are known here, and they compute the same kernels each time and wait for nothing
     """
-    return all(is_known(module) for extractor in extractors for module in extractor.modules())
+    return not any(GLOBAL_HOOKS) and all(map(_is_known, extractors))
+
+
+def _is_known(extractor: nn.Module) -> bool:
+    """
+    Whether an extractor is known.
+
+    :param extractor: of a policy
+    :return: True for a chain, and for a CombinedExtractor of chains
+    """
+    if type(extractor) is not CombinedExtractor:
+        return all(map(_may_stand_in_chain, extractor.modules()))
+    parts = extractor.extractors
+    plain = type(parts) is nn.ModuleDict and not is_hooked(parts) and not is_hooked(extractor)
+    return plain and is_original(extractor, CombinedExtractor, "forward") and all(map(_is_known, parts.values()))
+
+
+def _may_stand_in_chain(module: nn.Module) -> bool:
+    """
+    Whether a module computes what its class does.
+
+    :param module: without its children
+    :return: False also with hooks, methods of its own, or a weight that is computed from something else
+    """
+    kind = type(module)
+    if kind not in METHODS or is_hooked(module) or not is_original(module, kind, *METHODS[kind]):
+        return False
+    return kind not in (nn.Conv2d, nn.Linear) or set(module._parameters) == {"weight", "bias"}
 
 
 class LinearisedExtractor:
@@ -126,7 +136,8 @@ def _tangent_of(module: nn.Module, x: th.Tensor, y: th.Tensor) -> Tangent:
         return _affine(module.weight, module.bias, x, F.linear)
     if isinstance(module, nn.ReLU):
         return lambda _, dx: None if dx is None else dx * (y > 0)
-    return lambda _, dx: None if dx is None else module(dx)  # flattens
+    assert isinstance(module, (nn.Flatten, FlattenExtractor))
+    return lambda _, dx: None if dx is None else module(dx)
 
 
 def _affine(weight: th.Tensor, bias: th.Tensor | None, x: th.Tensor, apply: Callable[..., th.Tensor]) -> Tangent:
@@ -265,8 +276,8 @@ class ExtractedPass:
     def pullback(self, slopes: tuple[th.Tensor, ...]) -> th.Tensor:
         """Jᵀ u by the backward pass, from the features on by torch."""
         into = th.zeros_like(self.flat.vector[: self.above.networks.n_actor])
-        x_bar = self.above.backward(slopes, into, to_features=bool(self.numbers))
-        if self.numbers:
+        x_bar = self.above.backward(slopes, into, to_features=self.features.requires_grad)
+        if self.features.requires_grad:
             parts = self._extractor_parts(into)
             parameters = [parameter for parameter, _ in parts]
             found = th.autograd.grad(self.features, parameters, x_bar[0], retain_graph=True, materialize_grads=True)

@@ -9,7 +9,7 @@ from torch import nn
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.identity.kinds import is_own_gru, kind_of
 from sb3_policyopt.identity.originals import POLICY_METHODS, is_original, replaced_methods
-from sb3_policyopt.identity.structure import is_hooked
+from sb3_policyopt.identity.structure import GLOBAL_HOOKS, is_hooked
 from sb3_policyopt.models.networks.activations import constants_of_activation, make_activation
 from sb3_policyopt.models.networks.sb3_layout import (
     activation_modules,
@@ -57,6 +57,8 @@ def overridden_methods(policy: ActorCriticPolicy) -> str | None:
     replaced = replaced_methods()
     if replaced:
         return f"{', '.join(replaced)} was replaced"
+    if any(GLOBAL_HOOKS):
+        return "a hook of all modules is registered"
     if th.is_autocast_enabled("cpu") or th.is_autocast_enabled("cuda"):
         return "torch.autocast is on"
     return None

@@ -33,6 +33,7 @@ from sb3_policyopt.rollout.minibatches import GatheredRows, OwnSamples, RolloutD
 from sb3_policyopt.rollout.sequenced_rows import SequencedRows
 from sb3_policyopt.rollout.sequences import Sequences, from_padded
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, rows_of
+from sb3_policyopt.rollout.transfer import to_host
 
 
 class TorchModel(TensorModel):
@@ -91,7 +92,7 @@ class TorchModel(TensorModel):
             tensors = obs_as_tensor(observations, self.policy.device)
             distribution = policy_calls.step_distribution(self.policy, tensors, context)
             columns = TorchFamily.parameters(torch_distributions(distribution))
-        return th.cat([column.reshape(len(column), -1) for column in columns], 1).cpu().numpy()
+        return to_host(th.cat([column.reshape(len(column), -1) for column in columns], 1))[0]
 
     # ------------------------------------------------------------------ update
 

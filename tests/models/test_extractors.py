@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import nn
 from toy_environments import ACTION_SPACES, VECTOR, toy
 
@@ -127,18 +127,77 @@ def other_module(policy: Any) -> None:
     policy.features_extractor.cnn[1] = nn.LeakyReLU(0.5)
 
 
+def other_convolution(policy: Any) -> None:
+    conv = policy.features_extractor.cnn[0]
+    own = conv._conv_forward
+    conv._conv_forward = lambda x, weight, bias: own(x, weight - weight.mean(), bias)
+
+
+def computed_weight(policy: Any) -> None:
+    conv = policy.features_extractor.cnn[0]
+    weight = nn.Parameter(conv.weight.detach())
+    del conv.weight
+    conv.register_parameter("root", weight)
+    conv.weight = weight**3
+
+
 def normed(policy: Any) -> None:
     th.nn.utils.parametrizations.weight_norm(policy.features_extractor.cnn[0])
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, other_module, normed, Own])
+@pytest.mark.parametrize("change", [hooked, replaced, other_convolution, other_module, normed, Own])
 def test_what_is_not_known_is_left_to_torch(change: Any) -> None:
     options = {"features_extractor_class": Own} if change is Own else {}
     model = model_on("image", "discrete", nothing if change is Own else change, **options)
     extractor: BaseFeaturesExtractor = model.policy.features_extractor
     assert not are_known([extractor])
     forward, _, engine = passes_of(model)
-    assert type(forward) is TorchPass and engine.name in ("hybrid", "autograd")
+    assert type(forward) is TorchPass and engine.name == "hybrid"
+
+
+def test_a_weight_that_is_computed_is_not_known() -> None:
+    model = model_on("image", "discrete")
+    assert are_known([model.policy.features_extractor])
+    computed_weight(model.policy)
+    assert not are_known([model.policy.features_extractor])
+
+
+def test_a_chain_above_a_combined_extractor_is_left_to_torch() -> None:
+    class Chain(nn.Sequential):
+        pass
+
+    def make(space: Any) -> nn.Sequential:
+        combined = CombinedExtractor(space)
+        chain = nn.Sequential(combined, nn.Linear(combined.features_dim, 8), nn.ReLU())
+        chain.features_dim = 8  # type: ignore[assignment]
+        return chain
+
+    model = model_on("dict", "discrete", features_extractor_class=make)
+    forward, theirs, engine = passes_of(model)
+    v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
+    assert type(forward) is TorchPass and relative(*(fisher_product(one, 24)(v) for one in (forward, theirs))) < 1e-4
+    assert not are_known([Chain()]) and are_known([nn.Sequential(nn.Flatten(), nn.Linear(3, 2))])
+
+
+@pytest.mark.parametrize("policy", ["image", "vector"])
+def test_a_hook_of_all_modules_is_honoured(policy: str) -> None:
+    model: Any = (
+        model_on("image", "discrete")
+        if policy == "image"
+        else TRPO("MlpPolicy", toy(VECTOR, ACTION_SPACES["discrete"]), n_steps=24, batch_size=24, seed=0)
+    )
+    model.learn(24)
+    assert model.engine_in_use.name in ("hybrid", "closed_form")
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: output * 0.5 if isinstance(module, (nn.ReLU, nn.Tanh)) else None
+    )
+    try:
+        model.learn(24, reset_num_timesteps=False)
+        assert model.engine_in_use.name == "autograd" and "hook of all modules" in model.engine_in_use.reason
+    finally:
+        handle.remove()
+    model.learn(24, reset_num_timesteps=False)
+    assert model.engine_in_use.name in ("hybrid", "closed_form")
 
 
 def test_a_method_replaced_on_torchs_class_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

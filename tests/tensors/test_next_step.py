@@ -16,7 +16,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecMonitor
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.envs.tensors import TensorVecEnv, TensorVecNormalize, from_gymnasium_vector
+from sb3_policyopt.envs.tensors import TensorStep, TensorVecEnv, TensorVecNormalize, from_gymnasium_vector
 from sb3_policyopt.models import choice
 
 if not hasattr(gym.vector, "AutoresetMode"):
@@ -132,6 +132,18 @@ def test_graphs_leave_to_functions_what_has_rows_of_varying_number(algorithm: An
     np.testing.assert_allclose(replayed, eager, rtol=0, atol=1e-4)
 
 
+def test_graphs_come_back_with_environments_that_waste_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
+    emulate(monkeypatch)
+    model = model_on(PPO, next_step()).learn(2 * N * T)
+    engine = model.engine_in_use
+    assert engine.of_rows is engine.passing and "gradients" in engine.recorder.refusals
+    model.set_env(FakeTensorEnv(N))
+    model.learn(2 * N * T)
+    assert model.engine_in_use is engine and engine.of_rows is engine.networks and engine.recorder.refusals == {}
+    assert "gradients" in engine.recorder.reason()
+
+
 @pytest.mark.parametrize("algorithm, options", ALGORITHMS)
 def test_dicts(algorithm: Any, options: Any) -> None:
     model = model_on(algorithm, next_step(dicts=True), "MultiInputPolicy", **options).learn(2 * N * T)
@@ -141,18 +153,44 @@ def test_dicts(algorithm: Any, options: Any) -> None:
     assert sum(len(samples.returns) for samples in model.rollout_buffer.get(32)) == whole.size
 
 
+class RewardsResets(TensorVecEnv):
+    """A wrapper that passes on what it does not know, and gives a reward for a reset, which no policy could have earned."""
+
+    def __init__(self, inner: TensorVecEnv) -> None:
+        super().__init__(inner.num_envs, inner.observation_space, inner.action_space, inner.device, inner.bootstrap)
+        self.inner = inner
+
+    def reset_tensors(self, seed: int | None = None) -> Any:
+        return self.inner.reset_tensors(seed)
+
+    def step_tensors(self, actions: th.Tensor) -> TensorStep:
+        step = self.inner.step_tensors(actions)
+        rewards = step.rewards.masked_fill(step.extras["reset_rows"], 5.0)
+        return TensorStep(step.observations, rewards, step.terminated, step.truncated, step.extras)
+
+
+def test_a_wrapper_need_not_know_of_it() -> None:
+    model = model_on(PPO, RewardsResets(next_step())).learn(2 * N * T)
+    (whole,) = model.start_update().data(model.rollout_buffer).whole()
+    assert whole.size == int((~model.rollout_buffer.resets).sum()) < N * T
+    plain = model_on(PPO, next_step()).learn(2 * N * T)
+    for name, parameter in plain.policy.state_dict().items():
+        np.testing.assert_array_equal(parameter, model.policy.state_dict()[name])
+    assert [info["r"] for info in model.ep_info_buffer] == [info["r"] for info in plain.ep_info_buffer]
+
+
 def test_statistics_of_returns_leave_resets_out() -> None:
-    env = TensorVecNormalize(next_step(), gamma=GAMMA)
+    env = TensorVecNormalize(RewardsResets(next_step()), gamma=GAMMA)
     env.reset_tensors(0)
     expected, returns = RunningMeanStd(shape=()), np.zeros(N)
     generator = np.random.default_rng(0)
     for _ in range(30):
         actions = th.from_numpy(generator.uniform(-1, 1, (N, 2)).astype(np.float32))
         _, _, terminated, truncated, extras = env.step_tensors(actions)
-        counted = ~extras["resets"].numpy()
+        counted = ~extras["reset_rows"].numpy()
         returns = returns * GAMMA + env.get_original_reward()
         expected.update(returns[counted])
-        returns[(terminated | truncated).numpy()] = 0
+        returns[(terminated | truncated).numpy() | ~counted] = 0
     assert float(env.ret_rms.var) == pytest.approx(float(expected.var), rel=1e-9)
     assert float(env.ret_rms.count) == pytest.approx(expected.count)
 
@@ -161,14 +199,16 @@ def test_evaluation() -> None:
     model = model_on(PPO, next_step())
     returns: Any
     expected: Any
-    returns, _ = evaluate_policy(model, VecMonitor(next_step()), n_eval_episodes=14, return_episode_rewards=True)
+    returns, lengths = evaluate_policy(model, VecMonitor(next_step()), n_eval_episodes=14, return_episode_rewards=True)
     same_step = SyncVectorEnv(
         [functools.partial(Clock, number) for number in range(N)], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
     )
-    expected, _ = evaluate_policy(
+    expected, of_same_step = evaluate_policy(
         model, VecMonitor(from_gymnasium_vector(same_step)), n_eval_episodes=14, return_episode_rewards=True
     )
     np.testing.assert_allclose(sorted(returns), sorted(expected), rtol=1e-5)
+    # Each environment's second episode has the step of the reset before it, too.
+    assert sum(lengths) == sum(of_same_step) + 7  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_told_apart_is_an_error() -> None:
@@ -176,7 +216,7 @@ def test_what_cannot_be_told_apart_is_an_error() -> None:
         model_on(PPO, VecMonitor(next_step())).learn(N * T)
     env = FakeTensorEnv(N)
     env.autoreset_mode = "next_step"
-    with pytest.raises(ValueError, match=r"extras\['resets'\]"):
+    with pytest.raises(ValueError, match=r"extras\['reset_rows'\]"):
         model_on(PPO, env).learn(N * T)
     with pytest.raises(ValueError, match=r"n_steps: .* nothing but reset"):
         alone = from_gymnasium_vector(SyncVectorEnv([functools.partial(Clock, 0)] * 2))

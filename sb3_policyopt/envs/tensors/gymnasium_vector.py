@@ -110,7 +110,7 @@ class GymnasiumVectorAdapter(Adapter):
         """
         given: Array = actions.cpu().numpy().astype(self.action_space.dtype) if self._takes_numpy else actions.clone()
         observations, rewards, terminated, truncated, infos = self.simulator.step(given)
-        extras = {name: value for name, value in infos.items() if name.lstrip("_") not in FINAL}
+        extras = {name: value for name, value in infos.items() if name.lstrip("_") not in (*FINAL, "reset_rows")}
         for name in FINAL:
             if name in infos:
                 extras["final_obs"] = self._final(infos[name], infos.get(f"_{name}"))
@@ -122,7 +122,7 @@ class GymnasiumVectorAdapter(Adapter):
             extras,
         )
         if self.autoreset_mode == "next_step":
-            extras |= {"final_obs": step.observations, "resets": self._ended}
+            extras |= {"final_obs": step.observations, "reset_rows": self._ended}
             self._ended = step.terminated | step.truncated
         return step
 

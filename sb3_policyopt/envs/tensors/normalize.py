@@ -153,14 +153,16 @@ class TensorVecNormalize(TensorVecEnv, VecNormalize):
         observations, rewards, terminated, truncated, extras = cast("TensorVecEnv", self.venv).step_tensors(actions)
         self._note_observations(observations)
         self.old_reward = rewards.clone()
+        resets = resets_of(self.venv, extras)
         returns = th.as_tensor(self.returns, dtype=th.float64, device=self.device)
         if self.training:
             returns = returns * self.gamma + rewards
-            self._return_moments().update(returns, resets_of(self.venv, extras))
+            self._return_moments().update(returns, resets)
         if self.norm_reward:
             deviation = (self._return_moments().tensors.var + self.epsilon).sqrt()
             rewards = (rewards / deviation).clamp(-self.clip_reward, self.clip_reward)
-        self.returns = returns.masked_fill(terminated | truncated, 0)
+        ended = terminated | truncated
+        self.returns = returns.masked_fill(ended if resets is None else ended | resets, 0)
         if "final_obs" in extras:
             extras = extras | {"final_obs": self.normalize_tensors(extras["final_obs"])}
         return TensorStep(self.normalize_tensors(observations), rewards.float(), terminated, truncated, extras)

@@ -68,10 +68,9 @@ class TensorMeanStd(RunningMeanStd):
             var, mean = th.var_mean(batch, dim=0, correction=0)
             self.update_from_moments(mean, var, len(batch))
             return
-        counted = (~without).to(batch)
-        count = counted.sum()
-        mean = (batch * counted).sum() / count.clamp(min=1)
-        var = ((batch - mean) ** 2 * counted).sum() / count.clamp(min=1)
+        count = (~without).sum()
+        mean = batch.masked_fill(without, 0).sum() / count.clamp(min=1)
+        var = ((batch - mean) ** 2).masked_fill(without, 0).sum() / count.clamp(min=1)
         self.update_from_moments(mean, var, count)
 
     def update_from_moments(self, batch_mean: Any, batch_var: Any, batch_count: Any) -> None:

@@ -25,12 +25,13 @@ class TensorStep(NamedTuple):
     """
     What a step of all environments gives. Every tensor may be overwritten by the next step.
 
-    :param observations: shape (n_envs, ...), or a dict of such; where an episode ended, the first of the next episode
+    :param observations: shape (n_envs, ...), or a dict of such; where an episode ended, the first of the next episode,
+        or with "next_step" its own last
     :param rewards: float32, shape (n_envs,)
     :param terminated: the episode ended of its own; bool, shape (n_envs,)
     :param truncated: the episode was cut off, such as by a time limit; bool, shape (n_envs,). Both may be true
     :param extras: by name, whatever else there is. ``final_obs`` holds the last observations of the episodes that this step
-        ended, in the same shape as ``observations``; its other rows mean nothing. ``resets`` tells with "next_step" which
+        ended, in the same shape as ``observations``; its other rows mean nothing. ``reset_rows`` tells with "next_step" which
         environments only reset themselves in this step; bool, shape (n_envs,)
     """
 
@@ -50,8 +51,8 @@ class TensorVecEnv(VecEnv, ABC):
 
     - **Autoreset** in the same step: where an episode ends, the observation returned is the first of the next episode. With
       ``autoreset_mode`` "next_step" it is the last of the old one; the next step takes no action, gives the first observation
-      of the new episode, and is named in ``extras["resets"]``. Nothing is learned from it. Arrays have no place for this: on
-      the NumPy side it looks like a step, which evaluation does not mind, and which training would learn from.
+      of the new episode, and is named in ``extras["reset_rows"]``. Nothing is learned from it. Arrays have no place for this:
+      on the NumPy side it looks like a step, so that episodes seem one step longer there, and training would learn from it.
     - **Time limits**: an episode counts as cut off where ``truncated & ~terminated``. ``bootstrap`` says what its value is
       taken from: "final" for ``extras["final_obs"]``, which must then be there unless no episode was cut off; "previous" for
       the observation before the step, where the simulator does not give the last one; "none" for no value at all. It is never

@@ -17,6 +17,9 @@ from typing import Generic
 from sb3_policyopt.maths.arrays import ArrayT, add_stacked_product, affine, column_sums, empty, stacked_product, strided
 from sb3_policyopt.models.networks.activations import Activation
 
+MOST_ARRAYS, MOST_ENTRIES = 200, 2**24
+"""Of a trunk's work arrays, before those of other numbers of samples are forgotten: their number, and 64 MiB of float32."""
+
 
 @dataclass(slots=True)
 class Layer(Generic[ArrayT]):
@@ -91,10 +94,22 @@ class Trunk(Generic[ArrayT]):
         """
         key = (name, layer, batch)
         if key not in self._work:
-            if len(self._work) > 200 and not self.keeps_work:
+            if not self.keeps_work and self._is_crowded(batch):
                 self._work.clear()
             self._work[key] = empty(like, len(self.starts), batch, self.widths[layer])
         return self._work[key]
+
+    def _is_crowded(self, batch: int) -> bool:
+        """
+        Whether work arrays of other numbers of samples should go: numbers that vary would leave more and more of them.
+
+        :param batch: a number of samples for which an array is missing
+        :return: True if there are many arrays or large ones, and none yet for this number
+        """
+        if all(size != batch for _, _, size in self._work):
+            entries = sum(len(self.starts) * size * self.widths[layer] for _, layer, size in self._work)
+            return len(self._work) > MOST_ARRAYS or entries > MOST_ENTRIES
+        return False
 
     def forward(self, layers: list[Layer[ArrayT]], x: ArrayT, with_slopes: bool = False) -> TrunkPass[ArrayT]:
         """

@@ -29,7 +29,7 @@ class NetworksWatch:
             [
                 (policy, (*POLICY_METHODS, "_process_sequence")),
                 (mlp, ("forward", "forward_actor", "forward_critic")),
-                *((module, ("forward",)) for module in plain),
+                *((module, ("forward", "_conv_forward")) for module in plain),
             ]
         )
         self.constants = constants_of(policy)

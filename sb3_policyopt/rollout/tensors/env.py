@@ -37,14 +37,12 @@ def resets_of(env: object, extras: Mapping[str, Any]) -> th.Tensor | None:
     :return: bool, shape (n_envs,); None for those that reset themselves in the step that ends an episode
     :raises ValueError: if the environments promise to tell and do not
     """
-    if getattr(env, "autoreset_mode", "same_step") != "next_step":
-        return None
-    if "resets" not in extras:
+    resets: th.Tensor | None = extras.get("reset_rows")
+    if resets is None and getattr(env, "autoreset_mode", "same_step") == "next_step":
         raise ValueError(
-            f"{type(env).__name__}: autoreset_mode is 'next_step', so step_tensors has to tell in extras['resets'] which "
+            f"{type(env).__name__}: autoreset_mode is 'next_step', so step_tensors has to tell in extras['reset_rows'] which "
             "environments only reset themselves in this step: bool, shape (n_envs,)"
         )
-    resets: th.Tensor = extras["resets"]
     return resets
 
 

@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_policyopt.graphs import Recorder
-from sb3_policyopt.maths.advantages import ValueTarget
+from sb3_policyopt.maths.advantages import ValueTarget, next_values
 from sb3_policyopt.maths.arrays import Array, NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.buffers import is_stock
@@ -88,7 +88,7 @@ class TensorRollout:
         resets = self._store_resets(step, extras)
         self.starts = ended if resets is None else ended | resets
         self.cut_off[step] = truncated & ~terminated
-        if self.env.bootstrap == "final":
+        if self.env.bootstrap == "final" and resets is None:
             self._store_final(step, extras)
         self.episodes.note(step, original_rewards(self.env, rewards).to(self.device), ended, resets)
         if step + 1 < self.buffer.buffer_size:
@@ -154,7 +154,7 @@ class TensorRollout:
         cut_off, *episodes = to_host(self.cut_off, *self.episodes.of_steps)
         buffer.resets = self.resets
         last_values = values_of(self.last)
-        rows, before, final_values = self._add_values_of_time_limits(values_of, gamma, cut_off)
+        rows, before, final_values = self._add_values_of_time_limits(values_of, gamma, cut_off, last_values)
         self._write_targets(value_target, last_values, recorder)
         looked_at = [buffer.values, buffer.actions, buffer.log_probs, buffer.rewards, last_values]
         if check_observations:
@@ -183,7 +183,7 @@ class TensorRollout:
             th.add(buffer.advantages, buffer.values, out=buffer.returns)
 
     def _add_values_of_time_limits(
-        self, values_of: ValuesOf, gamma: float, cut_off: NumpyArray
+        self, values_of: ValuesOf, gamma: float, cut_off: NumpyArray, last_values: th.Tensor
     ) -> tuple[NumpyArray, th.Tensor, th.Tensor]:
         """
         S3: r + γ V in the transitions that a time limit cut off, whose values come from one batch.
@@ -191,6 +191,7 @@ class TensorRollout:
         :param values_of: observations ↦ V
         :param gamma: γ
         :param cut_off: bool, shape (n_steps, n_envs)
+        :param last_values: V of the observations after the last step
         :return: steps and environments of the transitions, shape (2, n); their rewards before, and the values; shape (n,)
         :raises ValueError: if a final observation is missing
         """
@@ -201,6 +202,8 @@ class TensorRollout:
         steps, environments = th.from_numpy(rows).to(self.device)
         if self.env.bootstrap == "previous":
             values = self.buffer.values[steps, environments]
+        elif self.resets is not None:  # the last observation of an episode stands in the row of the reset
+            values = next_values(self.buffer.values, last_values)[steps, environments]
         elif self.final is None:
             raise ValueError(
                 f"{type(self.env).__name__}: an episode was cut off, but step_tensors gave no extras['final_obs']; give it, "
