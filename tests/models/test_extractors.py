@@ -66,7 +66,7 @@ def relative(found: th.Tensor, expected: th.Tensor) -> float:
 
 
 @pytest.mark.parametrize("action", ["discrete", "box_1"])
-@pytest.mark.parametrize("observations", OBSERVATIONS)
+@pytest.mark.parametrize("observations", ["image", "dict", pytest.param("two images", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "change",
     [

@@ -64,7 +64,7 @@ class Keeps(BaseCallback):
         self.rollouts.append(kept)
 
 
-@pytest.fixture(params=["NumPy", "torch", "autograd", "graphs"])
+@pytest.fixture(params=["NumPy", pytest.param("torch", marks=pytest.mark.slow), "autograd", "graphs"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: request.param in ("torch", "graphs"))
     if request.param == "graphs":

@@ -372,7 +372,7 @@ def test_auto_is_the_device_of_the_environments() -> None:
 # ---------------------------------------------------------------------- graphs
 
 
-@pytest.mark.parametrize("target", ["td_lambda", "td_zero", "monte_carlo"])
+@pytest.mark.parametrize("target", ["td_lambda", pytest.param("td_zero", marks=pytest.mark.slow), "monte_carlo"])
 def test_advantages_and_targets_by_replays(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With another γ they are recorded anew; and a method of the user's own is called as ever."""
     monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
