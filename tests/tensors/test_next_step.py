@@ -231,5 +231,5 @@ def test_gymnasiums_environments_of_arrays_are_learned(algorithm: Any, options: 
     """CartPole-v1 as one environment of arrays, which Gymnasium has with resets of their own only. Random play gives 22."""
     env = from_gymnasium_vector(gym.make_vec("CartPole-v1", num_envs=8, vectorization_mode="vector_entry_point"))
     model = model_on(algorithm, env, n_steps=128, batch_size=128, gamma=0.99, gae_lambda=0.95, **options).learn(60_000)
-    mean_return, _ = evaluate_policy(model, VecMonitor(env), n_eval_episodes=16)
-    assert isinstance(mean_return, float) and mean_return > 150
+    mean_return: Any = evaluate_policy(model, VecMonitor(env), n_eval_episodes=16)[0]
+    assert mean_return > 150
