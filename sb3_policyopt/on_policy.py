@@ -32,10 +32,9 @@ from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.buffers import samples_itself
 from sb3_policyopt.rollout.collect import collect
 from sb3_policyopt.rollout.minibatches import RolloutData
-from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, values_and_returns
 from sb3_policyopt.rollout.tensors.collect import collect_tensors
 from sb3_policyopt.rollout.tensors.env import is_tensor_env
-from sb3_policyopt.rollout.transfer import to_host
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.coefficients import Scheduled
 from sb3_policyopt.setup.kinds import WithMasksAndMemory, suited_to_policy
@@ -365,12 +364,7 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
         :param terms: reduced over the update, by name
         """
-        buffer: Any = self.rollout_buffer
-        values, returns = buffer.values.flatten(), buffer.returns.flatten()
-        if isinstance(buffer, TensorRolloutBuffer):
-            if buffer.resets is not None:
-                values, returns = buffer.values[~buffer.resets], buffer.returns[~buffer.resets]
-            values, returns = to_host(values, returns)
+        values, returns = values_and_returns(self.rollout_buffer)
         logged = {name: value_of(term) for name, term in self.team.reduce_maxima(terms).items()}
         logged["explained_variance"] = explained_variance(values, returns, self.team.variances)
         if isinstance(getattr(self.policy, "log_std", None), th.Tensor):

@@ -167,9 +167,7 @@ class TensorClosedForm(TensorModel):
         if not (self.recorder.is_active and isinstance(data, GatheredRows)):
             return data
         self.rows_vary = isinstance(buffer, TensorRolloutBuffer) and buffer.resets is not None
-        self.recorder.refuse(
-            OF_ROWS, "some steps only reset an environment, so that the number of rows varies", self.rows_vary
-        )
+        self.recorder.refuse(OF_ROWS, ROWS_VARY, self.rows_vary)
         if self.rows_vary:
             return data
         if isinstance(buffer, TensorRolloutBuffer):

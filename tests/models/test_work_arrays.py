@@ -5,7 +5,7 @@ import pytest
 
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.networks.activations import tanh
-from sb3_policyopt.models.networks.layers import MOST_ENTRIES, Trunk
+from sb3_policyopt.models.networks.layers import MOST_ENTRIES, MOST_SIZES, Trunk
 
 
 def trunk(keeps_work: bool = False) -> Trunk[NumpyArray]:
@@ -24,7 +24,10 @@ def test_large_ones_of_other_numbers_of_samples_are_forgotten(keeps_work: bool) 
     first = of.work("hidden", 1, rows, LIKE)
     second = of.work("slope", 1, rows, LIKE)  # of the same number of samples: a pass needs both
     assert of.work("hidden", 1, rows, LIKE) is first and of.work("slope", 1, rows, LIKE) is second
-    of.work("hidden", 1, rows + 1, LIKE)
+    for more in range(1, MOST_SIZES):
+        of.work("hidden", 1, rows + more, LIKE)
+        assert of.work("hidden", 1, rows, LIKE) is first  # so many numbers of samples an update has
+    of.work("hidden", 1, rows + MOST_SIZES, LIKE)
     assert (of.work("hidden", 1, rows, LIKE) is first) == keeps_work
 
 

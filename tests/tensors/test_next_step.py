@@ -177,6 +177,8 @@ def test_a_wrapper_need_not_know_of_it() -> None:
     for name, parameter in plain.policy.state_dict().items():
         np.testing.assert_array_equal(parameter, model.policy.state_dict()[name])
     assert [info["r"] for info in model.ep_info_buffer] == [info["r"] for info in plain.ep_info_buffer]
+    with pytest.raises(ValueError, match=r"autoreset_mode = 'next_step'"):  # arrays cannot tell
+        evaluate_policy(model, VecMonitor(RewardsResets(next_step())), n_eval_episodes=1)
 
 
 def test_statistics_of_returns_leave_resets_out() -> None:
@@ -208,7 +210,7 @@ def test_evaluation() -> None:
     )
     np.testing.assert_allclose(sorted(returns), sorted(expected), rtol=1e-5)
     # Each environment's second episode has the step of the reset before it, too.
-    assert sum(lengths) == sum(of_same_step) + 7  # type: ignore[arg-type]
+    assert sum(lengths) == sum(of_same_step) + N  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_told_apart_is_an_error() -> None:

@@ -135,10 +135,16 @@ class TensorVecEnv(VecEnv, ABC):
 
         :return: copies of observations, float32 rewards, dones, and for each environment an info with
             ``TimeLimit.truncated`` and, at the end of an episode, ``terminal_observation`` if the simulator gives it
-        :raises ValueError: if an episode was cut off and its last observation is missing
+        :raises ValueError: if an episode was cut off and its last observation is missing, or resets are told that
+            ``autoreset_mode`` does not announce
         """
         with th.no_grad():
             step = self.step_tensors(self._pending_actions)
+        if "reset_rows" in step.extras and self.autoreset_mode == "same_step":
+            raise ValueError(
+                f"{type(self).__name__}: extras['reset_rows'] tells resets in a step of their own; set "
+                "self.autoreset_mode = 'next_step', so that nobody who uses arrays takes them for steps unknowingly"
+            )
         terminated, truncated = (flags.to("cpu", th.bool, copy=True).numpy() for flags in (step.terminated, step.truncated))
         dones = terminated | truncated
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": cut_off} for cut_off in (truncated & ~terminated).tolist()]

@@ -17,8 +17,11 @@ from typing import Generic
 from sb3_policyopt.maths.arrays import ArrayT, add_stacked_product, affine, column_sums, empty, stacked_product, strided
 from sb3_policyopt.models.networks.activations import Activation
 
-MOST_ARRAYS, MOST_ENTRIES = 200, 2**24
-"""Of a trunk's work arrays, before those of other numbers of samples are forgotten: their number, and 64 MiB of float32."""
+MOST_ARRAYS, MOST_SIZES, MOST_ENTRIES = 200, 4, 2**24
+"""
+Of a trunk's work arrays, before those of other numbers of samples are forgotten: how many there are; or for how many numbers
+of samples, if they take more than 64 MiB. Acting, a minibatch, a smaller last one and the whole rollout are four.
+"""
 
 
 @dataclass(slots=True)
@@ -106,10 +109,11 @@ class Trunk(Generic[ArrayT]):
         :param batch: a number of samples for which an array is missing
         :return: True if there are many arrays or large ones, and none yet for this number
         """
-        if all(size != batch for _, _, size in self._work):
-            entries = sum(len(self.starts) * size * self.widths[layer] for _, layer, size in self._work)
-            return len(self._work) > MOST_ARRAYS or entries > MOST_ENTRIES
-        return False
+        sizes = {size for _, _, size in self._work}
+        if batch in sizes:
+            return False
+        entries = sum(len(self.starts) * size * self.widths[layer] for _, layer, size in self._work)
+        return len(self._work) > MOST_ARRAYS or (len(sizes) >= MOST_SIZES and entries > MOST_ENTRIES)
 
     def forward(self, layers: list[Layer[ArrayT]], x: ArrayT, with_slopes: bool = False) -> TrunkPass[ArrayT]:
         """

@@ -24,12 +24,13 @@ class NetworksWatch:
         mlp = policy.mlp_extractor
         chains = [module for part in (mlp.policy_net, mlp.value_net) for module in part.modules()]
         memory = [module for part in memory_modules(policy) for module in part]
-        plain = [*chains, *memory, policy.action_net, policy.value_net, *(m for part in extractors for m in part.modules())]
+        plain = [*chains, *memory, policy.action_net, policy.value_net]
         self.structure = Structure(
             [
                 (policy, (*POLICY_METHODS, "_process_sequence")),
                 (mlp, ("forward", "forward_actor", "forward_critic")),
-                *((module, ("forward", "_conv_forward")) for module in plain),
+                *((module, ("forward",)) for module in plain),
+                *((module, ("forward", "_conv_forward")) for part in extractors for module in part.modules()),
             ]
         )
         self.constants = constants_of(policy)

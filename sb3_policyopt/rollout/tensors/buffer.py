@@ -11,8 +11,10 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 
 from sb3_policyopt.graphs import Recorder, Task
 from sb3_policyopt.maths.advantages import ValueTarget, gae, value_targets
+from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Batch, Observations
 from sb3_policyopt.rollout.buffers import not_full
+from sb3_policyopt.rollout.transfer import to_host
 
 SCALARS = ("rewards", "values", "log_probs", "episode_starts", "advantages", "returns")
 """Names of the columns of shape (n_steps, n_envs)."""
@@ -218,6 +220,20 @@ def transitions(buffer: TensorRolloutBuffer) -> th.Tensor | None:
     if not len(rows):
         raise ValueError("n_steps: the environments did nothing but reset themselves in this rollout; make it longer")
     return rows
+
+
+def values_and_returns(buffer: RolloutBuffer) -> tuple[NumpyArray, NumpyArray]:
+    """
+    V and the value targets of a rollout, as arrays.
+
+    :param buffer: of tensors or of arrays, full
+    :return: shape (n,) each, without the rows that are no transitions
+    """
+    if not isinstance(buffer, TensorRolloutBuffer):
+        return buffer.values.flatten(), buffer.returns.flatten()
+    rows = slice(None) if buffer.resets is None else ~buffer.resets
+    values, returns = to_host(buffer.values[rows].flatten(), buffer.returns[rows].flatten())
+    return values, returns
 
 
 def rows_of(buffer: TensorRolloutBuffer) -> Batch[th.Tensor]:
