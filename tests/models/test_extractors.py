@@ -12,6 +12,8 @@ from torch import nn
 from toy_environments import ACTION_SPACES, VECTOR, toy
 
 from sb3_policyopt import TRPO
+from sb3_policyopt.models import choice
+from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
 from sb3_policyopt.models.extractors import ExtractedPass, are_known
 from sb3_policyopt.models.torch_policy import TorchPass
 from sb3_policyopt.objectives.trust_region import fisher_product
@@ -105,6 +107,19 @@ def test_T5_the_actors_own_extractor() -> None:
     v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
     assert type(ours) is ExtractedPass
     assert relative(*(fisher_product(forward, 24)(v) for forward in (ours, theirs))) < 1e-4
+
+
+@pytest.mark.parametrize("observations", ["image", "dict"])
+def test_T5_as_on_a_gpu(observations: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
+    model = model_on(observations, "discrete")
+    ours, theirs, engine = passes_of(model)
+    v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
+    assert type(engine) is TensorClosedForm and type(ours) is ExtractedPass
+    assert relative(*(fisher_product(forward, 24)(v) for forward in (ours, theirs))) < 1e-4
+    (batch,) = engine.data(model.rollout_buffer).whole()
+    found, expected = (one.surrogate_pass(model.surrogate, batch)[1] for one in (engine, engine.torch))
+    assert relative(found, expected) < 1e-4
 
 
 class Own(NatureCNN):
