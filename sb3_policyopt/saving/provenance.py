@@ -107,11 +107,14 @@ def half_range(space: spaces.Space[Any]) -> float | None:
     Half of the range of an action.
 
     :param space: of actions
-    :return: the mean over the dimensions of a Box, in units of the action; None without finite bounds
+    :return: of a Box whose dimensions all have the same, in units of the action; None for others, without finite bounds, and
+        for bounds so wide (1e6) that they only stand for none
     """
     if not isinstance(space, spaces.Box) or not space.is_bounded():
         return None
-    return float(np.mean((space.high.astype(float) - space.low) / 2))
+    half_ranges = (space.high.astype(float) - space.low) / 2
+    alike = np.ptp(half_ranges) <= 1e-6 * half_ranges.max() and half_ranges.max() < 1e6
+    return float(half_ranges.mean()) if alike else None
 
 
 class ContinuedCSV(CSVOutputFormat):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
@@ -16,6 +17,7 @@ from sb3_policyopt.doctor.report import examine, to_text
 from sb3_policyopt.doctor.rules import rules_of
 from sb3_policyopt.plots.runs import NONFINITE, STEPS, Run, read_run
 from sb3_policyopt.recording import RunRecorder
+from sb3_policyopt.saving.provenance import half_range
 
 # run of conftest.RUNS: rules that must find something in it
 PROVOKED = {
@@ -242,6 +244,52 @@ def test_first_standard_deviation_and_the_range_of_actions(tmp_path: Path, log_s
     PPO("MlpPolicy", "Pendulum-v1", device="cpu", seed=0, **options).learn(320, callback=RunRecorder(tmp_path, options))
     assert json.loads((tmp_path / "provenance.json").read_text())["action_half_range"] == 2.0
     assert ("unfitting_std" in found(tmp_path)) == is_found
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_found"),
+    [
+        ({}, True),
+        ({"use_sde": True}, False),
+        ({"continued_from": "agent.zip"}, False),
+        ({"start_timesteps": 2000}, False),  # learn(reset_num_timesteps=False): the first update is not in this log
+        ({"start_timesteps": 20_000}, True),  # resumed: the log has been continued
+        ({"action_half_range": None}, False),
+    ],
+)
+def test_first_standard_deviations_that_the_log_does_not_have(changes: dict[str, Any], is_found: bool) -> None:
+    steps = np.arange(1, 21) * 2048
+    log = pd.DataFrame({STEPS: steps, "train/std": 1.5, "rollout/ep_rew_mean": -5.0})
+    check = {rule.name: rule for rule in rules_of("ppo")}["unfitting_std"]
+    settings = {"action_half_range": 1.0, **changes}
+    finding = check.check(log, settings) if check.applies(log, settings) else None
+    assert (finding is not None) == is_found
+    # P(|N(0, 1.5)| > 1) = 2 (1 - Phi(2 / 3)) = 0.505
+    assert finding is None or "About 50% of them are clipped" in finding.evidence
+
+
+@pytest.mark.parametrize(("end", "is_found"), [(1900.0, True), (6000.0, False)])
+def test_a_return_that_rises_into_a_low_mode_excuses_no_first_standard_deviation(end: float, is_found: bool) -> None:
+    """HalfCheetah with SB3's first standard deviation of 1: from -300 to about 1,900, where it stays (docs/scores.md)."""
+    steps = np.linspace(25_000, 1_000_000, 40)
+    log = pd.DataFrame({STEPS: steps, "train/std": 1.0, "rollout/ep_rew_mean": np.where(steps < 200_000, -300.0, end)})
+    check = {rule.name: rule for rule in rules_of("trpo")}["unfitting_std"].check
+    assert (check(log, {"action_half_range": 1.0, "env": "HalfCheetah-v5"}) is not None) == is_found
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([-1.0, -1.0], [1.0, 1.0], 1.0),
+        ([0.0, 2.0], [3.0, 5.0], 1.5),
+        ([-1.0, -100.0], [1.0, 100.0], None),
+        ([-1e9], [1e9], None),
+        ([-np.inf], [np.inf], None),
+    ],
+)
+def test_half_range_of_an_action(low: list[float], high: list[float], expected: float | None) -> None:
+    assert half_range(spaces.Box(np.float32(low), np.float32(high))) == expected
+    assert half_range(spaces.Discrete(3)) is None
 
 
 @pytest.mark.parametrize(

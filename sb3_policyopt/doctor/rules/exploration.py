@@ -1,5 +1,7 @@
 """Rules from trainings on MuJoCo (docs/scores.md): the first standard deviation, and seeds that ended in a low mode."""
 
+import math
+
 import pandas as pd
 
 from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, number, rule, succeeded, values
@@ -16,20 +18,46 @@ LOW_MODES: dict[str, tuple[float, float]] = {
 }
 """
 By the name of a MuJoCo environment, returns between which seeds of the same entry stay for good: on its back (HalfCheetah),
-standing or falling after a hop (Hopper, Walker2d), with one stroke (Swimmer). The seeds are in docs/scores.md.
+standing or falling after a hop (Hopper, Walker2d), with one stroke (Swimmer). The seeds are in docs/scores.md. These are
+returns of training, which the noise of the actions lowers.
 """
+
+
+def in_low_mode(log: pd.DataFrame, settings: Settings) -> tuple[float, float, float] | None:
+    """
+    Whether the return has settled where seeds are known to stay.
+
+    :param log: the log
+    :param settings: with the name of the environment
+    :return: the last return, its rise in the second half, and what other seeds get beyond; None if it has not
+    """
+    bounds = LOW_MODES.get(str(settings.get("env", "")).partition("-v")[0])
+    returns = values(log, "rollout/ep_rew_mean")
+    if bounds is None or len(returns) < 20 or log[STEPS].max() < 300_000:
+        return None
+    late = latter_half(returns)
+    end = float(late[-len(late) // 4 :].mean())
+    rise = end - float(late[: len(late) // 4].mean())
+    return (end, rise, bounds[1]) if bounds[0] <= end <= bounds[1] and rise <= 0.15 * end else None
 
 
 @rule(columns=("train/std",), settings=("action_half_range",))
 def unfitting_std(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The first standard deviation is far from half of an action's half-range, and the return has not risen."""
+    """The first standard deviation is far from half of an action's half-range, and the return has not risen or is stuck."""
     half_range = number(settings, "action_half_range")
-    if not half_range or succeeded(log):
+    # The log of a resumed run has its first updates, that of a continued agent has not.
+    continued = bool(settings.get("continued_from")) or 0 < (number(settings, "start_timesteps") or 0) <= log[STEPS].min()
+    # gSDE's train/std is a factor of the standard deviation, which depends on the state.
+    if not half_range or continued or settings.get("use_sde"):
+        return None
+    if succeeded(log) and in_low_mode(log, settings) is None:
         return None
     ratio = float(values(log, "train/std")[0]) / half_range
     if NARROWEST <= ratio <= WIDEST:
         return None
-    much = "Most actions are clipped to the bounds at first" if ratio > WIDEST else "The first actions differ little"
+    # Beyond the bounds, for a mean in the middle: P(|N(0, ratio)| > 1) = erfc(1 / (ratio √2)).
+    clipped = math.erfc(1 / (ratio * math.sqrt(2)))
+    much = f"About {clipped:.0%} of them are clipped to the bounds" if ratio > WIDEST else "The first actions differ little"
     return Finding(
         "warning",
         "The first standard deviation of the actions does not suit their range.",
@@ -42,21 +70,14 @@ def unfitting_std(log: pd.DataFrame, settings: Settings) -> Finding | None:
 @rule(columns=("rollout/ep_rew_mean",), settings=("env",))
 def low_mode(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The return stays where seeds of this environment are known to stay although others of the same entry go on."""
-    bounds = LOW_MODES.get(str(settings["env"]).partition("-v")[0])
-    returns = values(log, "rollout/ep_rew_mean")
-    if bounds is None or len(returns) < 20 or log[STEPS].max() < 300_000:
+    found = in_low_mode(log, settings)
+    if found is None:
         return None
-    late = latter_half(returns)
-    rise = float(late[-len(late) // 4 :].mean() - late[: len(late) // 4].mean())
-    end = float(late[-len(late) // 4 :].mean())
-    if not bounds[0] <= end <= bounds[1] or rise > 0.15 * end:
-        return None
+    end, rise, beyond = found
     return Finding(
         "warning",
         "The return has settled in a mode in which seeds of this environment are known to stay.",
-        f"It ended at {end:,.0f} and rose by {rise:,.0f} in the second half of the run; other seeds get beyond "
-        f"{bounds[1]:,.0f}.",
-        "Try another seed, and a first standard deviation of half of an action's half-range (log_std_init). Judge an entry by "
-        "several seeds.",
+        f"It ended at {end:,.0f} and rose by {rise:,.0f} in the second half of the run; other seeds get beyond {beyond:,.0f}.",
+        "Try another seed. Judge an entry by several seeds.",
         "docs/scores.md: the same entry ends in one of two gaits, so that every seed is listed.",
     )
