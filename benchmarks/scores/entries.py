@@ -39,6 +39,11 @@ def load(algo: str, env_id: str, name: str = SHIPPED, candidates: Path = CANDIDA
     return {**entries[key], **dict(_change(text) for text in changes)}
 
 
+def is_listed(algo: str, env_id: str) -> bool:
+    """Whether hyperparams/*.yml has an entry of its own for an environment."""
+    return env_id in _shipped(algo)
+
+
 @cache
 def _shipped(algo: str) -> dict[str, Entry]:
     """The file of an algorithm, read once; nothing here changes an entry."""
@@ -84,7 +89,10 @@ def on_the_scale_of_contrib(entry: Mapping[str, Any], dimensions: int) -> Entry:
     :param entry: ours
     :param dimensions: of the Box; 1 for other action spaces
     :return: theirs
+    :raises ValueError: if ``target_kl`` is a schedule, which sb3-contrib does not have
     """
+    if isinstance(entry.get("target_kl"), str):
+        raise ValueError(f"sb3-contrib's target_kl is a number, not a schedule such as {entry['target_kl']!r}")
     return {
         **entry,
         "target_kl": entry.get("target_kl", 0.01) / dimensions,

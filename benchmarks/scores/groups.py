@@ -42,8 +42,8 @@ class Group:
 
     @property
     def minutes(self) -> float | None:
-        """Median of the wall time."""
-        seconds = [float(row["wall_seconds"]) for row in self.rows if row["wall_seconds"]]
+        """Median of the wall time, without rows of before the harness, which were made by slower versions."""
+        seconds = [float(row["wall_seconds"]) for row in self.rows if row["wall_seconds"] and row["commit"]]
         return float(np.median(seconds)) / 60 if seconds else None
 
     @property
@@ -77,6 +77,8 @@ def is_shipped(group_: Group) -> bool:
     """Whether these are runs of the entry that hyperparams/*.yml has now, with its steps and seeds that no search saw."""
     first = group_.rows[0]
     if first["implementation"] != OURS or int(first["seed"]) >= SEARCH_SEEDS:
+        return False
+    if not entries.is_listed(group_.algo, group_.env_id):
         return False
     entry = entries.load(group_.algo, group_.env_id)
     return first["entry_hash"] == entries.identity(entry) and group_.n_timesteps == int(float(entry["n_timesteps"]))

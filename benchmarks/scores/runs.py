@@ -1,6 +1,7 @@
 """What one training is, and the CSV file that keeps what it came to."""
 
 import csv
+import fcntl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def missing(wanted: Iterable[Run], path: Path = RESULTS) -> list[Run]:
 
 def append(run: Run, outcome: dict[str, Any], path: Path = RESULTS) -> Row:
     """
-    Add what a run came to.
+    Add what a run came to, whatever other processes add meanwhile.
 
     :param run: the run
     :param outcome: the columns that are not the run's own
@@ -103,10 +104,10 @@ def append(run: Run, outcome: dict[str, Any], path: Path = RESULTS) -> Row:
     :return: the row
     """
     row = {name: str(vars(run).get(name, outcome.get(name, ""))) for name in COLUMNS}
-    new = not path.is_file()
     with path.open("a", newline="", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
+        if path.stat().st_size == 0:
             writer.writeheader()
         writer.writerow(row)
     return row

@@ -1,6 +1,7 @@
 """Search an environment's entry around a candidate with Optuna; interrupted at any time, the next call goes on."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,23 +37,25 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-def entry_name(base: str, n_envs: int, values: Mapping[str, float]) -> str:
+def entry_name(name: str, base: entries.Entry, values: Mapping[str, float]) -> str:
     """
     The name of an entry that has these values, as ``entries.load`` reads it.
 
-    :param base: name of the candidate
-    :param n_envs: its number of environments
+    :param name: of the candidate
+    :param base: the candidate; what else its ``policy_kwargs`` have stays
     :param values: of :func:`suggest`
     :return: from which the entry can be trained again
     """
+    others = re.sub(r"\blog_std_init=[^,)]*,?|\s", "", str(base.get("policy_kwargs", "dict()"))).removeprefix("dict(")
+    log_std_init = f"log_std_init={values['log_std_init']}"
     changes: dict[str, Any] = {
         "gamma": round(1 - values["one_minus_gamma"], 6),
         "gae_lambda": round(1 - values["one_minus_lambda"], 6),
         "learning_rate": f"lin_{values['learning_rate']}",
-        "n_steps": int(values["rollout"]) // n_envs,
-        "policy_kwargs": f"dict(log_std_init={values['log_std_init']})",
+        "n_steps": int(values["rollout"]) // int(base.get("n_envs", 1)),
+        "policy_kwargs": f"dict({log_std_init}{')' if others == ')' else ',' + others}",
     }
-    return " ".join([base, *(f"{key}={value}" for key, value in changes.items())])
+    return " ".join([name, *(f"{key}={value}" for key, value in changes.items())])
 
 
 def lower_quartile(returns: list[float]) -> float:
@@ -99,11 +102,12 @@ def search(options: argparse.Namespace) -> optuna.Study:
     :return: the study
     """
     base = entries.load(options.algo, options.env, options.entry, options.candidates)
-    n_envs = int(base.get("n_envs", 1))
     storage: Path = options.storage or options.work / "search.db"
     storage.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        study_name=f"{options.algo} {options.env} {options.entry} {options.n_timesteps}",
+        study_name=" ".join(
+            [options.algo, options.env, entries.identity(base), str(options.n_timesteps), f"{options.n_seeds} seeds"]
+        ),
         storage=f"sqlite:///{storage}",
         direction="maximize",
         load_if_exists=True,
@@ -113,7 +117,7 @@ def search(options: argparse.Namespace) -> optuna.Study:
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=8, seed=len(study.trials))
 
     def objective(trial: optuna.Trial) -> float:
-        name = entry_name(options.entry, n_envs, suggest(trial))
+        name = entry_name(options.entry, base, suggest(trial))
         trial.set_user_attr("entry", name)
         return score(name, options)
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.scores import entries
 from benchmarks.scores.entries import SHIPPED
 from benchmarks.scores.groups import Group, group, is_shipped, stock_for
 from benchmarks.scores.published import GOOD_MODE, PUBLISHED, SOURCES
-from benchmarks.scores.runs import OURS, SEARCH_SEEDS, Row
+from benchmarks.scores.runs import OURS, SEARCH_SEEDS, STOCK, Row
 from benchmarks.scores.statistics import mean_improvement, probability_of_improvement, stratified_interval
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "scores.md"
@@ -20,7 +21,7 @@ HEADER = [
     "seeds",
     "IQM [95%]",
     "good mode",
-    "stock: IQM (seeds)",
+    "stock: IQM (seeds, entry)",
     "P(better)",
     "published",
     "minutes",
@@ -62,7 +63,8 @@ def _line(found: Group, stock: Group | None) -> str:
     good = "" if threshold is None else f"{np.sum(found.returns >= threshold)} of {len(found.rows)}"
     beside, better = "", ""
     if stock is not None:
-        beside = f"{number(stock.iqm)} ({len(stock.rows)})"
+        same = stock.rows[0]["entry_hash"] == found.rows[0]["entry_hash"]
+        beside = f"{number(stock.iqm)} ({len(stock.rows)}, {'the same' if same else 'another'})"
         better = f"{probability_of_improvement(found.returns, stock.returns):.2f}"
     published = PUBLISHED.get((found.algo, found.env_id))
     theirs = ""
@@ -77,21 +79,53 @@ def _line(found: Group, stock: Group | None) -> str:
 
 
 def _over_all(shipped: Sequence[Group], groups: Sequence[Group]) -> str:
-    """The probability of improvement over stock, averaged over environments."""
+    """The probability of improvement over stock, averaged over environments where both have several seeds."""
     sentences = []
     for algo in ("ppo", "trpo"):
         pairs = []
         for found in shipped:
             stock = stock_for(found, groups)
-            if found.algo == algo and stock is not None:
+            if found.algo == algo and stock is not None and min(len(found.rows), len(stock.rows)) > 1:
                 pairs += [found.returns, stock.returns]
         if pairs:
             low, high = stratified_interval(mean_improvement, pairs)
             sentences.append(
-                f"{algo.upper()}: over the {len(pairs) // 2} environments where the stock implementation ran here, the mean "
-                f"probability of improvement is {mean_improvement(pairs):.2f} [{low:.2f}, {high:.2f}]."
+                f"{algo.upper()}: where several seeds of ours and of the stock implementation ran here "
+                f"({len(pairs) // 2} of the environments), the mean probability of improvement is "
+                f"{mean_improvement(pairs):.2f} [{low:.2f}, {high:.2f}]."
             )
     return "\n".join(sentences)
+
+
+def list_of(groups: Sequence[Group]) -> list[str]:
+    """Lines of a table of entries and their seeds, the best of each environment first."""
+    lines = ["| environment | | entry | steps | seeds | return of each |", "|---|---|---|---:|---|---|"]
+    for found in sorted(groups, key=lambda found: (place(found.env_id), found.env_id, found.algo, -found.iqm)):
+        seeds = ", ".join(row["seed"] for row in found.rows)
+        returns = ", ".join(number(value) for value in found.returns)
+        cells = [found.env_id, found.algo.upper(), f"`{name_of(found)}`", f"{found.n_timesteps:,}", seeds, returns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def name_of(found: Group) -> str:
+    """The name of the entry, without calling shipped what was so once."""
+    name = found.rows[0]["entry"]
+    if not name.startswith(SHIPPED):
+        return name
+    listed = entries.is_listed(found.algo, found.env_id)
+    still = listed and entries.identity(entries.load(found.algo, found.env_id, name)) == found.rows[0]["entry_hash"]
+    return name if still else name.replace(SHIPPED, "an earlier entry")
+
+
+def stock_table(rows: Sequence[Row]) -> str:
+    """
+    What SB3's PPO and sb3-contrib's TRPO were trained with.
+
+    :param rows: of the CSV file
+    :return: Markdown
+    """
+    return "\n".join(list_of([found for found in group(rows) if found.rows[0]["implementation"] == STOCK]))
 
 
 def tried_table(rows: Sequence[Row]) -> str:
@@ -101,15 +135,7 @@ def tried_table(rows: Sequence[Row]) -> str:
     :param rows: of the CSV file
     :return: Markdown
     """
-    others = [found for found in group(rows) if found.rows[0]["implementation"] == OURS and not is_shipped(found)]
-    others.sort(key=lambda found: (place(found.env_id), found.env_id, found.algo, -found.iqm))
-    lines = ["| environment | | entry | steps | seeds | return of each |", "|---|---|---|---:|---|---|"]
-    for found in others:
-        seeds = ", ".join(row["seed"] for row in found.rows)
-        returns = ", ".join(number(value) for value in found.returns)
-        entry = found.rows[0]["entry"].replace(SHIPPED, "an earlier entry")
-        cells = [found.env_id, found.algo.upper(), f"`{entry}`", f"{found.n_timesteps:,}", seeds, returns]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = list_of([found for found in group(rows) if found.rows[0]["implementation"] == OURS and not is_shipped(found)])
     hours = sum(float(row["wall_seconds"] or 0) for row in rows if int(row["seed"]) >= SEARCH_SEEDS) / 3600
     return "\n".join(
         [*lines, "", f"Trainings with seeds from {SEARCH_SEEDS} on chose the entries; they took {hours:.1f} core-hours."]
@@ -126,10 +152,11 @@ def write(rows: Sequence[Row], document: Path = DOCUMENT) -> None:
     Put the tables between their marks.
 
     :param rows: of the CSV file
-    :param document: has ``<!-- NAME -->`` and ``<!-- end of NAME -->`` for table, tried and sources
+    :param document: has ``<!-- NAME -->`` and ``<!-- end of NAME -->`` for table, stock, tried and sources
     """
     text = document.read_text(encoding="utf-8")
-    for name, content in {"table": main_table(rows), "tried": tried_table(rows), "sources": sources()}.items():
+    parts = {"table": main_table(rows), "stock": stock_table(rows), "tried": tried_table(rows), "sources": sources()}
+    for name, content in parts.items():
         before, _, rest = text.partition(f"<!-- {name} -->")
         _, found, after = rest.partition(f"<!-- end of {name} -->")
         if not found:

@@ -2,16 +2,17 @@
 
 import argparse
 import csv
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,24 @@ import yaml
 
 from benchmarks.scores import entries, runs
 from benchmarks.scores.runs import OURS, Run
-from sb3_policyopt.recording import git_state
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 N_EPISODES = 100
 CURVE_POINTS = 40
 CHECKPOINT_EVERY = 100_000
+WHAT_TRAINS = ("sb3_policyopt", "hyperparams", "benchmarks", ":!benchmarks/*.csv")
+"""The paths of this repository on which the outcome of a run depends."""
 
 
-def train(run: Run, entry: entries.Entry, folder: Path) -> Path:
+def train(run: Run, entry: entries.Entry, folder: Path, lock: int | None = None) -> Path:
     """
     Train through the command line with an entry, ours as a user would, stock's as rl-zoo3 does.
 
     :param run: the run
     :param entry: its hyperparameters
     :param folder: keeps checkpoints, so that the next call with the same folder goes on from them (ours only)
+    :param lock: see :func:`child`
     :return: folder with the trained agent
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,7 @@ def train(run: Run, entry: entries.Entry, folder: Path) -> Path:
     configuration.write_text(yaml.safe_dump({run.env_id: {**entry, "callback": [callback]}}), encoding="utf-8")
     command += ["--algo", run.algo, "--env", run.env_id, "--seed", str(run.seed), "-n", str(run.n_timesteps)]
     command += ["-f", str(folder), "-conf", str(configuration), "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1"]
-    child(module, command, folder)
+    child(module, command, folder, lock)
     return latest(folder / run.algo, run.env_id)
 
 
@@ -69,13 +72,14 @@ def action_dimensions(env_id: str) -> int:
     return int(space.shape[0]) if isinstance(space, gym.spaces.Box) else 1
 
 
-def child(module: str, arguments: Sequence[str], folder: Path) -> str:
+def child(module: str, arguments: Sequence[str], folder: Path, lock: int | None = None) -> str:
     """
     Run a module in a process with one thread.
 
     :param module: its name
     :param arguments: its command line
     :param folder: current folder, for what MuJoCo and others write
+    :param lock: descriptor of a locked file, which the process keeps locked should this one be killed
     :return: what it printed
     :raises RuntimeError: with the end of what it printed, if it failed
     """
@@ -86,6 +90,7 @@ def child(module: str, arguments: Sequence[str], folder: Path) -> str:
         env={**os.environ, **ONE_THREAD, "PYTHONPATH": search_path},
         capture_output=True,
         text=True,
+        pass_fds=[lock] if lock is not None else [],
     )
     if result.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}")
@@ -119,20 +124,66 @@ def learning_curve(folder: Path, n_timesteps: int) -> list[float]:
     return [float(value) for value in np.interp(grid, steps, [points[step] for step in steps])]
 
 
-def execute(run: Run, entry: entries.Entry, work: Path, results: Path, lock: Lock) -> None:
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
     """
-    Train, evaluate, and add the row.
+    Hold a file locked.
+
+    :param path: is made, and stays
+    :return: its descriptor: who inherits it keeps the lock
+    :raises RuntimeError: if another process or thread holds it
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{path.stem} is being trained by another process, which holds {path}") from None
+        yield file.fileno()
+
+
+def commit_of(folder: Path) -> str:
+    """
+    The commit with which a run began.
+
+    :param folder: of the run; remembers it for a training that is taken up later
+    :return: ten digits, with "+" if what trains differs from the commit or has changed since; empty outside a repository
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    modified = git("status", "--porcelain", "--untracked-files=no", "--", *WHAT_TRAINS)
+    now = git("rev-parse", "HEAD")[:10] + ("+" if modified else "")
+    remembered = folder / "commit"
+    if not remembered.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        remembered.write_text(now, encoding="utf-8")
+    first = remembered.read_text(encoding="utf-8")
+    return first if first == now else first.rstrip("+") + "+"
+
+
+def execute(run: Run, entry: entries.Entry, work: Path, results: Path) -> None:
+    """
+    Train, evaluate, and add the row, unless another process has added it meanwhile.
 
     :param run: the run
     :param entry: its hyperparameters
     :param work: where folders of runs are; the run's own is removed when its row is there
     :param results: the CSV file
-    :param lock: of the CSV file
+    :raises RuntimeError: if another process trains it, or if it failed
     """
     folder = work / run.folder_name
-    state = git_state(ROOT)
+    with locked(work / f"{run.folder_name}.lock") as lock:
+        if runs.missing([run], results):
+            add_row(run, entry, folder, results, lock)
+
+
+def add_row(run: Run, entry: entries.Entry, folder: Path, results: Path, lock: int) -> None:
+    """Train, evaluate and add the row of a run whose lock is held; see :func:`execute`."""
+    commit = commit_of(folder)
     watch = Watch(folder)
-    trained = train(run, entry, folder)
+    trained = train(run, entry, folder, lock)
     seconds = watch.stop()
     options = [run.algo, run.env_id, str(trained), "--implementation", run.implementation, "--episodes", str(N_EPISODES)]
     evaluation = json.loads(child("benchmarks.scores.evaluate", options, folder).splitlines()[-1])
@@ -142,12 +193,11 @@ def execute(run: Run, entry: entries.Entry, work: Path, results: Path, lock: Loc
         "std": round(float(np.std(returns)), 3),
         "n_episodes": len(returns),
         "wall_seconds": round(seconds, 1),
-        "commit": "" if state is None else state["commit"][:10] + ("+" if state["modified"] else ""),
+        "commit": commit,
         "versions": evaluation["versions"],
         "curve": " ".join(f"{value:.5g}" for value in learning_curve(folder, run.n_timesteps)),
     }
-    with lock:
-        row = runs.append(run, outcome, results)
+    row = runs.append(run, outcome, results)
     shutil.rmtree(folder)
     print(*[row[name] for name in runs.COLUMNS if name not in ("versions", "curve")], flush=True)
 
@@ -177,24 +227,26 @@ def train_all(wanted: Sequence[tuple[Run, entries.Entry]], work: Path, results: 
     """
     Make the runs that have no row yet.
 
-    :param wanted: runs and their hyperparameters, the most wanted first
+    :param wanted: runs and their hyperparameters, the most wanted first; those that stand there twice are made once
     :param work: a folder for what is being trained
     :param results: the CSV file
     :param jobs: how many at a time
     :return: how many failed; the others are made all the same
     """
-    lock, failures = Lock(), []
-    left = {run.key for run in runs.missing([run for run, _ in wanted], results)}
+    failures = []
+    work = work.resolve()
+    once = {run.key: (run, entry) for run, entry in reversed(wanted)}
+    left = [once[key] for key in dict.fromkeys(run.key for run in runs.missing([run for run, _ in wanted], results))]
 
     def attempt(pair: tuple[Run, entries.Entry]) -> None:
         try:
-            execute(*pair, work, results, lock)
-        except RuntimeError as error:
+            execute(*pair, work, results)
+        except Exception as error:  # whatever it is, the other runs are made
             failures.append(pair)
-            print(error, file=sys.stderr, flush=True)
+            print(f"{pair[0].folder_name}: {error}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(attempt, [pair for pair in wanted if pair[0].key in left]))
+        list(pool.map(attempt, left))
     return len(failures)
 
 

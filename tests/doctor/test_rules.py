@@ -288,7 +288,7 @@ def test_a_return_that_rises_into_a_low_mode_excuses_no_first_standard_deviation
     ],
 )
 def test_half_range_of_an_action(low: list[float], high: list[float], expected: float | None) -> None:
-    assert half_range(spaces.Box(np.float32(low), np.float32(high))) == expected
+    assert half_range(spaces.Box(np.array(low, np.float32), np.array(high, np.float32))) == expected
     assert half_range(spaces.Discrete(3)) is None
 
 

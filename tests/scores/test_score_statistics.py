@@ -61,7 +61,13 @@ def test_interval_of_a_mean_agrees_with_scipys_percentile_bootstrap() -> None:
 
 
 def row(
-    seed: int, mean: Any, implementation: str = "ours", entry_hash: str = "a", env_id: str = "Hopper-v5", seconds: str = "60"
+    seed: int,
+    mean: Any,
+    implementation: str = "ours",
+    entry_hash: str = "a",
+    env_id: str = "Hopper-v5",
+    seconds: str = "60",
+    commit: str = "0123456789",
 ) -> Any:
     return {
         "implementation": implementation,
@@ -73,6 +79,7 @@ def row(
         "seed": str(seed),
         "mean": str(mean),
         "wall_seconds": seconds,
+        "commit": commit,
         "curve": "",
     }
 
@@ -85,8 +92,9 @@ def test_group_has_the_mean_of_the_middle_half_of_its_seeds() -> None:
     assert found.minutes == 1.0
 
 
-def test_a_row_without_wall_time_has_none() -> None:
-    assert Group((row(0, 1.0, seconds=""),)).minutes is None
+def test_minutes_are_those_of_rows_that_the_harness_made() -> None:
+    assert Group((row(0, 1.0, seconds=""), row(1, 1.0, commit=""))).minutes is None
+    assert Group((row(0, 1.0, seconds="600", commit=""), row(1, 1.0, seconds="120"))).minutes == 2.0
 
 
 def test_search_seeds_entries_and_implementations_stay_apart_and_seeds_are_in_order() -> None:

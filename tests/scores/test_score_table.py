@@ -25,6 +25,7 @@ def row(
         "env_id": "HalfCheetah-v5",
         "n_timesteps": "1000000",
         "wall_seconds": "90",
+        "commit": "0123456789",
         "curve": "1 2 3 4",
     }
     return {**dict.fromkeys(runs.COLUMNS, ""), **common, **own}
@@ -43,11 +44,32 @@ def test_the_line_of_an_entry() -> None:
     assert cells[:4] == ["HalfCheetah-v5", "TRPO", "1,000,000", "4"]
     assert cells[4].startswith("5,500 [")  # of 5000 and 6000
     assert cells[5] == "3 of 4"
-    assert cells[6] == "2,850 (2)"
+    assert cells[6] == "2,850 (2, the same)"
     assert cells[7] == "0.88"  # of eight pairs only 1800 against 4000 is lost
     assert cells[8].startswith("4,471 ± 804.9 (tianshou)")
     assert cells[9:] == ["1.5", "5,000, 6,000, 7,000, 1,800"]
-    assert "over the 1 environments" in table.main_table(ROWS) and "0.88 [" in table.main_table(ROWS)
+    assert "(1 of the environments)" in table.main_table(ROWS) and "0.88 [" in table.main_table(ROWS)
+
+
+def test_one_seed_is_no_probability_over_all() -> None:
+    assert "probability" not in table.main_table(ROWS[:4] + ROWS[4:5])
+
+
+def test_another_entry_of_stock_says_so_and_both_are_listed() -> None:
+    rows = [*ROWS[:4], row(0, 3000, "stock", "other", "defaults")]
+    assert "| 3,000 (1, another) |" in table.main_table(rows)
+    assert table.stock_table(rows).splitlines()[2:] == ["| HalfCheetah-v5 | TRPO | `defaults` | 1,000,000 | 0 | 3,000 |"]
+
+
+def test_only_what_is_shipped_now_is_called_so() -> None:
+    rows = [row(0, 1, "stock"), row(0, 2, "stock", "other")]
+    assert [line.split("`")[1] for line in table.stock_table(rows).splitlines()[2:]] == ["an earlier entry", "shipped"]
+
+
+def test_an_environment_without_an_entry_is_listed_as_tried() -> None:
+    rows = [{**row(0, 5, entry_hash="other", entry="constructor"), "env_id": "MyEnv-v0"}]
+    assert "| MyEnv-v0 | TRPO | `constructor` | 1,000,000 | 0 | 5.0 |" in table.tried_table(rows)
+    assert "MyEnv" not in table.main_table(rows)
 
 
 def test_what_was_tried_beside_it() -> None:
@@ -59,11 +81,11 @@ def test_what_was_tried_beside_it() -> None:
 
 def test_the_document_keeps_what_stands_around_the_tables(tmp_path: Path) -> None:
     document = tmp_path / "scores.md"
-    marks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->" for name in ("table", "tried", "sources")]
+    marks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->" for name in ("table", "stock", "tried", "sources")]
     document.write_text("before\n" + "\nbetween\n".join(marks) + "\nafter\n")
     table.write(ROWS, document)
     text = document.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and text.count("between") == 2
+    assert text.startswith("before\n") and text.endswith("after\n") and text.count("between") == 3
     assert "old" not in text and "5,500" in text and "4,321" in text and "Tianshou" in text
     table.write(ROWS, document)
     assert document.read_text() == text
@@ -76,10 +98,12 @@ def test_a_document_without_marks_is_refused(tmp_path: Path) -> None:
         table.write(ROWS, document)
 
 
-def test_the_table_of_the_repository_can_be_made() -> None:
-    """Every row of the CSV file finds its place."""
-    rows = runs.read()
-    assert len(table.main_table(rows).splitlines()) + len(table.tried_table(rows).splitlines()) > 10
+def test_the_document_of_the_repository_has_the_tables_of_its_csv_file(tmp_path: Path) -> None:
+    """If not: ``python -m benchmarks.scores table``."""
+    document = tmp_path / "scores.md"
+    document.write_text(table.DOCUMENT.read_text())
+    table.write(runs.read(), document)
+    assert document.read_text() == table.DOCUMENT.read_text()
 
 
 def test_both_charts_are_drawn(tmp_path: Path) -> None:

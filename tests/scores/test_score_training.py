@@ -53,7 +53,7 @@ def test_a_run_is_made_once_and_as_the_command_line_makes_it(
     assert int(row["n_episodes"]) == 3 and 0 < float(row["mean"]) <= 1000 and float(row["wall_seconds"]) > 0
     curve = [float(value) for value in row["curve"].split()]
     assert len(curve) == train.CURVE_POINTS and all(0 < value <= 1000 for value in curve)
-    assert list((tmp_path / "work").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".lock"]
 
     cli(tmp_path, f"train --algo trpo --env {ENV} --seed 0 -n 4096 -f direct --eval-freq -1 --device cpu")
     weights, _ = parameters(tmp_path / "direct" / "trpo" / f"{ENV}_1")
@@ -103,12 +103,83 @@ def test_a_killed_training_goes_on_to_the_same_parameters(tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_stock_trains_its_own_classes_on_its_own_scale(tmp_path: Path) -> None:
-    run, entry = make_run(256, "shipped n_steps=64 batch_size=64", "stock")
+    run, entry = make_run(256, "shipped n_steps=64 batch_size=64 target_kl=0.02", "stock")
     train.train(run, entry, tmp_path / "work")
     written = yaml.safe_load((tmp_path / "work" / "entry.yml").read_text())[ENV]
     assert written["target_kl"] == entry["target_kl"]  # one dimension
     assert "sb3_contrib.trpo" in (tmp_path / "work" / "provenance.json").read_text()
     assert train.learning_curve(tmp_path / "work", 256)
+
+
+def test_runs_that_stand_there_twice_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under two names of the same settings, too; in the order in which they are wanted, under the first name."""
+    made: list[str] = []
+    monkeypatch.setattr(train, "execute", lambda run, *others: made.append(f"{run.entry} {run.seed}"))
+    run, entry = make_run(512)
+    other = Run(**{**vars(run), "entry": "another name"})
+    third = Run(**{**vars(run), "seed": 3})
+    assert (
+        train.train_all([(run, entry), (third, entry), (other, entry), (run, entry)], tmp_path, tmp_path / "scores.csv") == 0
+    )
+    assert made == ["shipped 0", "shipped 3"]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, entry = make_run(512)
+    with train.locked(tmp_path / f"{run.folder_name}.lock"):
+        assert train.train_all([(run, entry)], tmp_path, tmp_path / "scores.csv") == 1
+    assert "is being trained by another process" in capsys.readouterr().err
+    assert not (tmp_path / run.folder_name).exists()
+
+
+def test_a_child_keeps_the_lock_of_a_harness_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with train.locked(path) as lock:
+        orphan = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, pass_fds=[lock]
+        )
+    try:
+        with pytest.raises(RuntimeError, match="another process"), train.locked(path):
+            pass
+    finally:
+        orphan.communicate()
+    with train.locked(path):
+        pass
+
+
+def test_what_another_process_has_added_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, entry = make_run(512)
+    runs.append(run, {"mean": 1.0}, tmp_path / "scores.csv")
+    monkeypatch.delattr(train, "add_row")
+    train.execute(run, entry, tmp_path, tmp_path / "scores.csv")
+
+
+def test_stock_has_no_schedule_of_the_trust_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.train_all([make_run(512, "shipped target_kl=lin_0.02", "stock")], tmp_path, tmp_path / "scores.csv") == 1
+    assert "sb3-contrib's target_kl is a number, not a schedule such as 'lin_0.02'" in capsys.readouterr().err
+
+
+def test_the_commit_of_a_run_is_that_with_which_it_began(tmp_path: Path) -> None:
+    first = train.commit_of(tmp_path / "run")
+    assert len(first.rstrip("+")) == 10 and train.commit_of(tmp_path / "run") == first
+    (tmp_path / "run" / "commit").write_text("0123456789")
+    assert train.commit_of(tmp_path / "run") == "0123456789+"
+
+
+def test_rows_do_not_change_the_commit() -> None:
+    """The harness itself appends to the CSV file; what trains is elsewhere."""
+    listed = subprocess.run(["git", "ls-files", "--", *train.WHAT_TRAINS], cwd=train.ROOT, capture_output=True, text=True)
+    names = listed.stdout.splitlines()
+    assert "sb3_policyopt/trpo.py" in names and "hyperparams/trpo.yml" in names and "benchmarks/scores/train.py" in names
+    assert "benchmarks/scores.csv" not in names
+
+
+@pytest.mark.slow
+def test_the_work_folder_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "N_EPISODES", 2)
+    assert train.train_all([make_run(512, "shipped n_steps=64 batch_size=64")], Path("work"), Path("scores.csv")) == 0
+    assert len(runs.read(Path("scores.csv"))) == 1
 
 
 def test_a_search_is_taken_up_where_it_stood(tmp_path: Path) -> None:
@@ -143,7 +214,7 @@ def test_a_second_call_goes_on_with_the_study_and_draws_anew(
 
 def test_the_name_of_a_trial_says_what_it_trains() -> None:
     values = {"one_minus_gamma": 0.005, "one_minus_lambda": 0.1, "log_std_init": -0.7, "learning_rate": 0.001, "rollout": 2048}
-    entry = entries.load("trpo", ENV, search.entry_name("shared", 4, values))
+    entry = entries.load("trpo", ENV, search.entry_name("shared", entries.load("trpo", ENV, "shared"), values))
     expected: dict[str, Any] = {
         "gamma": 0.995,
         "gae_lambda": 0.9,
@@ -152,6 +223,15 @@ def test_the_name_of_a_trial_says_what_it_trains() -> None:
         "policy_kwargs": "dict(log_std_init=-0.7)",
     }
     assert entry == {**entries.load("trpo", ENV, "shared"), **expected}
+
+
+def test_a_trial_keeps_what_else_the_policy_has() -> None:
+    values = {"one_minus_gamma": 0.005, "one_minus_lambda": 0.1, "log_std_init": -0.7, "learning_rate": 0.001, "rollout": 2048}
+    base = entries.load("ppo", "HalfCheetah-v5", "shipped policy_kwargs=dict(log_std_init=-2,net_arch=dict(pi=[8],vf=[9]))")
+    text = search.entry_name("shipped", base, values).split()[-1]
+    assert text == "policy_kwargs=dict(log_std_init=-0.7,net_arch=dict(pi=[8],vf=[9]))"
+    without = {name: value for name, value in base.items() if name != "policy_kwargs"}
+    assert search.entry_name("x", without, values).split()[-1] == "policy_kwargs=dict(log_std_init=-0.7)"
 
 
 def test_the_objective_does_not_forgive_a_stalled_seed() -> None:
