@@ -36,8 +36,8 @@ def test_a_run_is_made_once_and_as_the_command_line_makes_it(
 ) -> None:
     trained = {}
 
-    def keep(run: Any, entry: Any, folder: Path, train: Any = train.train) -> Any:
-        result = train(run, entry, folder)
+    def keep(run: Any, entry: Any, folder: Path, lock: int, train: Any = train.train) -> Any:
+        result = train(run, entry, folder, lock)
         trained["harness"] = parameters(result)
         return result
 
@@ -85,7 +85,7 @@ def test_a_killed_training_goes_on_to_the_same_parameters(tmp_path: Path, monkey
     run, entry = make_run(40_960)
     whole = parameters(train.train(run, entry, tmp_path / "whole"))
 
-    def kill(module: Any, arguments: Any, folder: Path) -> None:
+    def kill(module: Any, arguments: Any, folder: Path, lock: int | None) -> None:
         with subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=folder, stdout=subprocess.DEVNULL) as process:
             while not list((folder / "checkpoints").glob("*.zip")) and process.poll() is None:
                 time.sleep(0.01)
