@@ -21,6 +21,7 @@ from sb3_policyopt.parallel.rollouts import adopt_moments
 from sb3_policyopt.saving import checkpoint_file, generators, logs, step_context
 from sb3_policyopt.saving.attributes import ChangingAttributes
 from sb3_policyopt.saving.checkpoint_file import Checkpoint, RankState
+from sb3_policyopt.saving.configuration import OPTIMIZER, configuration_of, differences, optimizer_options
 from sb3_policyopt.saving.environments import VecEnvState
 from sb3_policyopt.setup import arguments
 
@@ -48,7 +49,8 @@ class ResumableCheckpointCallback(BaseCallback):
     device is missing, or the script chooses another one, a warning says that the bits will differ.
 
     A checkpoint is also a model of SB3: ``PPO.load("ckpt/rl_model_50000_steps.zip")``. It contains pickles, so resume only
-    from folders that you trust. One folder belongs to one call of ``learn``.
+    from folders that you trust. One folder belongs to one call of ``learn`` with one seed. Hyperparameters that the script has
+    changed since take effect where training goes on, with a warning that names them.
 
     With several ranks, rank 0 writes one checkpoint that holds the environments and random generators of all, and reads it
     for all. A run may go on with another number of ranks: those that were not there start new episodes.
@@ -68,6 +70,9 @@ class ResumableCheckpointCallback(BaseCallback):
         self.path = Path(path)
         self.save_freq = arguments.integer("save_freq", save_freq)
         self.keep = arguments.integer("keep", keep)
+        #: Whether a run may be continued with another seed than its own, which it then takes: set by the command line where
+        #: no ``--seed`` was given, as rl-zoo3 draws one then.
+        self.any_seed = False
         self.started = False
         self.warned = False
 
@@ -84,6 +89,7 @@ class ResumableCheckpointCallback(BaseCallback):
     def _on_training_start(self) -> None:
         model = self.model
         assert model.env is not None
+        self.configuration = configuration_of(model)
         self.environments = VecEnvState(model.env)
         self.callbacks: ChangingAttributes | None = None
         self.trained = ChangingAttributes(
@@ -146,6 +152,7 @@ class ResumableCheckpointCallback(BaseCallback):
         assert self.callbacks is not None
         state: RankState = {
             "run": self._run(),
+            "configuration": self.configuration,
             "device": str(model.device),
             "elapsed": time.time_ns() - model.start_time,
             "trained": self.trained.state(),
@@ -171,6 +178,7 @@ class ResumableCheckpointCallback(BaseCallback):
             "algorithm": type(model).__name__,
             "observation space": str(model.observation_space),
             "action space": str(model.action_space),
+            "seed": model.seed,
             "number of environments": model.n_envs,
             "first timestep of this learn()": model._num_timesteps_at_start,
             "last timestep": model._total_timesteps,
@@ -204,9 +212,10 @@ class ResumableCheckpointCallback(BaseCallback):
         :param checkpoint: the newest one
         :raises ValueError: that names the difference
         """
-        before, now = checkpoint.state["run"], self._run()
+        before, now = self._state_of_this_rank(checkpoint)["run"], self._run()
+        free = {"last timestep", *(["seed"] if self.any_seed or self.model.seed is None else [])}
         for fact, value in before.items():
-            if fact != "last timestep" and now[fact] != value:
+            if fact not in free and now[fact] != value:
                 raise ValueError(
                     f"{checkpoint.path} cannot be continued by this script: its {fact} is {value}, here it is {now[fact]}. "
                     "Choose another folder for ResumableCheckpointCallback, or restore the old setting"
@@ -223,6 +232,24 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"{checkpoint.path} is of a training to timestep {before['last timestep']}, which now goes to "
                 f"{now['last timestep']}: schedules follow the new end from here on"
             )
+
+    def _tell_of_changes(self, checkpoint: Checkpoint, changed: dict[str, str]) -> None:
+        """Warn of hyperparameters that the script has changed since a checkpoint of the same run."""
+        if changed and rank() == 0:
+            complete = checkpoint.timesteps >= self.model._total_timesteps
+            warnings.warn(
+                f"{checkpoint.path} was made with other hyperparameters: "
+                + "; ".join(f"{name} {difference}" for name, difference in changed.items())
+                + (
+                    ". They have no effect, as the training is complete: choose another folder to train with them"
+                    if complete
+                    else ". Training goes on with those of here"
+                )
+            )
+
+    def _changed(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Hyperparameters that the script has changed since a checkpoint of the same run, as texts by name."""
+        return differences(checkpoint.state.get("configuration", {}), self.configuration)
 
     def _go_where_it_ran(self, checkpoint: Checkpoint) -> None:
         """
@@ -250,13 +277,20 @@ class ResumableCheckpointCallback(BaseCallback):
         :raises ValueError: if the networks differ
         """
         model, state = self.model, self._state_of_this_rank(checkpoint)
+        changed, options = self._changed(checkpoint), optimizer_options(model)
         try:
             model.set_parameters(checkpoint.model, exact_match=True, device=model.device)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{checkpoint.path} cannot be continued by this script, because its networks or its optimizer differ: {error}"
             ) from error
-        self.trained.restore(state["trained"])
+        self._tell_of_changes(checkpoint, changed)
+        if OPTIMIZER in changed:
+            for group in model.policy.optimizer.param_groups:
+                group.update(options)
+        attributes = {name: value for name, value in state["trained"]["model"].items() if name not in changed}
+        self.trained.restore({**state["trained"], "model": attributes})
+        model.seed = cast("int | None", state["run"].get("seed", model.seed))
         adopt_moments(model.get_vec_normalize_env())
         model.start_time = time.time_ns() - state["elapsed"]
         if state["environments"] is None:

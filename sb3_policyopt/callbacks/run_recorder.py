@@ -11,13 +11,13 @@ from typing import cast
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_policyopt.saving.files import write_atomically
 from sb3_policyopt.saving.provenance import (
     PROGRESS,
     PROVENANCE,
     ContinuedCSV,
+    described,
     effective_hyperparameters,
     git_state,
     half_range,
@@ -55,11 +55,11 @@ class RunRecorder(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._clock = time.perf_counter()
-        path = str(self.folder / PROGRESS)
-        if not any(
-            getattr(output.file, "name", "") == path for output in self.logger.output_formats if hasattr(output, "file")
-        ):
-            self.logger.output_formats.append(ContinuedCSV(path, self.model.num_timesteps))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = (self.folder / PROGRESS).resolve()
+        written = [str(output.file.name) for output in self.logger.output_formats if hasattr(output, "file")]
+        if path not in [Path(name).resolve() for name in written]:
+            self.logger.output_formats.append(ContinuedCSV(str(path), self.model.num_timesteps))
         self.record = {
             **self.facts,
             "algorithm": f"{type(self.model).__module__}.{type(self.model).__name__}",
@@ -97,16 +97,8 @@ class RunRecorder(BaseCallback):
             wall_time_seconds=round(time.perf_counter() - self._clock, 3),
             updated=_now(),
         )
-        text = json.dumps(self.record, indent=2, default=_describe) + "\n"
+        text = json.dumps(self.record, indent=2, default=described) + "\n"
         write_atomically(self.folder / PROVENANCE, text.encode("utf-8"))
-
-
-def _describe(value: object) -> float | str:
-    """What stands in JSON for a value that JSON cannot hold: of a class its name, of a constant schedule its value."""
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    schedule = getattr(value, "value_schedule", value)
-    return schedule.val if isinstance(schedule, ConstantSchedule) else repr(schedule)
 
 
 def _now() -> str:

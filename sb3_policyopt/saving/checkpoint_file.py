@@ -37,6 +37,7 @@ class RankState(TypedDict):
     What SB3's zip does not hold of the training on one rank.
 
     :param run: what must be the same in the run that resumes
+    :param configuration: what the script had configured; missing in checkpoints of older versions
     :param device: of the model
     :param elapsed: nanoseconds of training
     :param trained: changed attributes of the model and its wrappers, pickled
@@ -50,6 +51,7 @@ class RankState(TypedDict):
     """
 
     run: dict[str, object]
+    configuration: dict[str, str]
     device: str
     elapsed: float
     trained: dict[str, dict[str, bytes]]
@@ -82,16 +84,33 @@ class Checkpoint(NamedTuple):
     model: io.BytesIO
     state: TrainingState
 
+    @property
+    def timesteps(self) -> int:
+        """Trained before it was written."""
+        found = _NAME.fullmatch(self.path.name)
+        assert found is not None
+        return int(found[1])
+
 
 def checkpoints(folder: Path) -> list[Path]:
     """
     The checkpoints in a folder, under the names that SB3's ``CheckpointCallback`` and the zoo's ``enjoy`` use.
 
     :param folder: may be missing
-    :return: oldest first
+    :return: oldest first, complete or not; without the models that SB3's ``CheckpointCallback`` has saved there
     """
     found = [(int(match[1]), path) for path in folder.glob("rl_model_*_steps.zip") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(found) if not _is_model_only(path)]
+
+
+def _is_model_only(path: Path) -> bool:
+    """Whether a file is a whole zip without the state of a training: not written here, and not to be touched."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.namelist()
+            return "data" in entries and STATE_ENTRY not in entries  # a torn file may end with the zip that an entry is
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # damaged: it may have been one of ours
+        return False
 
 
 def write(folder: Path, model: BaseAlgorithm, state: TrainingState, keep: int) -> Path:
@@ -148,10 +167,12 @@ def newest(folder: Path) -> Checkpoint | None:
 
     :param folder: may be missing
     :return: None if there is none
+    :raises OSError: if a file cannot be read now, which says nothing about what it holds
     """
     for path in reversed(checkpoints(folder)):
+        content = path.read_bytes()
         try:
-            return _read(path)
+            return _read(path, content)
         except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
             aside = path.with_name(path.name + ".torn")
             os.replace(path, aside)
@@ -159,15 +180,16 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, content: bytes) -> Checkpoint:
     """
     Read a checkpoint, every entry of which is checked.
 
     :param path: the file
+    :param content: what it holds
     :return: its content
     :raises zipfile.BadZipFile: if something of it is missing or changed
     """
-    model = io.BytesIO(path.read_bytes())
+    model = io.BytesIO(content)
     with zipfile.ZipFile(model) as archive:
         damaged = archive.testzip()
         if damaged is not None:

@@ -51,7 +51,7 @@ def _files(logger: Logger) -> dict[str, FileOutput]:
     The outputs that write a file of their own, which SB3 empties when a script starts again.
 
     :param logger: SB3's
-    :return: outputs by name of their file
+    :return: outputs by name of their file; of files of the same name in several folders the second is "NAME 2", and so on
     """
     outputs: list[FileOutput] = [
         output
@@ -59,7 +59,12 @@ def _files(logger: Logger) -> dict[str, FileOutput]:
         if isinstance(output, (CSVOutputFormat, JSONOutputFormat))
         or (isinstance(output, HumanOutputFormat) and output.own_file)
     ]
-    return {Path(output.file.name).name: output for output in outputs}
+    found: dict[str, FileOutput] = {}
+    names = [Path(output.file.name).name for output in outputs]
+    for index, (name, output) in enumerate(zip(names, outputs, strict=True)):
+        earlier = names[:index].count(name)
+        found[f"{name} {earlier + 1}" if earlier else name] = output
+    return found
 
 
 def capture(logger: Logger) -> LogState:

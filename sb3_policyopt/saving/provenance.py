@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import CSVOutputFormat
+from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_policyopt.saving.constructors import parameters_of
 
@@ -100,6 +101,14 @@ def effective_hyperparameters(model: BaseAlgorithm, given: Mapping[str, object])
     names = [name for name in parameters_of(type(model)) if name not in passed_by_caller and not name.startswith("_")]
     in_use = {name: getattr(model, name) for name in names if hasattr(model, name)}
     return {**in_use, "policy": model.policy_class.__name__, **given}
+
+
+def described(value: object) -> float | str:
+    """What stands in JSON for a value that JSON cannot hold: of a class its name, of a constant schedule its value."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    schedule = getattr(value, "value_schedule", value)
+    return schedule.val if isinstance(schedule, ConstantSchedule) else repr(schedule)
 
 
 def half_range(space: spaces.Space[Any]) -> float | None:

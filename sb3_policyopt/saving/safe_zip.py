@@ -43,6 +43,18 @@ _TRANSIENT = frozenset(
         "tensorboard_log",
     }
 )
+# What a loaded agent gets from the one who loads it: a file that names one of these was not written by this package.
+# An "env" of a file would be made by Gymnasium, which imports the module that its id names.
+_NEVER_IN_A_FILE = _TRANSIENT | {
+    "env",
+    "eval_env",
+    "device",
+    "policy",
+    "rollout_buffer",
+    "replay_buffer",
+    "_vec_normalize_env",
+    "_logger",
+}
 AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
 PathOrFile = str | Path | io.BufferedIOBase
 
@@ -139,13 +151,18 @@ def without_pickles(
     :param custom_objects: values for attributes by name; what is given here is not read from the zip
     :return: the copy, and ``custom_objects`` completed
     :raises PickleRequiredError: if something that is needed exists only as a pickle; the message names it and the alternatives
-    :raises ValueError: if the file is no zip, or its description is damaged
+    :raises ValueError: if the file is no zip, or its description is damaged or sets what no saved agent holds
     """
     given, name = custom_objects or {}, _name(path)
     objects: dict[str, object] = {}
     refused: list[str] = []
     with _open_zip(path) as archive:
         for key, value in _read_description(archive, name)["attributes"].items():
+            if key not in given and (key in _NEVER_IN_A_FILE or callable(getattr(BaseAlgorithm, key, None))):
+                raise ValueError(
+                    f"{DESCRIPTION} in {name} sets {key!r}, which no saved agent holds: the file was changed by someone, do "
+                    "not trust it"
+                )
             try:
                 objects[key] = given[key] if key in given else decode(value)
             except PickleRequiredError as error:

@@ -1,8 +1,10 @@
 """One training or search of rl-zoo3, with this package's hyperparameters, records of the run, and one-sentence errors."""
 
+import argparse
 import contextlib
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import hyperparams, registry
+from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.errors import UserError, did_you_mean
 from sb3_policyopt.recording import RunRecorder
 from sb3_policyopt.saving.constructors import parameters_of
 
 #: Command-line arguments that may contain a password, or belong to a service.
-PRIVATE_ARGUMENTS = ("storage", "track", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_tags")
+PRIVATE_ARGUMENTS = ("command", "storage", "track", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_tags")
 
 #: Choices of ``--vec-env`` in addition to those of rl-zoo3.
 VEC_ENVS = ("envpool", "shared")
@@ -141,6 +144,9 @@ class Experiment(ExperimentManager):
 
         :param model: the model
         """
+        for callback in self.callbacks:
+            if isinstance(callback, ResumableCheckpointCallback):
+                callback.any_seed = seed_was_drawn(sys.argv[1:])
         try:
             super().learn(model)
         finally:
@@ -149,16 +155,42 @@ class Experiment(ExperimentManager):
 
     def hyperparameters_optimization(self) -> None:
         """
-        Search for hyperparameters.
+        Search for hyperparameters; a trial is never continued from a checkpoint, which would be another trial's.
 
         :raises UserError: if no trial was completed
         """
+        self.specified_callbacks: list[object] = without_resuming(self.specified_callbacks)
         try:
             super().hyperparameters_optimization()
         except ValueError as error:
             if "No trials are completed" not in str(error):
                 raise
             raise UserError(f"no trial of the study came to its end: {error}") from error
+
+
+def seed_was_drawn(argv: list[str]) -> bool:
+    """
+    Whether rl-zoo3 drew the seed.
+
+    :param argv: the options of ``train``
+    :return: whether they name none
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seed", type=int, default=-1)
+    return bool(parser.parse_known_args(argv)[0].seed < 0)
+
+
+def without_resuming(callbacks: object) -> list[object]:
+    """
+    Leave out the callback that continues a training.
+
+    :param callbacks: the entry ``callback`` of rl-zoo3's hyperparameters: a name, a dictionary with one, or a list of them
+    :return: a list without :class:`ResumableCheckpointCallback`
+    """
+    listed = callbacks if isinstance(callbacks, list) else [callbacks]
+    names = [str(next(iter(callback)) if isinstance(callback, dict) else callback) for callback in listed]
+    unwanted = ResumableCheckpointCallback.__name__
+    return [callback for callback, name in zip(listed, names, strict=True) if name.rpartition(".")[2] != unwanted]
 
 
 def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:

@@ -23,6 +23,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
+from sb3_policyopt import PPO
 from sb3_policyopt.errors import PickleRequiredError
 from sb3_policyopt.saving.plain_json import decode, encode
 from sb3_policyopt.saving.safe_zip import DESCRIPTION, read_description, without_pickles, write_description
@@ -308,6 +309,22 @@ def test_malformed_values_are_reported_with_the_attribute(value: Any, tmp_path: 
     damaged = rewritten(path, tmp_path / "damaged.zip", json.dumps(description))
     with pytest.raises(ValueError, match=r"policyopt\.json in .*damaged\.zip is damaged, at gamma"):
         without_pickles(damaged)
+
+
+@pytest.mark.parametrize("key", ["env", "tensorboard_log", "_logger", "learn"])
+def test_what_no_saved_agent_holds_is_refused_before_it_is_used(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gymnasium would import the module that the id of an environment names."""
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'was imported')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = save(PPO("MlpPolicy", "Pendulum-v1", n_steps=64, device="cpu"), tmp_path / "agent.zip")
+    description: Any = read_description(path)
+    description["attributes"][key] = "theirs:Foo-v0"
+    changed = rewritten(path, tmp_path / "changed.zip", json.dumps(description))
+    with pytest.raises(ValueError, match=f"sets '{key}', which no saved agent holds"):
+        PPO.load(changed, device="cpu", safe=True)
+    assert not (tmp_path / "was imported").exists()
 
 
 # -- encode and decode ----------------------------------------------------------------------------------------------------
