@@ -57,7 +57,7 @@ class RunRecorder(BaseCallback):
         self._clock = time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = (self.folder / PROGRESS).resolve()
-        written = [str(output.file.name) for output in self.logger.output_formats if hasattr(output, "file")]
+        written = [str(getattr(output.file, "name", "")) for output in self.logger.output_formats if hasattr(output, "file")]
         if path not in [Path(name).resolve() for name in written]:
             self.logger.output_formats.append(ContinuedCSV(str(path), self.model.num_timesteps))
         self.record = {

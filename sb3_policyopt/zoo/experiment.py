@@ -4,9 +4,12 @@ import argparse
 import contextlib
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
@@ -52,6 +55,7 @@ class Experiment(ExperimentManager):
         if config is None and self.algo in registry.ALGORITHMS:
             self.config = str(hyperparams.path(self.algo))
         self.recorder: RunRecorder | None = None
+        self.interrupted = False
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, object]] | None:
         """
@@ -140,7 +144,7 @@ class Experiment(ExperimentManager):
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
-        Train, and update the records, also if the training ends by an exception.
+        Train, and update the records, also if the training ends by an exception. Ctrl-C ends it here without one.
 
         :param model: the model
         """
@@ -148,10 +152,40 @@ class Experiment(ExperimentManager):
             if isinstance(callback, ResumableCheckpointCallback):
                 callback.any_seed = seed_was_drawn(sys.argv[1:])
         try:
-            super().learn(model)
+            with self._noticing_interrupts():
+                super().learn(model)
         finally:
             if self.recorder is not None:
                 self.recorder.save()
+
+    @contextlib.contextmanager
+    def _noticing_interrupts(self) -> Iterator[None]:
+        """Within this context, a signal of Ctrl-C is noted before it takes effect."""
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(handler):
+            yield
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+            handler(number, frame)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        Save the model, its statistics and its configuration, also of a training that Ctrl-C has ended.
+
+        :param model: the model
+        :raises KeyboardInterrupt: after that, if Ctrl-C has ended the training
+        """
+        super().save_trained_model(model)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def hyperparameters_optimization(self) -> None:
         """

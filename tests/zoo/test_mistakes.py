@@ -1,8 +1,11 @@
 """A mistake of the user is reported in one sentence with exit code 2, and leaves no files."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +148,26 @@ def test_an_interrupted_command_exits_with_130(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(command_line, "resolve", lambda command: interrupted)
     assert main(["train"]) == 130
+
+
+def test_ctrl_c_ends_a_training_with_130_after_saving_it(tmp_path: Path) -> None:
+    command = (
+        "train --algo ppo --env Pendulum-v1 -n 10000000 --seed 0 --eval-freq -1 -params n_envs:1 n_steps:64 batch_size:64"
+    )
+    run = tmp_path / "logs" / "ppo" / "Pendulum-v1_1"
+    with subprocess.Popen(
+        [sys.executable, "-m", "sb3_policyopt", *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while process.poll() is None and not ((run / "progress.csv").is_file() and (run / "progress.csv").stat().st_size):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert (run / "Pendulum-v1.zip").is_file()
+    assert json.loads((run / "provenance.json").read_text())["finished"] is False
 
 
 def test_a_training_that_meets_nan_fails_with_1(
