@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
+from sb3_policyopt.hub.wrappers import is_plain, plain
 from sb3_policyopt.hyperparams.zoo_yaml import load_plain
 from sb3_policyopt.saving.constructors import parameters_of
 from sb3_policyopt.saving.safe_zip import policy_alias, without_pickles
@@ -198,19 +199,21 @@ def config_of_model(model: BaseAlgorithm, algorithm_class: type | None = None) -
     for name, parameter in parameters_of(algorithm_class or type(model)).items():
         if name not in elsewhere and hasattr(model, name) and parameter.default is not parameter.empty:
             value = _zoo_value(getattr(model, name))
-            if value is not None and value != parameter.default:
+            if value is not None and value != _zoo_value(parameter.default):
                 config[name] = value
     return config
 
 
-def _zoo_value(value: object) -> bool | int | float | str | None:
-    """A number, a string, or rl-zoo3's ``lin_x`` for a schedule from x to 0; None for what its YAML cannot express."""
+def _zoo_value(value: object) -> bool | int | float | str | list[object] | None:
+    """Numbers, strings, lists, and rl-zoo3's ``lin_x`` for a schedule from x to 0; None for what its YAML cannot express."""
     while isinstance(value, FloatSchedule):
         value = value.value_schedule
     if isinstance(value, ConstantSchedule):
         return value.val
     if isinstance(value, LinearSchedule) and value.end == 0 and value.end_fraction == 1:
         return f"lin_{value.start}"
+    if isinstance(value, (list, tuple)) and is_plain(value):
+        return [plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str)) else None
 
 

@@ -6,30 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    VecCheckNan,
-    VecEnv,
-    VecEnvWrapper,
-    VecFrameStack,
-    VecMonitor,
-    VecNormalize,
-    VecTransposeImage,
-    VecVideoRecorder,
-    unwrap_vec_normalize,
-)
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.push import agent_of_model, push_agent
-
-# Wrappers of a VecEnv that are made again for the evaluation, or that change nothing in it.
-_REPRODUCED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
-# Wrappers of one environment that change neither observations, actions, rewards nor the end of episodes.
-_OBSERVERS = ("Monitor", "RecordVideo", "RecordEpisodeStatistics", "PassiveEnvChecker", "OrderEnforcing", "RenderCollection")
+from sb3_policyopt.hub.wrappers import check_id, normalization_of
 
 
 def package_to_hub(
@@ -84,13 +68,12 @@ def package_to_hub(
         warnings.warn("local_repo_path is not used: nothing is cloned", stacklevel=2)
     _check(model, model_name, model_architecture, n_eval_episodes, video_length, logs)
     env = eval_env if isinstance(eval_env, VecEnv) else _vectorised(eval_env)
-    config: dict[str, object] = {"env_wrapper": _wrappers(env, env_id)}
+    check_id(env, env_id)
     with tempfile.TemporaryDirectory() as scratch:
         agent = agent_of_model(model, Path(scratch), env=env, env_id=env_id, run_folder=logs)
         agent = _with_own_statistics(agent, model, Path(scratch))
         agent = replace(
             agent,
-            config=agent.config | {name: value for name, value in config.items() if value},
             zip_name=f"{model_name.removesuffix('.zip')}.zip",
             tensorboard_folder=agent.run_folder,
         )
@@ -140,38 +123,6 @@ def _vectorised(env: GymEnv) -> VecEnv:
     return DummyVecEnv([lambda: env])
 
 
-def _wrappers(env: VecEnv, env_id: str) -> list[dict[str, dict[str, object]]]:
-    """The wrappers of one environment in rl-zoo3's form, innermost first; all others are checked."""
-    layer = env
-    while isinstance(layer, VecEnvWrapper):
-        if not isinstance(layer, _REPRODUCED):
-            raise _unknown(type(layer).__name__)
-        layer = layer.venv
-    spec: EnvSpec | None = env.get_attr("spec")[0]
-    if spec is None:  # an environment made without gym.make
-        return []
-    if spec.id != env_id.rpartition(":")[2]:
-        raise ValueError(f"eval_env is {spec.id}, and env_id is {env_id}: pass an environment of this id")
-    changing = [one for one in spec.additional_wrappers if one.entry_point.rpartition(":")[2] not in _OBSERVERS]
-    for one in changing:
-        if one.kwargs is None or not _is_plain(list(one.kwargs.values())):
-            raise _unknown(one.entry_point.rpartition(":")[2])
-    return [{one.entry_point.replace(":", "."): dict(one.kwargs or {})} for one in changing]
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _unknown(wrapper: str) -> ValueError:
-    return ValueError(
-        f"eval_env has the wrapper {wrapper}, whose arguments are not known, so it cannot be made again: "
-        "use push_to_hub with env_wrapper or vec_env_wrapper in config="
-    )
-
-
 def _with_own_statistics(agent: Agent, model: BaseAlgorithm, scratch: Path) -> Agent:
     """The agent, with the statistics of the training if ``eval_env`` had none."""
     env = model.get_env()
@@ -179,5 +130,6 @@ def _with_own_statistics(agent: Agent, model: BaseAlgorithm, scratch: Path) -> A
     if own is None:
         return agent
     own.save(str(scratch / "vecnormalize.pkl"))
-    settings = {"norm_obs": own.norm_obs, "norm_reward": own.norm_reward}
-    return replace(agent, config=agent.config | {"normalize": settings}, statistics_path=scratch / "vecnormalize.pkl")
+    return replace(
+        agent, config=agent.config | {"normalize": normalization_of(own)}, statistics_path=scratch / "vecnormalize.pkl"
+    )

@@ -131,7 +131,8 @@ def download_run(
     :param revision: branch, tag or commit; by default the main branch
     :param safe: pass False to copy the files as they are
     :return: the run folder
-    :raises HubError: if there is no such repository or file, or the Hub cannot be reached, or the folder exists
+    :raises HubError: if there is no such repository or file, or the Hub cannot be reached, or the folder exists, or holds
+        other runs
     :raises PickleRequiredError: if the agent cannot be loaded without unpickling, and ``safe`` is True
     """
     name = file_name_of(env_id)
@@ -140,6 +141,12 @@ def download_run(
         run /= f"{name}_{exp_id or latest_run(folder, algo, env_id) + 1}"
     if run.exists() and not force:
         raise HubUserError(f"{run} exists: pass --force to replace it, or --exp-id 0 for a new folder")
+    others = [path.name for path in run.glob("*_*") if path.is_dir() and path.name.rpartition("_")[2].isdigit()]
+    if exp_id < 0 and others:
+        raise HubUserError(
+            f"{run} holds the runs {', '.join(sorted(others)[:3])}, which --force would delete with it: use --exp-id 0, or "
+            "another folder"
+        )
     files = _files(repo_id, revision)
     folder.mkdir(parents=True, exist_ok=True)
     # In the folder of the target: a complete download is renamed, an incomplete one is deleted.

@@ -17,6 +17,7 @@ from sb3_policyopt.hub.agent import Agent, config_of_model
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.repository import Report, build, check
 from sb3_policyopt.hub.upload import check_repository, send
+from sb3_policyopt.hub.wrappers import normalization_of, wrappers_of
 from sb3_policyopt.identity.kinds import kind_of
 
 
@@ -64,7 +65,8 @@ def push_to_hub(
     :param license: licence of the agent, as the Hub abbreviates it
     :param dry_run: build everything in this folder, and send nothing
     :return: address of the commit, or the folder of the dry run
-    :raises HubError: if anything fails; the message is one sentence
+    :raises ValueError: if ``config`` is not given and the model's environment has a wrapper that cannot be made again
+    :raises HubError: if anything else fails; the message is one sentence
     """
     with tempfile.TemporaryDirectory() as scratch:
         agent = agent_of_model(
@@ -190,7 +192,11 @@ def agent_of_model(
         if isinstance(stacked, VecFrameStack):
             of_model["frame_stack"] = stacked.stacked_obs.n_stack
         if vec_normalize is not None:
-            of_model["normalize"] = {"norm_obs": vec_normalize.norm_obs, "norm_reward": vec_normalize.norm_reward}
+            of_model["normalize"] = normalization_of(vec_normalize)
+        if spec is not None and env is not None and spec.id == env_id.rpartition(":")[2]:
+            wrappers = wrappers_of(env)
+            if wrappers:
+                of_model["env_wrapper"] = wrappers
     return Agent(
         entry.name,
         env_id,

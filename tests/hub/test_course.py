@@ -7,16 +7,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.wrappers import ClipAction, TransformReward
+import yaml
+from gymnasium.wrappers import ClipAction, RescaleAction, TransformReward
 from hub_client import Client
 from loopback import Hub
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_policyopt import PPO
 from sb3_policyopt.errors import HubError
-from sb3_policyopt.hub import load_from_hub, package_to_hub
+from sb3_policyopt.hub import load_from_hub, package_to_hub, push_to_hub
+from sb3_policyopt.hub.load import download_run
 
 COURSE = """
 import gymnasium as gym
@@ -143,6 +145,49 @@ def test_wrappers_with_known_arguments_are_made_again(model: Any, tmp_path: Path
     assert folder == str(tmp_path / "dry")
     assert "wrapper_class=lambda env: ClipAction(env)" in card and "env_kwargs={'max_episode_steps': 5}" in card
     assert "sb3-policyopt load_from_hub --algo ppo" in card  # the model has the zoo's name
+
+
+def test_push_to_hub_makes_the_environment_of_the_model_again(tmp_path: Path) -> None:
+    """Wrappers, what VecNormalize has beside its defaults, and arguments that are tuples."""
+    env = VecNormalize(DummyVecEnv([lambda: RescaleAction(gym.make("Pendulum-v1"), np.float64(-1), np.float64(1))]), clip_obs=5.0, gamma=0.9)
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu", log_std_bounds=(-1.0, 0.5))
+    folder = Path(push_to_hub(model, "me/rescaled", n_eval_episodes=1, video_length=0, dry_run=tmp_path / "dry"))
+    config = yaml.safe_load((folder / "config.yml").read_text())
+    if isinstance(config, list):  # rl-zoo3's form, pairs of name and value
+        config = dict(config)
+    assert config["env_wrapper"] == [
+        {"gymnasium.wrappers.transform_action.RescaleAction": {"min_action": -1.0, "max_action": 1.0}}
+    ]
+    assert config["log_std_bounds"] == [-1.0, 0.5]
+    assert config["normalize"] == {"norm_obs": True, "norm_reward": True, "clip_obs": 5.0}
+    assert "RescaleAction(env, min_action=-1.0, max_action=1.0)" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            lambda: VecNormalize(VecFrameStack(make_vec_env("Pendulum-v1"), 2)),
+            "VecFrameStack(VecNormalize(env), n)",
+        ),
+        (lambda: Halved(make_vec_env("Pendulum-v1")), "the wrapper Halved"),
+    ],
+    ids=["order", "unknown"],
+)
+def test_push_to_hub_refuses_what_it_cannot_make_again(make: Any, sentence: str, tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", make(), n_steps=32, batch_size=32, device="cpu")
+    with pytest.raises(ValueError) as caught:
+        push_to_hub(model, "me/wrapped", n_eval_episodes=1, video_length=0, dry_run=tmp_path / "dry")
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "dry").exists()
+
+
+def test_a_log_folder_with_runs_is_not_replaced(tmp_path: Path) -> None:
+    run = tmp_path / "ppo" / "CartPole-v1_1"
+    run.mkdir(parents=True)
+    with pytest.raises(HubError, match=r"holds the runs CartPole-v1_1, which --force would delete"):
+        download_run("me/ppo-CartPole-v1", "ppo", "CartPole-v1", tmp_path, exp_id=-1, force=True)
+    assert run.is_dir()
 
 
 class Halved(VecEnvWrapper):

@@ -1,0 +1,98 @@
+"""The wrappers of a script's environment as rl-zoo3's configuration names them, so that the evaluation makes them again."""
+
+import math
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
+
+# Wrappers of a VecEnv that are made again for the evaluation, or that change nothing in it.
+_REPRODUCED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
+# Wrappers of one environment that change neither observations, actions, rewards nor the end of episodes.
+_OBSERVERS = ("Monitor", "RecordVideo", "RecordEpisodeStatistics", "PassiveEnvChecker", "OrderEnforcing", "RenderCollection")
+_DEFAULTS = {"clip_obs": 10.0, "clip_reward": 10.0, "epsilon": 1e-8}
+
+
+def check_id(env: VecEnv, env_id: str) -> None:
+    """
+    Check that an environment is the one that is named.
+
+    :param env: it
+    :param env_id: its id
+    :raises ValueError: if it has another
+    """
+    spec: EnvSpec | None = env.get_attr("spec")[0]
+    if spec is not None and spec.id != env_id.rpartition(":")[2]:
+        raise ValueError(f"eval_env is {spec.id}, and env_id is {env_id}: pass an environment of this id")
+
+
+def wrappers_of(env: VecEnv) -> list[dict[str, dict[str, object]]]:
+    """
+    Read the wrappers of one environment in rl-zoo3's form; all others are checked.
+
+    :param env: of a script
+    :return: by dotted name, with their arguments, innermost first
+    :raises ValueError: for a wrapper that cannot be made again
+    """
+    layer, normalized = env, False
+    while isinstance(layer, VecEnvWrapper):
+        if not isinstance(layer, _REPRODUCED):
+            raise _unknown(type(layer).__name__)
+        if isinstance(layer, VecFrameStack) and normalized:
+            raise ValueError(
+                "the environment has VecNormalize around VecFrameStack; rl-zoo3's order, in which it is made again, is the "
+                "reverse: train with VecFrameStack(VecNormalize(env), n)"
+            )
+        normalized = normalized or isinstance(layer, VecNormalize)
+        layer = layer.venv
+    spec: EnvSpec | None = env.get_attr("spec")[0]
+    if spec is None:  # an environment made without gym.make
+        return []
+    changing = [one for one in spec.additional_wrappers if one.entry_point.rpartition(":")[2] not in _OBSERVERS]
+    for one in changing:
+        if one.kwargs is None or not is_plain(list(one.kwargs.values())):
+            raise _unknown(one.entry_point.rpartition(":")[2])
+    arguments = [{name: plain(value) for name, value in (one.kwargs or {}).items()} for one in changing]
+    return [{one.entry_point.replace(":", "."): given} for one, given in zip(changing, arguments, strict=True)]
+
+
+def normalization_of(vec_normalize: VecNormalize) -> dict[str, object]:
+    """
+    Describe a ``VecNormalize`` as rl-zoo3's entry ``normalize``.
+
+    :param vec_normalize: it
+    :return: its arguments, the rarer ones only where they differ from their defaults
+    """
+    rarer = {name: getattr(vec_normalize, name) for name, default in _DEFAULTS.items()}
+    changed = {name: value for name, value in rarer.items() if not math.isclose(value, _DEFAULTS[name])}
+    return {"norm_obs": vec_normalize.norm_obs, "norm_reward": vec_normalize.norm_reward, **changed}
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is a number (NumPy's, too), a string, a Boolean or None, or a list or tuple of such."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, np.number, np.bool_))
+
+
+def plain(value: object) -> object:
+    """A value with Python's numbers in place of NumPy's, and lists in place of tuples, for YAML and for the code on a card."""
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _unknown(wrapper: str) -> ValueError:
+    return ValueError(
+        f"the environment has the wrapper {wrapper}, whose arguments are not known, so it cannot be made again: "
+        "use push_to_hub with env_wrapper or vec_env_wrapper in config="
+    )
