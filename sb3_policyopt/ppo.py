@@ -65,8 +65,8 @@ class PPO(PolicyOptimization):
         the clipped and the unclipped error; only with ``clip_range_vf``
     :param kl_stop: "minibatch" stops in the middle of an epoch, on one minibatch's KL, as SB3; "epoch" stops after an
         epoch, on its mean KL; only with ``target_kl``
-    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed; "auto" takes the fastest that computes
-        exactly what the policy's modules compute
+    :param engine: "auto" | "closed_form" | "hybrid" | "autograd", how the numbers are computed; "auto" takes the fastest that
+        computes exactly what the policy's modules compute
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False

@@ -80,8 +80,8 @@ class TRPO(PolicyOptimization):
     :param kl_reduction: "sum", the joint KL; "mean", its mean over the dimensions of a Box or MultiBinary action, as
         sb3-contrib measures it
     :param line_search: False takes the bare scaled step (T8) without checking KL or J
-    :param engine: "auto" | "autograd" | "closed_form", how the numbers are computed; "auto" takes the fastest that computes
-        exactly what the policy's modules compute
+    :param engine: "auto" | "closed_form" | "hybrid" | "autograd", how the numbers are computed; "auto" takes the fastest that
+        computes exactly what the policy's modules compute
     :param micro_batch_size: most samples that go through the networks at once, None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
