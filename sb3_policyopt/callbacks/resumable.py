@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -355,11 +355,20 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"{sorted(self.callbacks.objects)}; those that are new start afresh"
             )
         self.callbacks.restore(state["callbacks"])
+        for callback in self.callbacks.objects.values():
+            if isinstance(callback, EvalCallback) and not _has_best_model(callback):
+                callback.best_mean_reward = -np.inf
         for name, environment in state["their_environments"].items():
             if environment is not None and name in self.their_environments:
                 self.their_environments[name].restore(environment)
         logs.restore(self.model.logger, state["logs"])
         self._restore_generators(state)
+
+
+def _has_best_model(evaluation: EvalCallback) -> bool:
+    """Whether the model of the best reward is where the next one would be: not so in rl-zoo3's next run folder."""
+    folder = evaluation.best_model_save_path
+    return folder is None or (Path(folder) / "best_model.zip").is_file()
 
 
 def _numbered(things: Sequence[T]) -> dict[str, T]:

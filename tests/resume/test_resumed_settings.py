@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
@@ -67,6 +67,37 @@ def test_of_a_complete_training_changed_hyperparameters_have_no_effect(tmp_path:
     with pytest.warns(UserWarning, match="gamma 0.5 here, 0.99 before.*have no effect, as the training is complete"):
         after = train(tmp_path, gamma=0.5)
     assert str(after.policy.state_dict()) == str(before.policy.state_dict())
+
+
+def test_a_new_run_folder_gets_a_best_model(tmp_path: Path) -> None:
+    """rl-zoo3 makes one for each call of ``train``; there the best reward so far has no model."""
+
+    def evaluated(name: str) -> EvalCallback:
+        env = DummyVecEnv([lambda: gym.make("Pendulum-v1")])
+        return EvalCallback(
+            env, n_eval_episodes=1, eval_freq=64, best_model_save_path=str(tmp_path / name), warn=False, verbose=0
+        )
+
+    class Perfect(BaseCallback):
+        """Sets the best reward once to 0, which Pendulum's returns do not reach."""
+
+        def __init__(self, evaluation: EvalCallback) -> None:
+            super().__init__()
+            self.evaluation, self.is_done = evaluation, False
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps > 64 and not self.is_done:
+                self.evaluation.best_mean_reward, self.is_done = 0.0, True
+            return True
+
+    def run(name: str, steps: int) -> None:
+        evaluation = evaluated(name)
+        train(tmp_path / "checkpoints", steps, others=[evaluation, Perfect(evaluation)])
+
+    run("one", 128)
+    with pytest.warns(UserWarning, match="schedules follow the new end"):
+        run("two", 256)
+    assert (tmp_path / "two" / "best_model.zip").is_file()
 
 
 class Curious(VecEnvWrapper):
