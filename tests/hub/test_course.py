@@ -149,7 +149,8 @@ def test_wrappers_with_known_arguments_are_made_again(model: Any, tmp_path: Path
 
 def test_push_to_hub_makes_the_environment_of_the_model_again(tmp_path: Path) -> None:
     """Wrappers, what VecNormalize has beside its defaults, and arguments that are tuples."""
-    env = VecNormalize(DummyVecEnv([lambda: RescaleAction(gym.make("Pendulum-v1"), np.float64(-1), np.float64(1))]), clip_obs=5.0, gamma=0.9)
+    rescaled = RescaleAction(gym.make("Pendulum-v1"), np.float64(-1), np.float64(1))
+    env = VecNormalize(DummyVecEnv([lambda: rescaled]), clip_obs=5.0, gamma=0.9)
     model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu", log_std_bounds=(-1.0, 0.5))
     folder = Path(push_to_hub(model, "me/rescaled", n_eval_episodes=1, video_length=0, dry_run=tmp_path / "dry"))
     config = yaml.safe_load((folder / "config.yml").read_text())
