@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
@@ -13,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.push import agent_of_model, push_agent
-from sb3_policyopt.hub.wrappers import check_id, normalization_of
+from sb3_policyopt.hub.wrappers import normalization_of
 
 
 def package_to_hub(
@@ -68,7 +69,7 @@ def package_to_hub(
         warnings.warn("local_repo_path is not used: nothing is cloned", stacklevel=2)
     _check(model, model_name, model_architecture, n_eval_episodes, video_length, logs)
     env = eval_env if isinstance(eval_env, VecEnv) else _vectorised(eval_env)
-    check_id(env, env_id)
+    _check_id(env, env_id)
     with tempfile.TemporaryDirectory() as scratch:
         agent = agent_of_model(model, Path(scratch), env=env, env_id=env_id, run_folder=logs)
         agent = _with_own_statistics(agent, model, Path(scratch))
@@ -121,6 +122,12 @@ def _vectorised(env: GymEnv) -> VecEnv:
     if not isinstance(env, gym.Env):
         raise ValueError(f"eval_env must be an environment of Gymnasium or a VecEnv, not {type(env).__name__}")
     return DummyVecEnv([lambda: env])
+
+
+def _check_id(env: VecEnv, env_id: str) -> None:
+    spec: EnvSpec | None = env.get_attr("spec")[0]
+    if spec is not None and spec.id != env_id.rpartition(":")[2]:
+        raise ValueError(f"eval_env is {spec.id}, and env_id is {env_id}: pass an environment of this id")
 
 
 def _with_own_statistics(agent: Agent, model: BaseAlgorithm, scratch: Path) -> Agent:

@@ -22,19 +22,6 @@ _OBSERVERS = ("Monitor", "RecordVideo", "RecordEpisodeStatistics", "PassiveEnvCh
 _DEFAULTS = {"clip_obs": 10.0, "clip_reward": 10.0, "epsilon": 1e-8}
 
 
-def check_id(env: VecEnv, env_id: str) -> None:
-    """
-    Check that an environment is the one that is named.
-
-    :param env: it
-    :param env_id: its id
-    :raises ValueError: if it has another
-    """
-    spec: EnvSpec | None = env.get_attr("spec")[0]
-    if spec is not None and spec.id != env_id.rpartition(":")[2]:
-        raise ValueError(f"eval_env is {spec.id}, and env_id is {env_id}: pass an environment of this id")
-
-
 def wrappers_of(env: VecEnv) -> list[dict[str, dict[str, object]]]:
     """
     Read the wrappers of one environment in rl-zoo3's form; all others are checked.

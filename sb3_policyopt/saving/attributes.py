@@ -41,13 +41,22 @@ def _pickled(value: object) -> bytes | None:
     :return: None if it cannot be pickled; of a network or an optimizer its ``state_dict``
     """
     if isinstance(value, (nn.Module, th.optim.Optimizer)):
-        value = _StateDict(value.state_dict())
+        value = _StateDict(_on_cpu(value.state_dict()))
     file = io.BytesIO()
     try:
         _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     except Exception:  # a class may raise anything
         return None
     return file.getvalue()
+
+
+def _on_cpu(value: Any) -> Any:
+    """A ``state_dict`` whose tensors can be read where there is no GPU; it is loaded to the device of the parameters."""
+    if isinstance(value, th.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
 
 
 class ChangingAttributes:
@@ -121,7 +130,12 @@ class ChangingAttributes:
             attributes = vars(self.objects[name])
             for key, content in changes.items():
                 value = pickle.loads(content)
-                if isinstance(value, _StateDict):
+                if not isinstance(value, _StateDict):
+                    attributes[key] = value
+                elif key in attributes:
                     attributes[key].load_state_dict(dict(value))
                 else:
-                    attributes[key] = value
+                    warnings.warn(
+                        f"{type(self.objects[name]).__name__}.{key} starts afresh: it was made during the training, "
+                        "and is not there yet to be continued"
+                    )

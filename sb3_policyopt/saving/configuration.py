@@ -28,8 +28,16 @@ def configuration_of(model: BaseAlgorithm) -> dict[str, str]:
     :return: texts that are equal in every run of the same script, by name; without values that have no such text, as functions
     """
     values = {**effective_hyperparameters(model, {}), OPTIMIZER: optimizer_options(model)}
-    texts = {name: json.dumps(value, default=described) for name, value in values.items()}
-    return {name: text for name, text in texts.items() if " at 0x" not in text}
+    texts = {name: _text(value) for name, value in values.items()}
+    return {name: text for name, text in texts.items() if text is not None and " at 0x" not in text}
+
+
+def _text(value: object) -> str | None:
+    """A value as JSON; None for what has no such form, as a dictionary whose keys are tuples."""
+    try:
+        return json.dumps(value, default=described)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def differences(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from sb3_policyopt.process import render_without_display, replaced
 from sb3_policyopt.zoo import preflight, shims
 from sb3_policyopt.zoo import torchrun as ranks
 from sb3_policyopt.zoo.agents import acting_with_masks
-from sb3_policyopt.zoo.experiment import VEC_ENVS
+from sb3_policyopt.zoo.experiment import VEC_ENVS, Experiment
 
 
 class ZooCommand(NamedTuple):
@@ -67,6 +67,7 @@ def run(name: str, argv: list[str]) -> None:
         command.check(argv)
     with ExitStack() as context:
         if name == "train" and not preflight.requests_help(argv):
+            context.enter_context(replaced(Experiment, "seed_is_given", ranks.given_seed(argv) is not None))
             argv = context.enter_context(ranks.training_options(argv))
         context.enter_context(command_line(name, argv))
         if name == "train":

@@ -1,6 +1,5 @@
 """One training or search of rl-zoo3, with this package's hyperparameters, records of the run, and one-sentence errors."""
 
-import argparse
 import contextlib
 import re
 import shutil
@@ -21,6 +20,7 @@ from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.errors import UserError, did_you_mean
 from sb3_policyopt.recording import RunRecorder
 from sb3_policyopt.saving.constructors import parameters_of
+from sb3_policyopt.zoo.torchrun import given_seed
 
 #: Command-line arguments that may contain a password, or belong to a service.
 PRIVATE_ARGUMENTS = ("command", "storage", "track", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_tags")
@@ -42,6 +42,9 @@ class Experiment(ExperimentManager):
     With ``vec_env_type="envpool"`` the environments are EnvPool's, with "shared" a
     :class:`sb3_policyopt.envs.SharedMemoryVecEnv`.
     """
+
+    #: Whether the user gave a seed; None to look at the command line. Ranks of torchrun all get one there.
+    seed_is_given: bool | None = None
 
     def __init__(self, *args: object, config: str | None = None, vec_env_type: str = "dummy", **kwargs: object) -> None:
         self.on_envpool = vec_env_type == "envpool"
@@ -148,9 +151,10 @@ class Experiment(ExperimentManager):
 
         :param model: the model
         """
+        given = given_seed(sys.argv[1:]) is not None if self.seed_is_given is None else self.seed_is_given
         for callback in self.callbacks:
             if isinstance(callback, ResumableCheckpointCallback):
-                callback.any_seed = seed_was_drawn(sys.argv[1:])
+                callback.any_seed = not given
         try:
             with self._noticing_interrupts():
                 super().learn(model)
@@ -200,18 +204,6 @@ class Experiment(ExperimentManager):
             if "No trials are completed" not in str(error):
                 raise
             raise UserError(f"no trial of the study came to its end: {error}") from error
-
-
-def seed_was_drawn(argv: list[str]) -> bool:
-    """
-    Whether rl-zoo3 drew the seed.
-
-    :param argv: the options of ``train``
-    :return: whether they name none
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--seed", type=int, default=-1)
-    return bool(parser.parse_known_args(argv)[0].seed < 0)
 
 
 def without_resuming(callbacks: object) -> list[object]:

@@ -32,7 +32,9 @@ def training_options(argv: list[str]) -> Iterator[list[str]]:
     if set(SEARCH) & set(argv):
         raise UserError("train -optimize runs in one process; to share a search, start several with the same --storage")
     with together():
-        argv = [*argv, "--seed", str(from_rank_0(_seed(argv)))]
+        given = given_seed(argv)
+        drawn = int(np.random.default_rng().integers(2**31))
+        argv = [*argv, "--seed", str(from_rank_0(drawn if given is None else given))]
         if rank() == 0:
             yield argv
             return
@@ -41,14 +43,14 @@ def training_options(argv: list[str]) -> Iterator[list[str]]:
             yield [*quiet, "-f", folder, "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0"]
 
 
-def _seed(argv: list[str]) -> int:
+def given_seed(argv: list[str]) -> int | None:
     """
-    Find the seed of the run; it is drawn at random if none was given.
+    Find the seed among the options of ``train``.
 
-    :param argv: the options given to every rank
-    :return: the seed, at least 0
+    :param argv: the options
+    :return: None if there is none, and rl-zoo3 or rank 0 draws one
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=-1)
     seed: int = parser.parse_known_args(argv)[0].seed
-    return seed if seed >= 0 else int(np.random.default_rng().integers(2**31))
+    return seed if seed >= 0 else None

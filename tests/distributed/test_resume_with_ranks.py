@@ -1,10 +1,12 @@
 """A distributed training goes on from its checkpoint: after a kill to the same bits, and with another number of ranks."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from launch import HERE, run, torchrun
 
 pytestmark = pytest.mark.slow
@@ -48,3 +50,17 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path, n_before: int, n_after:
         np.testing.assert_array_equal(rank["parameters"], ranks[0]["parameters"])
         np.testing.assert_array_equal(rank["mean"], ranks[0]["mean"])
     assert len({rank["last"].tobytes() for rank in ranks}) == n_after
+
+
+def test_ranks_of_the_command_line_without_a_seed_continue_with_that_of_the_run(tmp_path: Path) -> None:
+    checkpoints = {"path": str(tmp_path / "checkpoints"), "save_freq": 64}
+    entry: dict[str, Any] = {"policy": "MlpPolicy", "n_steps": 32, "batch_size": 32, "n_timesteps": 128}
+    entry["callback"] = [{"sb3_policyopt.callbacks.ResumableCheckpointCallback": checkpoints}]
+    (tmp_path / "entry.yml").write_text(yaml.safe_dump({"CartPole-v1": entry}))
+    command = f"-m sb3_policyopt train --algo ppo --env CartPole-v1 -conf {tmp_path}/entry.yml -f {tmp_path}/logs --device cpu"
+    for _ in range(2):
+        ended = torchrun(2, *command.split())
+        assert ended.code == 0, ended.output
+    runs = [tmp_path / "logs" / "ppo" / f"CartPole-v1_{number}" / "provenance.json" for number in (1, 2)]
+    first, second = (json.loads(path.read_text())["seed"] for path in runs)
+    assert first == second

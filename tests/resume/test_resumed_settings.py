@@ -11,12 +11,14 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.recording import RunRecorder
-from sb3_policyopt.zoo.experiment import seed_was_drawn, without_resuming
+from sb3_policyopt.zoo.experiment import without_resuming
+from sb3_policyopt.zoo.torchrun import given_seed
 
 
 def train(
@@ -132,6 +134,31 @@ def test_networks_of_a_wrapper_go_on_in_place(tmp_path: Path) -> None:
     assert [state["step"] for state in resumed.optimizer.state.values()] == [256, 256]
 
 
+class Late(BaseCallback):
+    """Makes its network in its first step, when a resumed run has been restored already."""
+
+    def _on_step(self) -> bool:
+        if not hasattr(self, "net"):
+            self.net = th.nn.Linear(1, 1)
+        return True
+
+
+def test_a_network_that_is_not_there_yet_starts_afresh_with_a_warning(tmp_path: Path) -> None:
+    train(tmp_path, others=[Late()])
+    with pytest.warns(UserWarning, match=r"Late\.net starts afresh"):
+        train(tmp_path, 256, others=[Late()])
+
+
+def test_arguments_without_a_form_in_json_are_not_compared(tmp_path: Path) -> None:
+    class Extractor(FlattenExtractor):
+        def __init__(self, space: Any, table: Any) -> None:
+            super().__init__(space)
+
+    kwargs: dict[str, Any] = {"features_extractor_class": Extractor, "features_extractor_kwargs": {"table": {(1, 2): 3}}}
+    train(tmp_path, policy_kwargs=kwargs)
+    train(tmp_path, policy_kwargs=kwargs)
+
+
 class Counting(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
@@ -187,10 +214,10 @@ def test_one_file_under_two_spellings_is_written_once(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
-    [(["--algo", "ppo"], True), (["--seed", "3"], False), (["--seed=0"], False), (["--seed", "-1", "--env", "x"], True)],
+    [(["--algo", "ppo"], None), (["--seed", "3"], 3), (["--seed=0"], 0), (["--seed", "-1", "--env", "x"], None)],
 )
-def test_whether_the_command_line_has_a_seed(argv: list[str], expected: bool) -> None:
-    assert seed_was_drawn(argv) == expected
+def test_whether_the_command_line_has_a_seed(argv: list[str], expected: int | None) -> None:
+    assert given_seed(argv) == expected
 
 
 def test_a_search_continues_no_trial() -> None:

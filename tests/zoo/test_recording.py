@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_policyopt import PPO
+from sb3_policyopt.cli.main import main
 from sb3_policyopt.recording import ContinuedCSV, RunRecorder, git_state, installed_versions
 
 
@@ -113,3 +115,19 @@ def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "modified": False}
     (tmp_path / "script.py").write_text("b")
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "modified": True}
+
+
+def test_train_without_a_seed_continues_with_the_seed_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rl-zoo3 draws another one each time; one that is given has to be that of the run."""
+    monkeypatch.chdir(tmp_path)
+    checkpoints = {"sb3_policyopt.callbacks.ResumableCheckpointCallback": {"path": "checkpoints", "save_freq": 64}}
+    entry = {"policy": "MlpPolicy", "n_steps": 32, "batch_size": 32, "n_timesteps": 128, "callback": [checkpoints]}
+    Path("entry.yml").write_text(yaml.safe_dump({"CartPole-v1": entry}))
+    command = ["train", "--algo", "ppo", "--env", "CartPole-v1", "-conf", "entry.yml", "--eval-freq", "-1", "--device", "cpu"]
+    assert main(command) == 0 and main(command) == 0
+    runs = [Path("logs/ppo") / f"CartPole-v1_{number}" / "provenance.json" for number in (1, 2)]
+    drawn, continued = (json.loads(path.read_text())["seed"] for path in runs)
+    assert drawn == continued
+    assert main([*command, "--seed", str(drawn)]) == 0
+    with pytest.raises(ValueError, match=rf"its seed is {drawn}, here it is {drawn + 1}"):
+        main([*command, "--seed", str(drawn + 1)])
