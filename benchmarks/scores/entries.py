@@ -55,7 +55,7 @@ def _change(text: str) -> tuple[str, Any]:
     Read one change of an entry.
 
     :param text: ``key=value``
-    :return: both; the value is a number if it looks like one
+    :return: both; the value is a number if it looks like one, and a list if it begins with a bracket
     :raises ValueError: if there is no "="
     """
     key, equals, value = text.partition("=")
@@ -66,6 +66,8 @@ def _change(text: str) -> tuple[str, Any]:
             return key, type_(value)
         except ValueError:
             continue
+    if value.startswith("["):
+        return key, yaml.safe_load(value)
     return key, {"True": True, "False": False}.get(value, value)
 
 

@@ -34,6 +34,7 @@ def test_every_candidate_is_one_that_the_algorithms_take() -> None:
 def test_changes_follow_the_name() -> None:
     plain = entries.load("trpo", "Hopper-v5")
     text = "gamma=0.98 n_steps=256 learning_rate=lin_1e-3 target_kl=1e-2 normalize=False policy_kwargs=dict(log_std_init=-1)"
+    text += " log_std_bounds=[-1.6,2.0]"
     changes: dict[str, Any] = {
         "gamma": 0.98,
         "n_steps": 256,
@@ -41,6 +42,7 @@ def test_changes_follow_the_name() -> None:
         "target_kl": 0.01,
         "normalize": False,
         "policy_kwargs": "dict(log_std_init=-1)",
+        "log_std_bounds": [-1.6, 2.0],
     }
     assert entries.load("trpo", "Hopper-v5", f"shipped {text}") == {**plain, **changes}
 
