@@ -2,7 +2,7 @@
 Evaluation of agents with masks, with memory, or with both; and of all others, as in Stable-Baselines3.
 
 Its functions take the masks where training takes them: from the VecEnv's own ``action_masks()``, from
-``info["action_mask"]``, or from the environments' method (:mod:`sb3_policyopt.rollout.masks`). sb3-contrib's evaluation of
+the environments' method, or from ``info["action_mask"]`` (:mod:`sb3_policyopt.rollout.masks`). sb3-contrib's evaluation of
 masks knows the method alone, and forgets what a policy with memory remembers.
 """
 

@@ -105,8 +105,8 @@ class MaskablePPO(_Maskable, PPO):  # type: ignore[misc]  # sb3-contrib has use_
 
     Paper: https://arxiv.org/abs/2006.14171
 
-    The masks come from the VecEnv's own ``action_masks()``, else from ``info["action_mask"]``, else from the environments'
-    method ``action_masks()``.
+    The masks come from the VecEnv's own ``action_masks()``, else from the environments' method of that name, else from
+    ``info["action_mask"]``.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a class; "MlpLstmPolicy" has memory, too
     :param env: the environment to learn from, or its registered name

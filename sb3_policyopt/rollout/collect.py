@@ -73,9 +73,9 @@ def collect(
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
         engine = self.current_engine(thorough=watched)
-        if masks is not None:
+        if masks is not None and masks.used:
             action_masks = masks.current(n_steps)
-        if masks is not None or lstm_states is not None:
+        if action_masks is not None or lstm_states is not None:
             context = Context(action_masks, lstm_states, self._last_episode_starts)
         if lstm_states is not None:
             episode_starts = th.from_numpy(np.asarray(self._last_episode_starts, np.float32))

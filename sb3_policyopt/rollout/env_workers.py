@@ -77,7 +77,7 @@ def _discard_pending_results(venv: SubprocVecEnv) -> list[str]:
     :return: a clause about each worker that has ended instead, as Ctrl-C reaches the workers, too
     """
     try:
-        for remote in venv.remotes if venv.waiting else ():
+        for remote in venv.remotes:
             remote.send(("get_spaces", None))
             answer: Any = None
             while not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], spaces.Space)):

@@ -26,16 +26,17 @@ WITHOUT = (
 
 class Masks:
     """
-    The masks of a VecEnv, from its own ``action_masks()``, else from the infos, else from the environments' method.
+    The masks of a VecEnv, from its own ``action_masks()``, else from the environments' method, else from the infos.
 
     :param env: the training environments
     :param space: of actions
     :param last: the masks for the last observations, where the infos that held them are gone; None at a training's start
-    :raises ValueError: if the environments give no masks, or if no mask fits the space
+    :param used: False where they are only noted, for a later rollout that uses them
+    :raises ValueError: if they are used and the environments give none, or if no mask fits the space
     """
 
-    def __init__(self, env: VecEnv, space: spaces.Space[Any], last: NumpyArray | None = None) -> None:
-        self.env, self.n_envs, self.sizes = env, env.num_envs, choices(space)
+    def __init__(self, env: VecEnv, space: spaces.Space[Any], last: NumpyArray | None = None, used: bool = True) -> None:
+        self.env, self.n_envs, self.sizes, self.used = env, env.num_envs, choices(space), used
         self.shape = self.n_envs, sum(self.sizes)
         self.holder: VecEnv | None = None
         self._ask = self._asking_function()
@@ -49,33 +50,34 @@ class Masks:
 
         :return: () ↦ the masks for the environments' current observations, not checked
         """
-        own = getattr(self.env, METHOD, None)
-        if callable(own):
-            return own
-        inner: Any = self.env
-        while isinstance(inner, VecEnvWrapper) and not holds_masks(inner.reset_infos):
-            inner = inner.venv  # as SB3's wrappers do not hand these infos through
-        if holds_masks(inner.reset_infos):
-            self.holder = inner
-            return lambda: self.last
-        if not self.env.has_attr(METHOD):
+        layers: list[Any] = [self.env]
+        while isinstance(layers[-1], VecEnvWrapper):
+            layers.append(layers[-1].venv)
+        for layer in layers:  # one by one, as a wrapper refuses a name that two others have
+            own = getattr(layer, METHOD) if METHOD in vars(layer) or hasattr(type(layer), METHOD) else None
+            if callable(own):
+                return own
+        if environments_have(self.env, METHOD):
+            if asks_environments(self.env):
+                methods = [env.get_wrapper_attr(METHOD) for env in layers[-1].envs]
+                return lambda: [method() for method in methods]
+            return lambda: self.env.env_method(METHOD)
+        self.holder = next((layer for layer in layers if holds_masks(layer.reset_infos)), None)  # SB3's wrappers have none
+        if self.holder is None and self.used:
             raise ValueError(WITHOUT)
-        if asks_environments(self.env):
-            methods = [env.get_wrapper_attr(METHOD) for env in inner.envs]
-            return lambda: [method() for method in methods]
-        return lambda: self.env.env_method(METHOD)
+        return lambda: self.last
 
     def current(self, step: int) -> NumpyArray:
         """
         The masks for the environments' current observations.
 
         :param step: number of the step in the rollout, for the message
-        :return: bool, shape (n_envs, n_choices)
+        :return: bool, shape (n_envs, n_choices), with memory of its own, as environments may change theirs in their step
         :raises ValueError: if they are no masks; the message names the environment and the step
         """
         given = self._ask()
         try:
-            masks = np.asarray(given).reshape(self.shape)
+            masks = np.array(given).reshape(self.shape)
         except ValueError as error:
             raise self._wrong_shape(given, step) from error
         if masks.dtype != bool:
@@ -131,6 +133,20 @@ class Masks:
             f"The action mask of environment {environment} at step {step} of the rollout has the shape {found}, but the "
             f"action space needs {self.shape[1]} entries"
         )
+
+
+def environments_have(env: VecEnv, name: str) -> bool:
+    """
+    Whether the environments have an attribute.
+
+    :param env: the training environments
+    :param name: of the attribute
+    :return: False also where the environments cannot be asked
+    """
+    try:
+        return env.has_attr(name)
+    except NotImplementedError:
+        return False
 
 
 def asks_environments(env: VecEnv) -> bool:

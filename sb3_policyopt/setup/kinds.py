@@ -57,12 +57,12 @@ class WithMasksAndMemory(OnPolicyAlgorithm):
         Where the masks of allowed actions come from.
 
         :param env: the training environments
-        :return: None for a policy without masks, and where they are not used
-        :raises ValueError: if the policy has masks and the environments give none
+        :return: None for a policy without masks
+        :raises ValueError: if masks are used and the environments give none
         """
-        if not (self.use_masking and kind_of(self.policy).masks):
+        if not kind_of(self.policy).masks:
             return None
-        return Masks(env, self.action_space, self._last_action_masks)
+        return Masks(env, self.action_space, self._last_action_masks, self.use_masking)
 
     def predict(
         self,

@@ -240,6 +240,24 @@ def test_results_that_were_under_way_are_not_mixed_up() -> None:
     venv.close()
 
 
+def test_an_answer_that_was_not_read_before_an_interruption_is_discarded() -> None:
+    """``env_method`` and ``get_attr`` send to all workers before they read, and do not say so as ``step_async`` does."""
+
+    class InterruptedWhileAsking(BaseCallback):
+        def _on_step(self) -> bool:
+            for remote in venv.remotes:
+                remote.send(("get_attr", "steps"))
+            raise KeyboardInterrupt
+
+    venv = SubprocVecEnv([Counter, Counter], start_method=FASTEST)
+    model = PPO("MlpPolicy", venv, n_steps=16, batch_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, InterruptedWhileAsking())
+    assert venv.get_attr("total") == [1, 1]
+    model.learn(32)
+    venv.close()
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -66,6 +66,25 @@ class ByVecEnv(VecEnvWrapper):
         return np.stack([allowed_after(row) for row in self.observations])
 
 
+class InItsOwnMemory(ByVecEnv):
+    """Always gives the same array, which its step writes anew."""
+
+    def reset(self) -> Any:
+        self.masks = np.zeros((self.num_envs, N_ACTIONS), bool)
+        return self.noted(super().reset())
+
+    def step_wait(self) -> Any:
+        observations, *rest = super().step_wait()
+        return (self.noted(observations), *rest)
+
+    def noted(self, observations: Any) -> Any:
+        self.masks[:] = super().action_masks()
+        return observations
+
+    def action_masks(self) -> np.ndarray:
+        return self.masks
+
+
 def vec(env: type[gym.Env[Any, Any]], vec_env: Any = DummyVecEnv, wrapper: Any = None) -> VecEnv:
     return make_vec_env(env, 3, seed=0, vec_env_cls=vec_env, wrapper_class=wrapper)
 
@@ -84,6 +103,7 @@ SOURCES: dict[str, Callable[[], VecEnv]] = {
     "info": lambda: vec(ByInfo),
     "info, VecMonitor": lambda: VecMonitor(vec(ByInfo)),
     "VecEnv": lambda: ByVecEnv(vec(ByObservation)),
+    "VecEnv, its own memory": lambda: InItsOwnMemory(vec(ByObservation)),
     "VecEnv, wrapped": lambda: VecMonitor(ByVecEnv(vec(ByObservation))),
     "method, SubprocVecEnv": lambda: vec(ByMethod, SubprocVecEnv),
     "method, SharedMemoryVecEnv": lambda: vec(ByMethod, SharedMemoryVecEnv),
@@ -154,14 +174,60 @@ def test_M1_vec_normalize_hands_masks_through(env: Any, make: Callable[..., Any]
     model.learn(144)
 
 
-def test_masks_of_the_vec_env_come_before_those_of_infos_and_of_environments() -> None:
-    class Both(ByMethod, ByInfo):
-        def action_masks(self) -> np.ndarray:
-            raise AssertionError("not asked for")
+class WrongInfo(ByMethod):
+    """As Taxi-v3 under an ``ActionMasker``: the info's masks are not those that count."""
 
-    for env in (vec(Both), ByVecEnv(vec(Both))):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, *rest, info = super().step(action)
+        return (observation, *rest, {**info, "action_mask": np.ones(N_ACTIONS, bool)})
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(**options)
+        return observation, {**info, "action_mask": np.ones(N_ACTIONS, bool)}
+
+
+class WrongMethod(WrongInfo):
+    def action_masks(self) -> np.ndarray:
+        raise AssertionError("not asked for")
+
+
+def test_masks_of_the_vec_env_come_before_those_of_environments_and_of_infos() -> None:
+    for env in (vec(WrongInfo), ByVecEnv(vec(WrongMethod)), VecMonitor(ByVecEnv(InItsOwnMemory(vec(WrongMethod))))):
         buffer = collect(PPO("MaskableMlpPolicy", env, **SMALL))
         np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(allowed_after, 2, buffer.observations))
+
+
+class FewerByVecEnv(ByVecEnv):
+    """Allows one action less than the VecEnv that it wraps."""
+
+    def action_masks(self) -> np.ndarray:
+        return np.apply_along_axis(narrowed, 1, super().action_masks())
+
+
+def test_the_outermost_of_two_vec_envs_with_masks_is_asked_under_a_wrapper_too() -> None:
+    """SB3's wrappers refuse a name that two others have."""
+    buffer = collect(PPO("MaskableMlpPolicy", VecMonitor(FewerByVecEnv(ByVecEnv(vec(ByObservation)))), **SMALL))
+    of_environments = np.apply_along_axis(allowed_after, 2, buffer.observations)
+    np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(narrowed, 2, of_environments))
+
+
+def test_masks_of_infos_hold_after_a_rollout_that_did_not_use_them() -> None:
+    model = MaskablePPO("MlpPolicy", vec(ByInfo), **SMALL)
+    for used in (True, False, True, False, True):
+        buffer: Any = model.learn(3 * 24, use_masking=used, reset_num_timesteps=False).rollout_buffer
+        expected = np.apply_along_axis(allowed_after, -1, buffer.observations) if used else np.ones(buffer.action_masks.shape)
+        np.testing.assert_array_equal(buffer.action_masks, expected)
+
+
+def test_what_cannot_be_asked_for_attributes_has_no_masks_in_its_environments() -> None:
+    class CannotBeAsked(ByVecEnv):
+        action_masks = None  # type: ignore[assignment]
+
+        def has_attr(self, attr_name: str) -> bool:
+            raise NotImplementedError
+
+    buffer = collect(PPO("MaskableMlpPolicy", CannotBeAsked(vec(ByInfo)), **SMALL))
+    np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(allowed_after, 2, buffer.observations))
 
 
 @pytest.mark.parametrize("algorithm", [MaskablePPO, MaskableTRPO])

@@ -193,7 +193,8 @@ def test_M1_logits_of_actions_that_are_always_forbidden_do_not_move(
     Their slopes are exactly 0, so that the weights stay the same bits; those of the others change.
 
     With autograd the distribution is sb3-contrib's, which normalises the logits before it masks them. What goes through that
-    sum cancels, but for rounding: 1e-9 of the gradient, by which Adam moves a 10,000th of a step.
+    sum cancels, but for rounding: 1e-9 of the gradient, by which
+    Adam moves less than a 100th of a step of 3e-4; how much depends on the processor.
     """
     options = {"lstm_hidden_size": 8} if "Lstm" in policy else {}
     env = make_vec_env(lambda: NeverTheLast(VECTOR, MASKABLE[space]), 4, seed=0)
@@ -204,7 +205,7 @@ def test_M1_logits_of_actions_that_are_always_forbidden_do_not_move(
     assert len(never) == {"discrete": 1, "multi_discrete": 2, "multi_binary": 1}[space]
     model.train()
     for old, new in zip(before, model.policy.action_net.parameters(), strict=True):
-        tolerance = 1e-7 if model.engine_in_use.name == "autograd" else 0
+        tolerance = 1e-6 if model.engine_in_use.name == "autograd" else 0
         np.testing.assert_allclose(new[never].detach(), old[never], rtol=0, atol=tolerance)
         assert (new - old).abs().max() > 1e-4
     for number in range(4):

@@ -198,7 +198,8 @@ class FakeRslRl(Simulator):
     With the attributes of rsl_rl's VecEnv, its flags as numbers.
 
     :param n_envs: number of environments
-    :param form: how observations come: "groups" (as a TensorDict), "tensor", or "tuple" with extras, as in older versions
+    :param form: how observations come: "groups" (as a TensorDict), "tensor", "tuple" with extras, as in older versions, or
+        "legged_gym", whose step gives privileged observations too
     """
 
     num_actions = 2
@@ -217,10 +218,11 @@ class FakeRslRl(Simulator):
     def get_observations(self) -> Any:
         return (self.obs, self.extras) if self.form == "tuple" else self.observations()
 
-    def step(self, actions: th.Tensor) -> tuple[Any, th.Tensor, th.Tensor, dict[str, Any]]:
+    def step(self, actions: th.Tensor) -> tuple[Any, ...]:
         self.advance(actions)
         self.extras["time_outs"] = (self.truncated & ~self.terminated).float()
-        return self.observations(), self.rewards, (self.terminated | self.truncated).long(), self.extras
+        privileged = (self.obs + 1,) if self.form == "legged_gym" else ()
+        return self.observations(), *privileged, self.rewards, (self.terminated | self.truncated).long(), self.extras
 
 
 class FakeManiSkill(Simulator):

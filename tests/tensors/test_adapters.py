@@ -74,7 +74,7 @@ def test_equals_dummy_vec_env(make: Callable[[], TensorVecEnv], dicts: bool) -> 
     assert assert_same_course(env, reference(N, dicts), 60) > 10
 
 
-@pytest.mark.parametrize("form", ["groups", "tensor", "tuple"])
+@pytest.mark.parametrize("form", ["groups", "tensor", "tuple", "legged_gym"])
 def test_rsl_rl_equals_dummy_vec_env_without_last_observations(form: str) -> None:
     """The simulator was reset once before: its first episode here is number 1, as after a reset of the reference."""
     expected = reference(N)
@@ -85,7 +85,7 @@ def test_rsl_rl_equals_dummy_vec_env_without_last_observations(form: str) -> Non
     class CanReset(FakeRslRl):
         def reset(self) -> Any:
             self.reset_all()
-            return (None, None) if self.form == "tuple" else self.observations()
+            return (None, None) if self.form in ("tuple", "legged_gym") else self.observations()
 
     assert assert_same_course(quiet_rsl_rl(CanReset(N, form), clip_actions=1.0), expected, 60, False) > 10
 

@@ -1,6 +1,5 @@
 """Rollouts that stay on the device: numbers as through NumPy, SB3's callbacks, time limits, and no step that waits."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch as th
 from emulated_graph import emulate
 from gymnasium import spaces
 from no_waiting import NoWaiting
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
@@ -91,74 +89,6 @@ def test_no_step_waits_for_the_device(make: Any, engine: str, monkeypatch: pytes
     _, callback = model._setup_learn(10**6)
     with pytest.raises(Stored), NoWaiting():  # type: ignore[no-untyped-call]
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 24)
-
-
-# ---------------------------------------------------------------------- callbacks
-
-
-class Looks(BaseCallback):
-    """Compares what it sees of each step with what the environments gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-        self.tensors: list[Any] = []
-        self.episodes = 0
-
-    def _on_step(self) -> bool:
-        local = self.locals
-        assert np.sum(local["dones"]) == sum("episode" in info for info in local["infos"])
-        assert local["rewards"].shape == (5,) and (local["rewards"] > -20).all() and float(local["rewards"].mean()) < 0
-        assert np.asarray(local["new_obs"]).shape == local["new_obs"].shape == (5, 3)
-        assert local["values"].shape == (5, 1) and local["log_probs"].shape == (5,) and local["obs_tensor"].shape == (5, 3)
-        assert (abs(local["clipped_actions"]) <= 2).all() and local["actions"].dtype == np.float32
-        assert self.num_timesteps == 5 * self.n_calls
-        for info, done, final in zip(local["infos"], local["dones"], local["infos"], strict=True):
-            assert info["TimeLimit.truncated"] == done and ("terminal_observation" in final) == done
-            self.episodes += "episode" in info
-        self.seen.append((local["rewards"], local["infos"]))
-        self.tensors.append((local["values"], local["log_probs"], local["obs_tensor"], local["values"].clone()))
-        return True
-
-
-@pytest.mark.parametrize("with_graphs", [False, True])
-def test_callbacks_see_arrays_and_infos_as_in_sb3(with_graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if with_graphs:  # a replay overwrites what the last one gave
-        monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)
-        emulate(monkeypatch)
-    callback = Looks()
-    model = model_on(PPO, TensorPendulum(5, device="cpu", seed=0, max_episode_steps=7), batch_size=60)
-    model.learn(5 * 48, callback)
-    assert callback.n_calls == 48 and callback.episodes == 5 * (48 // 7)
-    rewards, infos = callback.seen[3]
-    assert len(rewards) == len(infos) == 5  # what was looked at stays
-    assert all((values == then).all() for values, _, _, then in callback.tensors)  # tensors are the callback's own
-    assert not any((one[2] == other[2]).all() for one, other in pairwise(callback.tensors))
-
-
-def test_what_was_not_looked_at_in_time_is_an_error_and_no_other_steps_number() -> None:
-    kept: list[Any] = []
-
-    class Keeps(BaseCallback):
-        def _on_step(self) -> bool:
-            kept.append((self.locals["rewards"], self.locals["infos"]))
-            return True
-
-    model_on(PPO, TensorPendulum(5, device="cpu", seed=0), batch_size=60).learn(5 * 24, Keeps())
-    for value in kept[0]:
-        with pytest.raises(RuntimeError, match=r"earlier step.*copy it in _on_step"):
-            value[0]
-    with pytest.raises(ValueError, match="cannot change it"):
-        kept[0][0][0] = 1.0
-
-
-def test_sb3s_callbacks_work(tmp_path: Path) -> None:
-    env = TensorCartPole(4, device="cpu", seed=0)
-    evaluation = EvalCallback(TensorCartPole(2, device="cpu", seed=1), eval_freq=20, n_eval_episodes=4, log_path=str(tmp_path))
-    model = model_on(PPO, env, batch_size=48)
-    model.learn(10**6, [StopTrainingOnMaxEpisodes(3), evaluation])
-    assert model.num_timesteps < 5000
-    assert len(np.load(tmp_path / "evaluations.npz")["results"]) == model.num_timesteps // 4 // 20
 
 
 # ---------------------------------------------------------------------- time limits and what is not finite

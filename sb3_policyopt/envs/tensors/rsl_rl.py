@@ -98,7 +98,7 @@ class RslRlAdapter(Adapter):
         :param actions: shape (n_envs, num_actions)
         :return: with a copy of the simulator's dict as extras
         """
-        observations, rewards, dones, extras = self.simulator.step(actions.clone())
+        observations, *_, rewards, dones, extras = self.simulator.step(actions.clone())  # legged_gym has another tensor
         done = dones.bool()
         truncated = done & extras["time_outs"].bool() if "time_outs" in extras else th.zeros_like(done)
         return TensorStep(self._chosen(observations), rewards.float(), done & ~truncated, truncated, dict(extras))

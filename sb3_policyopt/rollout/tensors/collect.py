@@ -86,19 +86,26 @@ def collect_tensors(
                 go_on = callback.on_step()
         else:
             go_on = callback.on_step()
-        if not go_on:
-            return shared.end(complete=False)
         n_steps += 1
+        if not go_on:
+            break
 
-    engine = self.current_engine()
-    infos = rollout.finish(engine.values_of, self.gamma, self.value_target, self.check_observations, engine.recorder)
-    self._update_info_buffer(infos)
-    self._last_obs, self._last_episode_starts = arrays_of(rollout.last), to_host(rollout.starts)[0]
+    if go_on:
+        engine = self.current_engine()
+        episodes, last_values = rollout.finish(
+            engine.values_of, self.gamma, self.value_target, self.check_observations, engine.recorder
+        )
+    else:  # the next rollout goes on from here
+        episodes = rollout.episodes.ended(n_steps)
+    self._update_info_buffer(episodes)
+    self._last_obs, self._last_episode_starts = arrays_of(rollout.following(n_steps)), to_host(rollout.starts)[0]
 
-    if not shared.end(complete=True):
+    if not shared.end(complete=go_on):
         return False
-    callback.update_locals(locals())
-    callback.on_rollout_end()
+    with Moment() as moment:
+        shown = shown_to_callbacks(moment, rollout, n_steps - 1, sampled, to_env_action, given)
+        callback.update_locals({**locals(), **shown, "values": last_values[:, None].clone()})
+        callback.on_rollout_end()
     return True
 
 

@@ -59,6 +59,15 @@ class TensorRollout:
         """
         return observations_at(self.buffer, step)
 
+    def following(self, n_steps: int) -> Observations[th.Tensor]:
+        """
+        What the policy will see next.
+
+        :param n_steps: steps that were stored
+        :return: shape (n_envs, ...), or a dict of such
+        """
+        return self.last if n_steps == self.buffer.buffer_size else self.observations(n_steps)
+
     def store_decision(self, step: int, actions: th.Tensor, values: th.Tensor, log_probs: th.Tensor) -> None:
         """
         Store what the policy decided.
@@ -138,7 +147,7 @@ class TensorRollout:
         value_target: ValueTarget,
         check_observations: bool,
         recorder: Recorder | None = None,
-    ) -> list[Info]:
+    ) -> tuple[list[Info], th.Tensor]:
         """
         S3, S4: values of time limits, advantages and value targets.
 
@@ -147,7 +156,8 @@ class TensorRollout:
         :param value_target: what the critic is fitted to
         :param check_observations: whether observations have to be finite
         :param recorder: of graphs, None for none
-        :return: SB3's infos of the episodes that ended, in the order in which they did
+        :return: SB3's infos of the episodes that ended, in the order in which they did; V of the last observations, shape
+            (n_envs,)
         :raises NonFiniteError: if something in the rollout is not finite
         """
         buffer = self.buffer
@@ -161,7 +171,7 @@ class TensorRollout:
             looked_at += [*_parts(buffer.observations), *_parts(self.last)]
         if not bool(th.stack([_all_finite(tensor) for tensor in looked_at]).all()):
             self._explain(last_values, rows, before, final_values, check_observations)
-        return self.episodes.infos(*episodes)
+        return self.episodes.infos(*episodes), last_values
 
     def _write_targets(self, value_target: ValueTarget, last_values: th.Tensor, recorder: Recorder | None) -> None:
         """
@@ -319,6 +329,15 @@ class Episodes:
         for i in np.flatnonzero(ended):
             infos[i] = self._info(sums[i], counts[i])
         return infos
+
+    def ended(self, n_steps: int) -> list[Info]:
+        """
+        The infos of an unfinished rollout.
+
+        :param n_steps: its steps
+        :return: one for each episode that ended, in their order
+        """
+        return self.infos(*to_host(*(column[:n_steps] for column in self.of_steps)))
 
     def infos(self, ended: NumpyArray, sums: NumpyArray, counts: NumpyArray) -> list[Info]:
         """
