@@ -1,7 +1,7 @@
 """What PPO and TRPO share as SB3 algorithms: arguments, coefficients, the engine, the loop T11/P6 and its metrics."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -40,6 +40,7 @@ from sb3_policyopt.setup.coefficients import Scheduled
 from sb3_policyopt.setup.kinds import WithMasksAndMemory, suited_to_policy
 from sb3_policyopt.setup.placement import Placed
 from sb3_policyopt.setup.policies import check_policy
+from sb3_policyopt.setup.settings import Check, Checked, fraction, integer_from, one_of, optional
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -49,7 +50,7 @@ DEFAULTS = {"use_sde": False, "sde_sample_freq": -1, "stats_window_size": 100, "
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
+class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
     """
     Base class of :class:`sb3_policyopt.PPO` and :class:`sb3_policyopt.TRPO`.
 
@@ -77,6 +78,28 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument's value makes no sense; the message names it
     """
+
+    settings: ClassVar[Mapping[str, Check]] = {
+        "batch_size": integer_from(1),
+        "normalize_advantage": arguments.flag,
+        "value_target": one_of("td_lambda", "td_zero", "monte_carlo"),
+        "engine": one_of("auto", "closed_form", "hybrid", "autograd"),
+        "micro_batch_size": optional(integer_from(1)),
+        "log_std_bounds": optional(arguments.interval),
+        "check_observations": arguments.flag,
+        "sequence_length": optional(integer_from(1)),
+        "n_steps": integer_from(1),
+        "gamma": fraction,
+        "gae_lambda": fraction,
+    }
+    batch_size: int
+    normalize_advantage: bool
+    value_target: Any
+    engine: str
+    micro_batch_size: int | None
+    log_std_bounds: tuple[float, float] | None
+    check_observations: bool
+    sequence_length: int | None
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorCriticPolicy,
@@ -115,18 +138,19 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
         **options: Any,
     ) -> None:
         check_policy(policy, type(self).__name__)
-        self.batch_size = arguments.integer("batch_size", batch_size)
-        self.normalize_advantage = arguments.flag("normalize_advantage", normalize_advantage)
-        self.value_target: Any = arguments.word("value_target", value_target, ("td_lambda", "td_zero", "monte_carlo"))
-        self.engine = arguments.word("engine", engine, ("auto", "closed_form", "hybrid", "autograd"))
-        self.micro_batch_size = None
-        if micro_batch_size is not None:
-            self.micro_batch_size = arguments.integer("micro_batch_size", micro_batch_size)
-        self.log_std_bounds = None if log_std_bounds is None else arguments.interval("log_std_bounds", log_std_bounds)
-        self.check_observations = arguments.flag("check_observations", check_observations)
-        self.sequence_length = None
-        if sequence_length is not None:
-            self.sequence_length = arguments.integer("sequence_length", sequence_length)
+        self._take_settings(
+            batch_size=batch_size,
+            normalize_advantage=normalize_advantage,
+            value_target=value_target,
+            engine=engine,
+            micro_batch_size=micro_batch_size,
+            log_std_bounds=log_std_bounds,
+            check_observations=check_observations,
+            sequence_length=sequence_length,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+        )
         options = {**DEFAULTS, **options}
         options |= arguments.passed_on(options)
         options["verbose"] = options["verbose"] if self.team.rank == 0 else 0
@@ -137,9 +161,9 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
             policy,
             env,  # type: ignore[arg-type]  # SB3 takes None too, when it loads a model without an environment
             learning_rate=arguments.coefficient("learning_rate", learning_rate, self.bounds["learning_rate"]),
-            n_steps=arguments.integer("n_steps", n_steps),
-            gamma=arguments.number("gamma", gamma, arguments.FRACTION),
-            gae_lambda=arguments.number("gae_lambda", gae_lambda, arguments.FRACTION),
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
             supported_action_spaces=self.action_spaces,
             _init_setup_model=False,
             ent_coef=0.0,
@@ -173,6 +197,8 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
     def _setup_model(self) -> None:
         """Build the networks and the buffer, and set scheduled coefficients to their first value."""
+        self._check_settings()  # others may have been loaded
+        self.learning_rate = arguments.coefficient("learning_rate", self.learning_rate, self.bounds["learning_rate"])
         with suited_to_policy(self, self.sequence_length):
             super()._setup_model()
         self._update_coefficients()
@@ -251,6 +277,8 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
         :param n_rollout_steps: steps of each environment
         :return: False if the callback asked to stop
         """
+        self._check_settings()  # others may have been assigned
+        self.clamp_log_std()  # a π_old out of bounds would be outside of every trust region
         if isinstance(rollout_buffer, TensorRolloutBuffer) and is_tensor_env(env):
             return collect_tensors(self, env, callback, rollout_buffer, n_rollout_steps, self.team)
         return collect(self, env, callback, rollout_buffer, n_rollout_steps, self.team)
@@ -317,7 +345,7 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
 
         :return: the model
         """
-        self.batch_size = arguments.integer("batch_size", self.batch_size)  # another may have been assigned
+        self._check_settings()  # others may have been assigned
         model = self.prepare_engine()
         self._update_learning_rate(self.policy.optimizer)
         for name, value in self._update_coefficients().items():
@@ -344,19 +372,21 @@ class PolicyOptimization(Scheduled, WithMasksAndMemory, Placed):
         """
         return batch.with_advantages(self.team.normalize(batch.advantages)) if self.normalize_advantage else batch
 
-    def clamp_log_std(self, flat: FlatParameters) -> None:
+    def clamp_log_std(self, flat: FlatParameters | None = None) -> None:
         """
         Hold the policy's log standard deviation within ``log_std_bounds``, if there are any.
 
-        :param flat: holds the parameters as they are now
+        :param flat: holds the parameters as they are now; None if the policy does
         """
         log_std = getattr(self.policy, "log_std", None)
         if self.log_std_bounds is None or log_std is None:
             return
-        flat.push()
+        if flat is not None:
+            flat.push()
         with th.no_grad():
             log_std.clamp_(*self.log_std_bounds)
-        flat.pull()
+        if flat is not None:
+            flat.pull()
 
     def record_update(self, terms: Terms) -> None:
         """

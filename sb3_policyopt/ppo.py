@@ -1,7 +1,7 @@
 """PPO: the clipped surrogate objective with entropy bonus and value loss."""
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -21,6 +21,7 @@ from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.arguments import Coefficient
 from sb3_policyopt.setup.devices import Passes
+from sb3_policyopt.setup.settings import Check, integer_from, one_of
 
 SelfPPO = TypeVar("SelfPPO", bound="PPO")
 
@@ -86,6 +87,15 @@ class PPO(PolicyOptimization):
         "target_kl": arguments.NOT_NEGATIVE_OR_INFINITE,
     }
     optional: ClassVar[tuple[str, ...]] = ("target_kl",)
+    settings: ClassVar[Mapping[str, Check]] = {
+        **PolicyOptimization.settings,
+        "n_epochs": integer_from(1),
+        "value_clipping": one_of("clipped", "pessimistic"),
+        "kl_stop": one_of("minibatch", "epoch"),
+    }
+    n_epochs: int
+    value_clipping: ValueClipping
+    kl_stop: str
     hooks: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(
@@ -126,15 +136,13 @@ class PPO(PolicyOptimization):
         check_observations: bool = True,
         sequence_length: int | None = None,
     ) -> None:
-        self.n_epochs = arguments.integer("n_epochs", n_epochs)
+        self._take_settings(n_epochs=n_epochs, value_clipping=value_clipping, kl_stop=kl_stop)
         self.clip_range: Any = arguments.coefficient("clip_range", clip_range, self.bounds["clip_range"])
         self.clip_range_vf: Any = None
         if clip_range_vf is not None:
             self.clip_range_vf = arguments.coefficient("clip_range_vf", clip_range_vf, self.bounds["clip_range_vf"])
             if self.clip_range_vf == 0:
                 raise ValueError("clip_range_vf must be greater than 0; pass None for no clipping of the value")
-        self.value_clipping = cast(ValueClipping, arguments.word("value_clipping", value_clipping, ("clipped", "pessimistic")))
-        self.kl_stop = arguments.word("kl_stop", kl_stop, ("minibatch", "epoch"))
         self.target_kl: float | None
         normalize_advantage = arguments.flag("normalize_advantage", normalize_advantage)
         if normalize_advantage and arguments.integer("batch_size", batch_size) == 1:
@@ -171,9 +179,9 @@ class PPO(PolicyOptimization):
     def _setup_model(self) -> None:
         """Build the networks, the buffer and the clip schedules."""
         super()._setup_model()
-        self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        for name in ("clip_range", "clip_range_vf"):
+            if (given := getattr(self, name)) is not None:
+                setattr(self, name, FloatSchedule(arguments.coefficient(name, given, self.bounds[name])))
 
     def _update_passes(self) -> list[Passes]:
         """The passes of one update: all epochs."""
@@ -193,7 +201,7 @@ class PPO(PolicyOptimization):
                 means.extend(epoch)
                 self._n_updates += 1
                 self._skips.note(epoch.of("skipped_updates"))
-                if self.too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.reduced("approx_kl")):
+                if self.ends_update(epoch):
                     break
         self.record_update(means.reduce())
 
@@ -217,7 +225,7 @@ class PPO(PolicyOptimization):
         for minibatch in minibatches:
             terms = gradient(objective, minibatch)  # ∇(−L), P1-P5
             epoch.add(terms)
-            if self.kl_stop == "minibatch" and self.too_far(value_of(terms["approx_kl"])):
+            if self.kl_stop == "minibatch" and self.ends_update(epoch):
                 break
             epoch.add(optimiser.step(self.max_grad_norm, value_of(terms[objective.name])))
             self.clamp_log_std(optimiser.flat)
@@ -246,9 +254,23 @@ class PPO(PolicyOptimization):
         """
         return self._in_bounds(name, getattr(self, name)(self._current_progress_remaining))
 
+    def ends_update(self, epoch: Means) -> bool:
+        """
+        Whether the update should end.
+
+        :param epoch: the terms so far: "approx_kl" of the last minibatch counts, with ``kl_stop="epoch"`` that of all
+        :return: see :meth:`too_far`
+        :raises ValueError: if ``target_kl`` is set and :meth:`loss` gave no such term
+        """
+        if self.target_kl is None:
+            return False
+        if not epoch.of("approx_kl"):
+            raise ValueError("target_kl needs 'approx_kl' among the terms that loss() returns; add it, or pass target_kl=None")
+        return self.too_far(epoch.of("approx_kl")[-1] if self.kl_stop == "minibatch" else epoch.reduced("approx_kl"))
+
     def too_far(self, approx_kl: Scalar) -> bool:
         """
-        Whether the policy has moved so far from the one that collected the rollout that the update should end.
+        Whether the policy has moved too far from the one that collected the rollout.
 
         :param approx_kl: a scalar in nats
         :return: True if it exceeds 1.5 ``target_kl``; a NaN counts as too far

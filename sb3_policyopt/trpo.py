@@ -1,6 +1,7 @@
 """TRPO: the natural gradient, scaled to the border of a trust region in KL, with a line search that enforces KL ≤ δ."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -33,6 +34,7 @@ from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.arguments import Coefficient
 from sb3_policyopt.setup.devices import Passes
+from sb3_policyopt.setup.settings import Check, fraction, integer_from, one_of
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -96,6 +98,23 @@ class TRPO(PolicyOptimization):
         "target_kl": arguments.NOT_NEGATIVE,
         "cg_damping": arguments.NOT_NEGATIVE,
     }
+    settings: ClassVar[Mapping[str, Check]] = {
+        **PolicyOptimization.settings,
+        "cg_max_steps": integer_from(1),
+        "line_search_shrinking_factor": fraction,
+        "line_search_max_iter": integer_from(0),
+        "n_critic_updates": integer_from(0),
+        "sub_sampling_factor": integer_from(None),
+        "kl_reduction": one_of("sum", "mean"),
+        "line_search": arguments.flag,
+    }
+    cg_max_steps: int
+    line_search_shrinking_factor: float
+    line_search_max_iter: int
+    n_critic_updates: int
+    sub_sampling_factor: int
+    kl_reduction: str
+    line_search: bool
     hooks: ClassVar[tuple[str, ...]] = ("surrogate", "value_loss")
     separates_critic: ClassVar[bool] = True
 
@@ -137,15 +156,15 @@ class TRPO(PolicyOptimization):
         check_observations: bool = True,
         sequence_length: int | None = None,
     ) -> None:
-        self.cg_max_steps = arguments.integer("cg_max_steps", cg_max_steps)
-        self.line_search_shrinking_factor = arguments.number(
-            "line_search_shrinking_factor", line_search_shrinking_factor, arguments.FRACTION
+        self._take_settings(
+            cg_max_steps=cg_max_steps,
+            line_search_shrinking_factor=line_search_shrinking_factor,
+            line_search_max_iter=line_search_max_iter,
+            n_critic_updates=n_critic_updates,
+            sub_sampling_factor=sub_sampling_factor,
+            kl_reduction=kl_reduction,
+            line_search=line_search,
         )
-        self.line_search_max_iter = arguments.integer("line_search_max_iter", line_search_max_iter, minimum=0)
-        self.n_critic_updates = arguments.integer("n_critic_updates", n_critic_updates, minimum=0)
-        self.sub_sampling_factor = arguments.integer("sub_sampling_factor", sub_sampling_factor, minimum=None)
-        self.kl_reduction = arguments.word("kl_reduction", kl_reduction, ("sum", "mean"))
-        self.line_search = arguments.flag("line_search", line_search)
         self.target_kl: float
         self.cg_damping: float
         super().__init__(

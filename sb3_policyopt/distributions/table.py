@@ -56,6 +56,17 @@ MASKED_FAMILIES: dict[str, tuple[type, Callable[..., ActionDistribution]]] = {
 """By the name of sb3-contrib's class: the same. A mask's penalties are added to the logits (M1)."""
 
 
+def is_masked(distribution: sb3.Distribution) -> bool:
+    """
+    Whether a distribution is one of sb3-contrib's for masks.
+
+    :param distribution: of a policy
+    :return: False for a subclass
+    """
+    kind, masked = type(distribution), sys.modules.get("sb3_contrib.common.maskable.distributions")
+    return masked is not None and getattr(masked, kind.__name__, None) is kind
+
+
 def family_of(policy: ActorCriticPolicy) -> ActionDistribution | None:
     """
     The family of a policy's action distribution.
@@ -65,7 +76,6 @@ def family_of(policy: ActorCriticPolicy) -> ActionDistribution | None:
     """
     kind = type(policy.action_dist)
     space, make = FAMILIES.get(kind, (None, None))
-    masked = sys.modules.get("sb3_contrib.common.maskable.distributions")
-    if masked is not None and getattr(masked, kind.__name__, None) is kind:
+    if is_masked(policy.action_dist):
         space, make = MASKED_FAMILIES.get(kind.__name__, (None, None))
     return None if make is None or type(policy.action_space) is not space else make(policy.action_space)

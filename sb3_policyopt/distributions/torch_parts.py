@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch.distributions import Distribution as TorchDistribution
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, TransformedDistribution, kl_divergence
 
 
 class TorchFamily:
@@ -14,12 +14,15 @@ class TorchFamily:
     KL and Fisher metric of any distribution whose parts torch knows, as functions of the parts' parameters.
 
     :param parts: independent torch distributions, see :func:`torch_distributions`
+    :raises ValueError: if one of them cannot be made again from its parameters
     """
 
     def __init__(self, parts: list[TorchDistribution]) -> None:
         self.kinds: list[tuple[Callable[..., TorchDistribution], list[str]]] = [
             (type(part), parameter_names(part)) for part in parts
         ]
+        for part in parts:
+            check_rebuilt(part)
 
     @staticmethod
     def parameters(parts: list[TorchDistribution]) -> tuple[th.Tensor, ...]:
@@ -73,14 +76,53 @@ class TorchFamily:
 
 def torch_distributions(distribution: Distribution) -> list[TorchDistribution]:
     """
-    What an SB3 distribution is made of; a squashed one has the KL of what it squashes, as tanh is a bijection.
+    What an SB3 distribution is made of; a squashed one has the KL of what it squashes, as a bijection changes none.
 
     :param distribution: SB3's
     :return: independent torch distributions
+    :raises ValueError: if it holds none
     """
-    several: list[TorchDistribution] = getattr(distribution, "distributions", [])  # of sb3-contrib's masked choices
-    inner = several or distribution.distribution
-    return list(inner) if isinstance(inner, (list, tuple)) else [inner]
+    inner = distribution.distribution
+    if inner is None:
+        inner = getattr(distribution, "distributions", None)  # of sb3-contrib's masked choices
+    parts = list(inner) if isinstance(inner, (list, tuple)) else [inner]
+    if not parts or not all(isinstance(part, TorchDistribution) for part in parts):
+        raise ValueError(
+            f"the KL divergence of {type(distribution).__name__} is not known: put a torch distribution, or a list of "
+            "independent ones, into its attribute `distribution`"
+        )
+    return [unwrapped(part) for part in parts]
+
+
+def unwrapped(distribution: TorchDistribution) -> TorchDistribution:
+    """
+    A distribution with the same KL divergences, summed over more axes or before a bijection.
+
+    :param distribution: torch's
+    :return: without ``Independent`` and bijections around it
+    """
+    while isinstance(distribution, (Independent, TransformedDistribution)):
+        if isinstance(distribution, TransformedDistribution) and not all(part.bijective for part in distribution.transforms):
+            break
+        distribution = distribution.base_dist
+    return distribution
+
+
+def check_rebuilt(distribution: TorchDistribution) -> None:
+    """
+    Look whether a distribution is made from the arguments that its class names.
+
+    :param distribution: torch's
+    :raises ValueError: if it is not
+    """
+    names = parameter_names(distribution)
+    try:
+        type(distribution)(**{name: getattr(distribution, name) for name in names})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{type(distribution).__name__} cannot be made again from its parameters ({', '.join(names) or 'it names none'}), "
+            "which its KL divergence needs; take another distribution, or PPO"
+        ) from error
 
 
 def parameter_names(distribution: TorchDistribution) -> list[str]:
@@ -88,11 +130,13 @@ def parameter_names(distribution: TorchDistribution) -> list[str]:
     The arguments that a distribution is made from.
 
     :param distribution: torch's, of a family that is made from its constrained arguments
-    :return: their names; "logits" where it could be made from "probs" too
+    :return: their names; "logits" where it could be made from "probs" too, and "scale_tril" of a multivariate normal
     """
-    return [
-        name for name in distribution.arg_constraints if not (name == "probs" and "logits" in distribution.arg_constraints)
-    ]
+    names = list(distribution.arg_constraints)
+    for one, others in (("logits", ("probs",)), ("scale_tril", ("covariance_matrix", "precision_matrix"))):
+        if one in names:
+            names = [name for name in names if name not in others]
+    return names
 
 
 def joint_kl(old: list[TorchDistribution], new: list[TorchDistribution]) -> th.Tensor:

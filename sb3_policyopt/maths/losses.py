@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+import torch as th
 
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray, Scalar, clip, fraction, largest, mean, namespace
 from sb3_policyopt.maths.terms import Maximum, Terms
@@ -52,13 +53,18 @@ def normalize_pieces(advantages: NumpyArray, size: int) -> NumpyArray:
 
 def log_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
     """
-    ln r(θ) = ln π_θ(a|s) − ln π_old(a|s), held within ±``LOG_RATIO_BOUND``.
+    ln r(θ) = ln π_θ(a|s) − ln π_old(a|s), held within ±``LOG_RATIO_BOUND``. Its gradient is that of the exact one: such a
+    transition, too, pulls the policy back.
 
     :param log_prob: ln π_θ(a|s), shape (batch,)
     :param old_log_prob: ln π_old(a|s), shape (batch,)
     :return: shape (batch,)
     """
-    return clip(log_prob - old_log_prob, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    exact = log_prob - old_log_prob
+    held = clip(exact, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    if isinstance(exact, th.Tensor) and exact.requires_grad:
+        return exact + (held - exact).detach()
+    return held
 
 
 def probability_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:

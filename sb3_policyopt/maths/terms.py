@@ -45,6 +45,23 @@ def value_of(term: Term) -> Scalar:
     return term.value if isinstance(term, (Maximum, Count)) else term
 
 
+def detached(terms: Terms) -> Terms:
+    """
+    Terms without the graph that they were computed with, which would live until the update's end.
+
+    :param terms: of one minibatch
+    :return: the same numbers
+    """
+    return {name: _detached(term) for name, term in terms.items()}
+
+
+def _detached(term: Term) -> Term:
+    value = value_of(term)
+    if not (isinstance(value, th.Tensor) and value.requires_grad):
+        return term
+    return type(term)(value.detach()) if isinstance(term, (Maximum, Count)) else value.detach()
+
+
 def accumulate(total: Terms, terms: Terms, share: float) -> None:
     """
     Add the terms of a piece to those of its batch.

@@ -159,8 +159,7 @@ class HybridModel(Model[th.Tensor]):
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
         gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
         if x_bar is not None and features.requires_grad:
-            parameters = [self.flat.parameters[i] for i in numbers]
-            gradients = th.autograd.grad(features, parameters, th.as_tensor(x_bar), allow_unused=True)
+            gradients = gradients_of(features, [self.flat.parameters[i] for i in numbers], th.as_tensor(x_bar))
         self.flat.gather(gradients, numbers)
         return terms
 
@@ -203,3 +202,21 @@ class HybridModel(Model[th.Tensor]):
         self.flat.push()
         forward = ExtractedPass.of(self.policy, self.tensors, self.flat, batch, with_jacobian=False)
         return surrogate_and_kl(hook, forward.outputs, batch, old)
+
+
+def gradients_of(features: th.Tensor, parameters: Sequence[th.nn.Parameter], slopes: th.Tensor) -> list[th.Tensor | None]:
+    """
+    Jᵀ of the features by ``backward``, as ``torch.utils.checkpoint`` does not serve ``autograd.grad``.
+
+    :param features: with their graph
+    :param parameters: of the extractor
+    :param slopes: ∂(−L)/∂features
+    :return: the gradient of each parameter; None where the features do not depend on it
+    """
+    for parameter in parameters:
+        parameter.grad = None
+    th.autograd.backward(features, slopes)
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return gradients

@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_policyopt.distributions.table import is_masked
 from sb3_policyopt.graphs import Recorder
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms, accumulate
@@ -335,5 +336,5 @@ def forget_distribution(policy: ActorCriticPolicy) -> None:
     :param policy: any SB3 actor-critic policy
     """
     policy.action_dist.distribution = None  # type: ignore[assignment]  # SB3 declares no None
-    if hasattr(policy.action_dist, "distributions"):  # sb3-contrib's masked choices
+    if is_masked(policy.action_dist) and hasattr(policy.action_dist, "distributions"):
         policy.action_dist.distributions = []

@@ -17,7 +17,7 @@ from sb3_policyopt.distributions.torch_parts import TorchFamily, torch_distribut
 from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.identity.structure import Structure
 from sb3_policyopt.maths.arrays import Array, NumpyArray
-from sb3_policyopt.maths.terms import Terms, accumulate
+from sb3_policyopt.maths.terms import Terms, accumulate, detached
 from sb3_policyopt.models import policy_calls
 from sb3_policyopt.models.channels_last import to_channels_last
 from sb3_policyopt.models.model import TensorDecision
@@ -199,7 +199,7 @@ class TorchModel(TensorModel):
             self.policy.optimizer.zero_grad()  # what the hook did before, it did for itself
             if loss.requires_grad and learners:
                 th.autograd.backward(loss if share == 1 else loss * share, inputs=learners if first else None)
-            accumulate(total, {objective.name: loss.detach(), **terms}, share)
+            accumulate(total, {objective.name: loss.detach(), **detached(terms)}, share)
             if share == 1:
                 sums = [parameter.grad for parameter in learners]
             else:

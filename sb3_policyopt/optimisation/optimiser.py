@@ -74,6 +74,7 @@ class Optimiser:
             self.flat.push()
         else:
             self._step_of_optimizer(skipped)
+            self.flat.bring()
             if self.after_foreign_step is not None:
                 self.after_foreign_step()
         return {"grad_norm": norm, "skipped_updates": Count(skipped)}
@@ -87,7 +88,7 @@ class Optimiser:
         :return: the norm before, and 1.0 if norm or loss is not finite, else 0.0
         """
         norm = th.linalg.vector_norm(self.gradient)
-        skipped = (~(th.isfinite(norm) & th.isfinite(th.as_tensor(loss)))).to(norm.dtype)
+        skipped = (~(th.isfinite(norm) & th.isfinite(th.as_tensor(loss)))).float()  # as fused Adam takes it
         self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm, skipped
 

@@ -36,6 +36,17 @@ class Scheduled(OnPolicyAlgorithm):
             given = value is not None or name not in self.optional
             setattr(self, name, arguments.coefficient(name, value, self.bounds[name]) if given else None)
 
+    def _take_instead(self, given: Mapping[str, object]) -> None:
+        """
+        Coefficients that :meth:`load` was given replace the schedules that were saved, also where the number is the same.
+
+        :param given: attributes by name
+        """
+        for name in self.schedules.keys() & given.keys():
+            del self.schedules[name]
+            setattr(self, name, given[name])
+        self._update_coefficients()
+
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """
         Set the learning rate to its value at the current progress.

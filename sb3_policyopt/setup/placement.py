@@ -1,6 +1,6 @@
 """The device of a model: the one that was given, or with ``device="auto"`` the fastest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, TypeVar, cast
 
 import torch as th
@@ -191,7 +191,16 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         if isinstance(device, str) and device == "auto":
             device = "cpu"  # where the tensors are read, until _setup_model has decided
             kwargs["_device_is_auto"] = True
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, safe=safe, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, safe=safe, **kwargs)
+        model._take_instead({**(custom_objects or {}), **kwargs})
+        return model
+
+    def _take_instead(self, given: Mapping[str, object]) -> None:
+        """
+        What :meth:`load` was given in place of what was saved.
+
+        :param given: attributes, which are set already
+        """
 
     def _excluded_save_params(self) -> list[str]:
         """What depends on the machine is not saved."""

@@ -1,5 +1,6 @@
 """What users do to a model of SB3 between and during rollouts: each function changes one in place, the same way each time."""
 
+import copy
 import io
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
@@ -184,6 +185,18 @@ def replace_method_of_policy(model: Any) -> None:
     policy.predict_values = lambda obs: type(policy).predict_values(policy, obs)
 
 
+def replace_distribution(model: Any) -> None:
+    other = copy.copy(model.policy.action_dist)
+    kind: Any = type(other)
+
+    class Shifted(kind):
+        def log_prob(self, actions: th.Tensor) -> th.Tensor:
+            return super().log_prob(actions) + 0.01
+
+    other.__class__ = Shifted
+    model.policy.action_dist = other
+
+
 def hook(model: Any) -> None:
     model.policy.value_net.register_forward_hook(lambda module, inputs, output: output + 0.5)
 
@@ -308,6 +321,7 @@ DURING: list[Edit] = [
     replace_forward_of_activation,
     replace_forward_of_head,
     replace_method_of_policy,
+    replace_distribution,
     hook,
 ]
 """Also in the middle of a rollout."""

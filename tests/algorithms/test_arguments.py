@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,41 @@ def env() -> VecEnv:
 def test_nonsense_is_refused_by_name(cls: type[Any], name: str, value: Any, env: VecEnv) -> None:
     with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
         cls("MlpPolicy", env, **{name: value}, device="cpu", _init_setup_model=False)
+
+
+ALGORITHMS: list[Any] = [PPO, TRPO]
+SETTINGS = [(cls, name, TABLES[cls][name][0]) for cls in ALGORITHMS for name in cls.settings if name in TABLES[cls]]
+
+
+@pytest.fixture(scope="module")
+def zips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zips")
+    for cls in (PPO, TRPO):
+        cls("MlpPolicy", toy(n_envs=2), n_steps=8, batch_size=16, device="cpu").save(folder / cls.__name__)
+    return folder
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), SETTINGS, ids=lambda x: getattr(x, "__name__", repr(x)))
+def test_nonsense_that_is_assigned_or_loaded_is_refused_by_name(
+    cls: type[Any], name: str, value: Any, zips: Path, env: VecEnv
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
+        cls.load(zips / cls.__name__, env=env, **{name: value})
+    model = cls.load(zips / cls.__name__, env=env, device="cpu")
+    setattr(model, name, value)
+    with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
+        model.learn(16)
+
+
+def test_schedules_have_their_words_in_load_too(zips: Path, env: VecEnv) -> None:
+    model = PPO.load(
+        zips / "PPO", env=env, device="cpu", learning_rate="lin_0.01", clip_range="lin_0.1", clip_range_vf="lin_0.3"
+    )
+    model.learn(32)
+    assert model.lr_schedule(0.5) == pytest.approx(0.005) and model.clip_range(0.5) == pytest.approx(0.05)
+    assert model.clip_range_vf(0.5) == pytest.approx(0.15)
+    with pytest.raises(ValueError, match=r"clip_range: .*lin_X"):
+        PPO.load(zips / "PPO", env=env, clip_range="linear")
 
 
 SCHEDULED = [

@@ -52,6 +52,24 @@ def test_a_hook_may_be_replaced_on_the_object() -> None:
     assert len(calls) == 10 * 2
 
 
+class FromScratch(PPO):
+    """Logs one term, with its graph, and no "approx_kl"."""
+
+    def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, dict[str, Any]]:
+        values, log_prob, _ = self.policy.evaluate_actions(batch.observations, batch.actions)
+        loss = -(log_prob * batch.advantages).mean() + (values.flatten() - batch.returns).pow(2).mean()
+        return loss, {"mine": loss}
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 16])
+def test_a_loss_from_scratch_may_log_what_it_likes(micro_batch_size: int | None) -> None:
+    model = FromScratch("MlpPolicy", toy(), micro_batch_size=micro_batch_size, **SMALL).learn(64)
+    log = model.logger.name_to_value
+    assert log["train/mine"] == pytest.approx(log["train/loss"])
+    with pytest.raises(ValueError, match="target_kl needs 'approx_kl' among the terms that loss"):
+        FromScratch("MlpPolicy", toy(), target_kl=0.01, **SMALL).learn(64)
+
+
 class HeadPolicy(ActorCriticPolicy):
     """A policy with a further head, which neither actions nor values depend on."""
 

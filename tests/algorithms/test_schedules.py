@@ -122,6 +122,19 @@ def test_schedules_survive_save_and_load(cls: type[Any], name: str, value: Any, 
     assert logged(model, name, 128) == pytest.approx([0.06, 0.04, 0.02, 0.0])
 
 
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+@pytest.mark.parametrize("by", ["kwargs", "custom_objects"])
+def test_a_number_given_to_load_replaces_a_schedule_that_ended_at_it(cls: type[Any], by: str, tmp_path: Path) -> None:
+    for name in cls.coefficient_names:
+        cls("MlpPolicy", toy(), **{**SMALL, name: "lin_0.08"}).learn(32).save(tmp_path / name)
+        for value in (0.0, 0.05):
+            given: Any = {name: value} if by == "kwargs" else {"custom_objects": {name: value}}
+            model = cls.load(tmp_path / name, env=toy(), device="cpu", **given)
+            assert name not in model.schedules
+            model.learn(64)
+            assert getattr(model, name) == value
+
+
 def test_a_longer_training_goes_on_where_the_schedule_stands() -> None:
     model = PPO("MlpPolicy", toy(), ent_coef="lin_0.08", **SMALL)
     assert logged(model, "ent_coef", 32) == pytest.approx([0.0])

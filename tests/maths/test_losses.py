@@ -224,6 +224,16 @@ def test_P1_below_the_bound_the_ratio_is_the_plain_exponential_to_the_last_bit(d
         assert (losses.probability_ratio(new.numpy(), old.numpy()) == np.exp((new - old).numpy())).all()
 
 
+@pytest.mark.parametrize("difference", [-50.0, -25.0, 0.5, 25.0, 50.0])
+def test_P1_beyond_the_bound_the_gradient_is_that_of_the_ratio_at_the_bound(difference: float) -> None:
+    """∂r/∂ln π = r, so that a transition whose ratio is far too large still pulls the policy back."""
+    new, old = th.tensor([difference], requires_grad=True), th.zeros(1)
+    ratio = losses.probability_ratio(new, old)
+    (slope,) = th.autograd.grad(ratio.sum(), new)
+    bounded = math.exp(min(max(difference, -losses.LOG_RATIO_BOUND), losses.LOG_RATIO_BOUND))
+    np.testing.assert_allclose([ratio.item(), slope.item()], bounded, rtol=1e-5)
+
+
 @given(n=st.integers(1, 40), size=st.integers(1, 12), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31))
 def test_normalizing_many_minibatches_is_normalizing_each(n: int, size: int, scale: float, seed: int) -> None:
     advantages = scale * np.random.default_rng(seed).standard_normal(n)

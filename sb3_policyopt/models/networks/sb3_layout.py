@@ -1,6 +1,6 @@
 """What the closed form reads off an MlpPolicy: its layers, its activation, its features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from gymnasium import spaces
@@ -109,14 +109,15 @@ def activation_modules(policy: ActorCriticPolicy) -> list[nn.Module]:
     return [module for module in networks if not isinstance(module, nn.Linear)]
 
 
-def constants_of(policy: ActorCriticPolicy) -> tuple[object, ...]:
+def constants_of(policy: ActorCriticPolicy, modules: Sequence[nn.Module]) -> tuple[object, ...]:
     """
     What an engine reads off a policy beside its modules and parameters.
 
     :param policy: an MlpPolicy
+    :param modules: its activations
     :return: the constants of the activations, the spaces and the distribution, and the policy's switches
     """
-    activations = tuple(constants_of_activation(module) for module in activation_modules(policy))
+    activations = tuple(constants_of_activation(module) for module in modules)
     objects = (policy.observation_space, policy.action_space, policy.action_dist)
     return (*activations, *objects, policy.normalize_images, policy.share_features_extractor)
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from sb3_policyopt.identity.originals import POLICY_METHODS
 from sb3_policyopt.identity.structure import Structure
-from sb3_policyopt.models.networks.sb3_layout import constants_of, memory_modules
+from sb3_policyopt.models.networks.sb3_layout import activation_modules, constants_of, memory_modules
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 
 
@@ -33,16 +33,21 @@ class NetworksWatch:
                 *((module, ("forward", "_conv_forward")) for part in extractors for module in part.modules()),
             ]
         )
-        self.constants = constants_of(policy)
+        self.activations = activation_modules(policy)
+        self.constants = constants_of(policy, self.activations)
 
     def fits(self, thorough: bool = True) -> bool:
         """
-        Whether modules and parameters are the same objects, without hooks or methods of their own.
+        Whether modules and parameters are the same objects, without hooks or methods of their own, and the activations'
+        constants, the spaces and the distribution are the same.
 
-        :param thorough: whether to look at the modules too, and not only at the parameters' memory
+        :param thorough: whether to look at more than the parameters' memory
         :return: False if they are not
         """
-        return self.flat.pull(thorough) and (not thorough or self.structure.is_intact())
+        return self.flat.pull(thorough) and (not thorough or (self.structure.is_intact() and self._has_same_constants()))
+
+    def _has_same_constants(self) -> bool:
+        return constants_of(self.policy, self.activations) == self.constants
 
     def serves(self) -> bool:
         """
@@ -50,7 +55,7 @@ class NetworksWatch:
 
         :return: False once modules or parameters, the activations' constants, the spaces or the distribution are others
         """
-        return self.fits() and self.flat.is_of_same_kind() and constants_of(self.policy) == self.constants
+        return self.fits() and self.flat.is_of_same_kind()
 
     def check_after_foreign_step(self) -> None:
         """
