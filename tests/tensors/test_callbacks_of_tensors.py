@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from emulated_graph import emulate
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
-from test_rollouts import ThroughNumpy, model_on
+from tensor_models import ThroughNumpy, model_on
 
 from sb3_policyopt import PPO
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum, TensorStep

@@ -10,8 +10,8 @@ import torch as th
 from emulated_graph import emulate
 from gymnasium import spaces
 from no_waiting import NoWaiting
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecMonitor
+from tensor_models import ThroughNumpy, model_on
 
 from sb3_policyopt import PPO, TRPO, NonFiniteError
 from sb3_policyopt.envs.tensors import TensorCartPole, TensorPendulum, TensorStep, TensorVecEnv, TensorVecNormalize
@@ -27,20 +27,6 @@ ALGORITHMS: list[tuple[type[Any], dict[str, Any]]] = [
     (TRPO, {"batch_size": 64, "n_critic_updates": 2, "cg_max_steps": 5}),
 ]
 CARTPOLE, PENDULUM = TensorCartPole, TensorPendulum
-
-
-class ThroughNumpy(VecEnvWrapper):
-    """A wrapper that changes nothing, but works with arrays."""
-
-    def reset(self) -> VecEnvObs:
-        return self.venv.reset()
-
-    def step_wait(self) -> VecEnvStepReturn:
-        return self.venv.step_wait()
-
-
-def model_on(algorithm: type[Any], env: Any, **options: Any) -> Any:
-    return algorithm("MlpPolicy", env, **{"n_steps": 24, "seed": 0, "device": "cpu", **options})
 
 
 @pytest.mark.parametrize("make", [CARTPOLE, PENDULUM])
