@@ -138,6 +138,8 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
         **options: Any,
     ) -> None:
         check_policy(policy, type(self).__name__)
+        if env is None and _init_setup_model:
+            raise ValueError("env is None: pass an environment or its name; only a model that is loaded can do without one")
         self._take_settings(
             batch_size=batch_size,
             normalize_advantage=normalize_advantage,

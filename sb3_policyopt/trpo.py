@@ -199,7 +199,10 @@ class TRPO(PolicyOptimization):
     def _update_passes(self) -> list[Passes]:
         """The passes of one update, each through one network: g and a candidate, Fisher-vector products, the critic."""
         size = self.n_steps * self.n_envs
-        actor, thinned = Passes(2, size, 0.5), Passes(self.cg_max_steps, math.ceil(size / self.sub_sampling_factor), 0.5)
+        actor, thinned = (
+            Passes(2, size, 0.5),
+            Passes(self.cg_max_steps, math.ceil(size / max(1, self.sub_sampling_factor)), 0.5),
+        )
         return [actor, thinned, Passes.over(size, self.batch_size, self.n_critic_updates, 0.5)]
 
     def train(self) -> None:

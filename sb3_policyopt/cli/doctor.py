@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sb3_policyopt.cli.exit_codes import FAILURE, SUCCESS
+from sb3_policyopt.cli.exit_codes import FAILURE, SUCCESS, tell_skipped
 from sb3_policyopt.cli.help import new_parser
 from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
@@ -24,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors(ValueError, OSError):
         require("pandas", "yaml")
         from sb3_policyopt.doctor.report import examine, to_text
-        from sb3_policyopt.plots.runs import find_runs, read_run
+        from sb3_policyopt.plots.runs import read_run, read_runs
 
-        reports = [examine(read_run(path)) for argument in arguments.runs for path in find_runs(argument)]
+        reports, skipped = read_runs(arguments.runs, lambda path: examine(read_run(path)))
+    tell_skipped(skipped)
     print("\n\n".join(to_text(report) for report in reports))
     return FAILURE if any(report.findings for report in reports) else SUCCESS
 

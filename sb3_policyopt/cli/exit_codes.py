@@ -7,6 +7,7 @@ is printed with its traceback.
 """
 
 import sys
+from collections.abc import Iterable
 
 from sb3_policyopt.errors import HubError, NonFiniteError, UserError
 
@@ -38,3 +39,13 @@ def fail(sentence: str, code: int = USAGE) -> int:
     """
     print(f"sb3-policyopt: {sentence}", file=sys.stderr)
     return code
+
+
+def tell_skipped(sentences: Iterable[str]) -> None:
+    """
+    Report what was left out of a folder.
+
+    :param sentences: why, one for each
+    """
+    for sentence in sentences:
+        print(f"sb3-policyopt: left out: {sentence}", file=sys.stderr)

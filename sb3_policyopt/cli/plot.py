@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_policyopt.cli.exit_codes import tell_skipped
 from sb3_policyopt.cli.help import new_parser
 from sb3_policyopt.errors import user_errors
 from sb3_policyopt.plots.extra import require
@@ -25,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors(ValueError, OSError):
         require("pandas", "matplotlib", "scipy", "yaml")
         from sb3_policyopt.plots.page import draw_page
-        from sb3_policyopt.plots.runs import find_runs, read_run
+        from sb3_policyopt.plots.runs import read_run, read_runs
 
-        paths = [run for path in arguments.runs for run in find_runs(path)]
-        out = arguments.out or (paths[0] if len(paths) == 1 and paths[0].is_dir() else Path()) / "training.png"
-        print(draw_page([read_run(path) for path in paths], out, arguments.group == "seeds"))
+        runs, skipped = read_runs(arguments.runs, read_run)
+        tell_skipped(skipped)
+        out = arguments.out or (runs[0].path if len(runs) == 1 and runs[0].path.is_dir() else Path()) / "training.png"
+        print(draw_page(runs, out, arguments.group == "seeds"))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Applies the rules to a run and formats the result as text."""
 
 import textwrap
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,8 @@ from sb3_policyopt.plots.runs import STEPS, Run
 from sb3_policyopt.saving.constructors import parameters_of
 
 _WIDTH = 110
+_PAUSE = 600.0
+"""Seconds without a new row after which a run counts as stopped."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,23 @@ def settings_of(run: Run) -> Mapping[str, object]:
     """
     masks = run.algo in registry.ALGORITHMS and registry.find(run.algo).masks
     masks = masks or "Maskable" in str(run.hyperparameters.get("policy"))
-    facts = {**run.facts, "env": run.env or None, "masks": masks}
+    facts = {**run.facts, "env": run.env or None, "masks": masks, "still_runs": still_runs(run)}
     if not run.hyperparameters or run.algo not in registry.ALGORITHMS:
         return {**facts, **run.hyperparameters}
     parameters = parameters_of(registry.find(run.algo).load_class()).values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {**defaults, **facts, **run.hyperparameters}
+
+
+def still_runs(run: Run) -> bool:
+    """
+    Whether a run is under way: it is not recorded as finished, and its log was written a moment ago.
+
+    :param run: the run
+    :return: False also where nothing is recorded
+    """
+    log = run.path / "progress.csv" if run.path.is_dir() else run.path
+    return run.facts.get("finished") is False and log.is_file() and time.time() - log.stat().st_mtime < _PAUSE
 
 
 def to_text(report: Report) -> str:

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from sb3_policyopt.plots.runs import STEPS
+
 Severity = Literal["error", "warning"]
 Settings = Mapping[str, object]
 """Hyperparameters under the names of the constructors, and facts of the run (``n_timesteps``, ``finished``, ...)."""
@@ -33,6 +35,8 @@ class Finding:
     rule: str = ""
 
 
+_FIRST_ROWS = 5
+
 Check = Callable[[pd.DataFrame, Settings], Finding | None]
 
 
@@ -57,7 +61,7 @@ class Rule:
 
     def applies(self, log: pd.DataFrame, settings: Settings) -> bool:
         """Whether log and settings contain what the check needs."""
-        logged = not self.columns or any(column in log and log[column].notna().any() for column in self.columns)
+        logged = not self.columns or any(_has_values(log, column) for column in self.columns)
         return logged and all(settings.get(name) is not None for name in self.settings)
 
 
@@ -87,6 +91,13 @@ def number(settings: Settings, name: str) -> float | None:
         return float(value)  # YAML 1.1 reads 1e6 as a string
     except ValueError:
         return None
+
+
+def _has_values(log: pd.DataFrame, column: str) -> bool:
+    """Whether a metric has a finite value, or a column of words a word."""
+    if column in log and not pd.api.types.is_numeric_dtype(log[column]):
+        return bool(log[column].notna().any())
+    return len(values(log, column)) > 0
 
 
 def values(log: pd.DataFrame, column: str) -> np.ndarray:
@@ -124,13 +135,14 @@ def step_of_maximum(log: pd.DataFrame, column: str) -> int:
     :return: environment steps
     """
     numbers = log[column].to_numpy(dtype=float)
-    return int(log["time/total_timesteps"].to_numpy()[int(np.argmax(np.where(np.isfinite(numbers), numbers, -np.inf)))])
+    return int(log[STEPS].to_numpy()[int(np.argmax(np.where(np.isfinite(numbers), numbers, -np.inf)))])
 
 
 @dataclass(frozen=True)
 class Learning:
     """
-    The return at three times of the run (means over a tenth of it).
+    The return at three times of the run (means over a tenth of it; at the beginning over five rows at most, as many tasks are
+    learnt within a tenth).
 
     :param start: at the beginning
     :param best: at its highest
@@ -152,6 +164,11 @@ class Learning:
         return self.end - self.start > 0.5 * (self.best - self.start)
 
     @property
+    def fell(self) -> bool:
+        """Whether the end was clearly below the start."""
+        return self.start - self.end > 0.3 * max(abs(self.start), abs(self.end))
+
+    @property
     def succeeded(self) -> bool:
         """Whether the return rose and did not fall again."""
         return self.rose and self.kept
@@ -169,15 +186,30 @@ def learning(log: pd.DataFrame) -> Learning | None:
         return None
     width = max(1, len(returns) // 10)
     means = np.convolve(returns, np.full(width, 1 / width), mode="valid")
-    return Learning(float(means[0]), float(means.max()), float(means[-1]))
+    return Learning(float(returns[: min(width, _FIRST_ROWS)].mean()), float(means.max()), float(means[-1]))
 
 
-def succeeded(log: pd.DataFrame) -> bool:
+def succeeded(log: pd.DataFrame, settings: Settings) -> bool:
     """
-    Test whether the return rose and did not fall again. A bad critic and little entropy are normal after a task is solved.
+    Test whether the return rose and did not fall again; of an agent that was trained before, whether it did not fall. A bad
+    critic and little entropy are normal after a task is solved.
 
     :param log: the log
+    :param settings: of the run
     :return: False also when there are too few returns
     """
     course = learning(log)
-    return course is not None and course.succeeded
+    if course is None:
+        return False
+    return course.succeeded or (was_trained_before(log, settings) and not course.fell)
+
+
+def was_trained_before(log: pd.DataFrame, settings: Settings) -> bool:
+    """
+    Whether the first updates of an agent are not in its log; those of a resumed run are.
+
+    :param log: the log
+    :param settings: of the run
+    :return: True for an agent that was trained in another run or an earlier call of ``learn``
+    """
+    return bool(settings.get("continued_from")) or 0 < (number(settings, "start_timesteps") or 0) <= log[STEPS].min()

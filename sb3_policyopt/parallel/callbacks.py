@@ -39,7 +39,7 @@ def callbacks_of_this_rank(callback: MaybeCallback, progress_bar: bool) -> tuple
     """
     if rank() == 0:
         bar = [ProgressBar()] if progress_bar else []
-        return CallbackList([_as_callback(callback), *bar]), False
+        return CallbackList([_with_our_bar(_as_callback(callback)), *bar]), False
     return _without_rank_0s(_as_callback(callback)), False
 
 
@@ -55,6 +55,20 @@ def _as_callback(callback: MaybeCallback) -> BaseCallback:
     return (
         callback if isinstance(callback, BaseCallback) else ConvertCallback(cast(Callable[[object, object], bool], callback))
     )
+
+
+def _with_our_bar(callback: BaseCallback) -> BaseCallback:
+    """
+    Replace SB3's progress bar, which rl-zoo3 adds by itself.
+
+    :param callback: any; a list is changed
+    :return: the callback, or our bar in its place
+    """
+    if type(callback) is ProgressBarCallback:
+        return ProgressBar()
+    if isinstance(callback, CallbackList):
+        callback.callbacks = [_with_our_bar(child) for child in callback.callbacks]
+    return callback
 
 
 def _without_rank_0s(callback: BaseCallback) -> BaseCallback | None:

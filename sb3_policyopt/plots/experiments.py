@@ -35,6 +35,11 @@ class Experiment:
         """Algorithm of its runs."""
         return self.runs[0].algo
 
+    @property
+    def comparable(self) -> tuple[Run, ...]:
+        """Its runs without those that are known to be unfinished, unless none is finished."""
+        return tuple(run for run in self.runs if run.facts.get("finished") is not False) or self.runs
+
 
 def group(runs: Sequence[Run], pool_seeds: bool = True) -> list[Experiment]:
     """
@@ -42,12 +47,13 @@ def group(runs: Sequence[Run], pool_seeds: bool = True) -> list[Experiment]:
 
     :param runs: in the order of the legend
     :param pool_seeds: join runs with the same algorithm, environment, log folder and hyperparameters (except the seed)
-    :return: one experiment per curve
+    :return: one experiment per curve; the part of a run that was continued in another folder is left out of it, as that
+        folder's log holds it too
     """
     members: dict[object, list[Run]] = {}
     for run in runs:
         members.setdefault(_identity(run) if pool_seeds and run.env else run.path.resolve(), []).append(run)
-    groups = list(members.values())
+    groups = [_without_parts(group) for group in members.values()]
     colors = _colors(len(groups))
     return [Experiment(label, color, tuple(g)) for label, color, g in zip(_labels(groups), colors, groups, strict=True)]
 
@@ -56,6 +62,17 @@ def _identity(run: Run) -> tuple[str, str, Path, str]:
     hyperparameters = {key: value for key, value in run.hyperparameters.items() if key != "seed"}
     addresses = r" at 0x[0-9a-f]+"  # of functions and other objects, which differ from process to process
     return run.algo, run.env, run.path.resolve().parent, re.sub(addresses, "", repr(sorted(hyperparameters.items())))
+
+
+def _without_parts(runs: list[Run]) -> list[Run]:
+    """Of the runs of one experiment, those that no later one continued: one of the same seed that did not begin at step 0."""
+
+    def continued(index: int) -> bool:
+        seed = runs[index].facts.get("seed")
+        later = runs[index + 1 :]
+        return seed is not None and any(run.facts.get("seed") == seed and run.facts.get("start_timesteps") for run in later)
+
+    return [run for index, run in enumerate(runs) if not continued(index)]
 
 
 def _colors(count: int) -> list[Color]:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from sb3_policyopt import registry
-from sb3_policyopt.plots.experiments import Color, Experiment, group
+from sb3_policyopt.plots.experiments import Experiment, group
 from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
 from sb3_policyopt.plots.panels import Panel, panels_of
 from sb3_policyopt.plots.runs import RETURN, Run
@@ -97,7 +97,7 @@ def _has_returns(run: Run) -> bool:
 
 def _draw_learning_curve(axes: Axes, experiments: Sequence[Experiment]) -> None:
     for experiment in experiments:
-        _draw_curves(axes, [run.series(RETURN) for run in experiment.runs], experiment.color)
+        _draw_curves(axes, experiment, RETURN)
         _draw_evaluations(axes, experiment)
     environments = sorted({run.env for e in experiments for run in e.runs} - {""})
     axes.set_title("Learning curve: " + ", ".join(environments) if environments else "Learning curve", fontsize=11, loc="left")
@@ -113,27 +113,32 @@ def _draw_learning_curve(axes: Axes, experiments: Sequence[Experiment]) -> None:
 
 
 def _draw_evaluations(axes: Axes, experiment: Experiment) -> None:
-    tables = [run.evaluations for run in experiment.runs if not run.evaluations.empty]
+    tables = [run.evaluations for run in experiment.comparable if not run.evaluations.empty]
     if not tables:
         return
-    band = pool([(table["timesteps"].to_numpy(), table["mean"].to_numpy()) for table in tables])
+    band = pool([(table["timesteps"].to_numpy(), table["mean"].to_numpy()) for table in tables], smoothing=False)
     axes.plot(band.steps, band.centre, color=experiment.color, linestyle="--", linewidth=1, marker="o", markersize=4, zorder=3)
 
 
-def _draw_curves(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], color: Color, linestyle: str = "-") -> None:
+def _draw_curves(axes: Axes, experiment: Experiment, column: str, scale: float = 1.0, linestyle: str = "-") -> None:
     """Draw each run as a thin line, and over them the smoothed or pooled curve with its interval."""
-    curves = [curve for curve in curves if len(curve[0])]
-    if not curves:
+    single, pooled = (_curves(runs, column, scale) for runs in (experiment.runs, experiment.comparable))
+    if not single:
         return
-    band: Band = pool(curves)
+    band: Band = pool(pooled or single)
     marker = "o" if len(band.steps) == 1 else ""
-    axes.plot(band.steps, band.centre, color=color, linestyle=linestyle, marker=marker)
+    axes.plot(band.steps, band.centre, color=experiment.color, linestyle=linestyle, marker=marker)
     if linestyle != "-":  # a companion: its single runs would hide the metric itself
         return
-    for steps, values in curves:
-        axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
-    if len(curves) > 1:
-        axes.fill_between(band.steps, band.low, band.high, color=color, alpha=0.18, linewidth=0)
+    for steps, values in single:
+        axes.plot(steps, values, color=experiment.color, linewidth=0.7, alpha=0.3)
+    if len(pooled) > 1:
+        axes.fill_between(band.steps, band.low, band.high, color=experiment.color, alpha=0.18, linewidth=0)
+
+
+def _curves(runs: Sequence[Run], column: str, scale: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The metric of each run that has it."""
+    return [(steps, scale * values) for steps, values in (run.series(column) for run in runs) if len(steps)]
 
 
 def _draw_legend(axes: Axes, experiments: Sequence[Experiment]) -> None:
@@ -151,9 +156,11 @@ def _draw_legend(axes: Axes, experiments: Sequence[Experiment]) -> None:
 
 def _summary(experiment: Experiment) -> str:
     """Return over the last tenth of the training, and the best evaluation."""
-    finals = np.array([_final_return(run) for run in experiment.runs])
+    finals = np.array([_final_return(run) for run in experiment.comparable])
     finals = finals[np.isfinite(finals)]
     parts = [f"{len(experiment.runs)} runs"] if len(experiment.runs) > 1 else []
+    if unfinished := len(experiment.runs) - len(experiment.comparable):
+        parts[0] += f", {unfinished} of them unfinished and left out"
     if len(finals):
         text = f"last 10%: {float(interquartile_mean(finals)):.4g}"
         if len(finals) > 1:
@@ -192,8 +199,7 @@ def _draw_panel(axes: Axes, panel: Panel, experiments: Sequence[Experiment]) -> 
     shown = []
     for column, name, linestyle in lines:
         for experiment in experiments:
-            curves = [run.series(column) for run in experiment.runs]
-            _draw_curves(axes, [(steps, panel.scale * values) for steps, values in curves], experiment.color, linestyle)
+            _draw_curves(axes, experiment, column, panel.scale, linestyle)
         if any(len(run.series(column)[0]) for e in experiments for run in e.runs):
             shown.append(Line2D([], [], color="0.3", linestyle=linestyle, label=name))
     if len(shown) > 1:

@@ -4,9 +4,10 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,9 @@ NONFINITE = "nonfinite"
 
 _MONITOR_WINDOW = 100  # episodes, as in SB3's ``stats_window_size``
 _MAX_ROLLOUT_ROWS = 2000
+
+
+ReadT = TypeVar("ReadT")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,31 @@ def find_runs(path: str | Path) -> list[Path]:
     if not inner:
         raise ValueError(f"{path} is not a run folder: it holds neither progress.csv nor evaluations.npz nor *.monitor.csv.")
     return inner
+
+
+def read_runs(paths: Iterable[str | Path], read: Callable[[Path], ReadT]) -> tuple[list[ReadT], list[str]]:
+    """
+    Read runs, and those of folders as far as they can be read.
+
+    :param paths: runs, or folders of runs
+    :param read: of one run
+    :return: what it returned, and why it could not read others of a folder
+    :raises ValueError: when a run that was named cannot be read, or none of a folder
+    """
+    found: list[ReadT] = []
+    skipped: list[str] = []
+    for path in paths:
+        runs, before = find_runs(path), len(found)
+        for run in runs:
+            try:
+                found.append(read(run))
+            except ValueError as error:
+                if len(runs) == 1:
+                    raise
+                skipped.append(str(error))
+        if len(found) == before:
+            raise ValueError(f"No run in {path} can be read. {skipped[-1]}")
+    return found, skipped
 
 
 def read_run(path: str | Path) -> Run:

@@ -69,19 +69,21 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.asarray((total[last] - total[first]) / (last - first))
 
 
-def pool(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band:
+def pool(curves: Sequence[tuple[np.ndarray, np.ndarray]], smoothing: bool = True) -> Band:
     """
     Several runs as one curve, over the steps that all of them reached.
 
     :param curves: steps [K_i] (ascending) and values [K_i] of each run, none empty
-    :return: for one run its own points; else the pooled curve on a common grid
+    :param smoothing: whether each curve is smoothed before
+    :return: for one run its own points; else the pooled curve on a common grid; the longest curve's points if no steps are
+        common to all
     """
-    smoothed = [(steps, smooth(values)) for steps, values in curves]
-    if len(smoothed) == 1:
-        steps, values = smoothed[0]
-        return Band(steps, values, values, values)
+    smoothed = [(steps, smooth(values) if smoothing else values) for steps, values in curves]
     start, end = max(steps[0] for steps, _ in smoothed), min(steps[-1] for steps, _ in smoothed)
-    grid = np.linspace(start, max(start, end), min(_POINTS, max(len(steps) for steps, _ in smoothed)))
+    if len(smoothed) == 1 or start > end:
+        steps, values = max(smoothed, key=lambda curve: curve[0][-1] - curve[0][0])
+        return Band(steps, values, values, values)
+    grid = np.linspace(start, end, min(_POINTS, max(len(steps) for steps, _ in smoothed)))
     values = np.stack([np.interp(grid, steps, values) for steps, values in smoothed])
     low, high = bootstrap_interval(values)
     return Band(grid, interquartile_mean(values), low, high)

@@ -5,7 +5,7 @@ import numbers
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
@@ -153,7 +153,7 @@ def coefficient(name: str, value: object, bounds: Bounds) -> float | Callable[[f
     return schedule
 
 
-def passed_on(options: Mapping[str, object]) -> dict[str, int]:
+def passed_on(options: Mapping[str, Any]) -> dict[str, int]:
     """
     Check what is passed on to SB3 and is a number or a flag.
 
@@ -167,6 +167,9 @@ def passed_on(options: Mapping[str, object]) -> dict[str, int]:
     }
     if options["stats_window_size"] is not None:  # None: over all episodes
         checked["stats_window_size"] = integer("stats_window_size", options["stats_window_size"], minimum=0)
+    activation = (options.get("policy_kwargs") or {}).get("activation_fn")
+    if isinstance(activation, str):
+        raise TypeError(f"policy_kwargs: activation_fn must be a class such as torch.nn.ReLU, got {activation!r}")
     if options["seed"] is not None:
         checked["seed"] = integer("seed", options["seed"], minimum=0)
     return checked

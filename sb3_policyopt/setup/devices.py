@@ -164,6 +164,19 @@ class Iteration(NamedTuple):
         return self.n_steps * (action + FORWARD * self.n_envs * row) + update
 
 
+def check_name(device: th.device | str) -> None:
+    """
+    Look whether a name is a device's.
+
+    :param device: "auto", or as torch takes it
+    :raises ValueError: if it is none
+    """
+    try:
+        th.device("cpu" if device == "auto" else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device, got {device!r}") from error
+
+
 def fastest(iteration: Iteration, machine: Machine) -> tuple[str, str]:
     """
     The faster device.

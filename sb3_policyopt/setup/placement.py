@@ -33,9 +33,11 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
     :param device: "auto", or as torch takes it
     :param verbose: as SB3 takes it
     :param options: SB3's other arguments
+    :raises ValueError: if torch has no such device
     """
 
     def __init__(self, policy: Any, env: Any, *, device: th.device | str, verbose: int, **options: Any) -> None:
+        devices.check_name(device)
         self._device_is_auto = isinstance(device, str) and device == "auto"
         self.device_reason = f'device="{device}" was asked for'
         # SB3 would print the device before there is a policy by which to choose it.

@@ -63,6 +63,8 @@ def run(name: str, argv: list[str]) -> None:
     :raises UserError: if an option names what is missing
     """
     command = COMMANDS[name]
+    if command.check is preflight.check_agent:
+        argv = preflight.with_own_runs(argv)
     if not preflight.requests_help(argv):
         command.check(argv)
     with ExitStack() as context:

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import hyperparams, registry
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
-from sb3_policyopt.errors import UserError, did_you_mean
+from sb3_policyopt.errors import NonFiniteError, UserError, did_you_mean
 from sb3_policyopt.recording import RunRecorder
 from sb3_policyopt.saving.constructors import parameters_of
 from sb3_policyopt.zoo.torchrun import given_seed
@@ -30,6 +30,9 @@ VEC_ENVS = ("envpool", "shared")
 
 #: A ValueError or TypeError raised in these packages is about a hyperparameter.
 LIBRARIES = ("sb3_policyopt", "stable_baselines3", "sb3_contrib")
+
+#: A TypeError about an unknown argument that is raised in these packages is about one of an environment or a wrapper.
+MAKERS_OF_ENVIRONMENTS = ("gymnasium", "rl_zoo3")
 
 
 class Experiment(ExperimentManager):
@@ -113,9 +116,12 @@ class Experiment(ExperimentManager):
     def _mistake(self, error: BaseException) -> str | None:
         """Describe a mistake in the hyperparameters in one sentence; None if the error has another cause."""
         known = parameters_of(ALGOS[self.algo])
-        unknown = re.search(r"__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unknown is not None:
-            return f"{self.algo} has no hyperparameter {unknown[1]}{did_you_mean(unknown[1], known)}"
+            if unknown[1] in {kind.__name__ for kind in ALGOS[self.algo].__mro__}:
+                return f"{self.algo} has no hyperparameter {unknown[2]}{did_you_mean(unknown[2], known)}"
+            first = error.__cause__ or error  # Gymnasium repeats what an environment raises
+            return str(error) if _raised_in(first, (*LIBRARIES, *MAKERS_OF_ENVIRONMENTS)) else None
         if isinstance(error, (ValueError, TypeError)) and _raised_in(error, LIBRARIES):
             return str(error)
         return None
@@ -124,9 +130,13 @@ class Experiment(ExperimentManager):
         """Remove the folder of a run that did not train, which ``enjoy`` would otherwise load as the latest one."""
         files = [path for path in Path(self.save_path).rglob("*") if path.is_file()]
         if all(path.name.endswith(".monitor.csv") for path in files):
-            shutil.rmtree(self.save_path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it contains other runs
-                Path(self.log_path).rmdir()
+            self._remove_run_folder()
+
+    def _remove_run_folder(self) -> None:
+        """Remove the folder of this run, and that of the algorithm if it holds no other."""
+        shutil.rmtree(self.save_path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it contains other runs
+            Path(self.log_path).rmdir()
 
     def _save_config(self, saved_hyperparams: dict[str, object]) -> None:
         super()._save_config(saved_hyperparams)
@@ -150,14 +160,24 @@ class Experiment(ExperimentManager):
         Train, and update the records, also if the training ends by an exception. Ctrl-C ends it here without one.
 
         :param model: the model
+        :raises UserError: if it cannot be trained with its hyperparameters or environments; its run folder is then removed
         """
         given = given_seed(sys.argv[1:]) is not None if self.seed_is_given is None else self.seed_is_given
         for callback in self.callbacks:
             if isinstance(callback, ResumableCheckpointCallback):
                 callback.any_seed = not given
+        updates = getattr(model, "_n_updates", None)
         try:
             with self._noticing_interrupts():
                 super().learn(model)
+        except BaseException as error:
+            has_begun = getattr(model, "_n_updates", None) != updates or isinstance(error, NonFiniteError)
+            sentence = None if has_begun else self._mistake(error)
+            if sentence is None:
+                raise
+            self._remove_run_folder()
+            self.recorder = None
+            raise UserError(sentence) from error
         finally:
             if self.recorder is not None:
                 self.recorder.save()

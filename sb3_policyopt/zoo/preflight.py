@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import os
 import pickle
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_model_path
 
 from sb3_policyopt.errors import UserError, did_you_mean
+
+#: Where rl-zoo3's commands look for agents, and where its ``train`` puts them.
+ZOO_FOLDER, LOGS = "rl-trained-agents", "logs"
 
 #: What to install for environments that are not registered, by a part of their id.
 PACKAGES = {
@@ -124,6 +128,18 @@ def check_training(argv: list[str]) -> None:
         raise UserError(f"-i {options.trained_agent}: there is no such .zip file")
 
 
+def with_own_runs(argv: list[str]) -> list[str]:
+    """
+    Let a command that loads an agent look where ``train`` puts it, if no folder is given and there is a run.
+
+    :param argv: the command line
+    :return: the same, or with ``-f logs``
+    """
+    options = parse(argv, ("--algo",), ("--env",), ("-f", "--folder"), algo="ppo", env="CartPole-v1")
+    own = any(Path(LOGS, options.algo).glob(f"{EnvironmentName(options.env)}_*"))
+    return [*argv, "-f", LOGS] if options.folder is None and own else argv
+
+
 def check_agent(argv: list[str]) -> None:
     """
     Check that the agent exists which ``enjoy``, ``record_video`` or ``record_training`` will load.
@@ -140,13 +156,15 @@ def check_agent(argv: list[str]) -> None:
         ("--load-checkpoint",),
         algo="ppo",
         env="CartPole-v1",
-        folder="rl-trained-agents",
+        folder=ZOO_FOLDER,
         exp_id="0",
     )
     check_algorithm(options.algo)
     check_environment(options.env, options.gym_packages)
-    if "rl-trained-agents" in options.folder or not options.exp_id.lstrip("-").isdigit():
-        return  # rl-zoo3 downloads the agent, or its parser reports the number
+    if not options.exp_id.lstrip("-").isdigit():
+        return  # rl-zoo3's parser reports it
+    if ZOO_FOLDER in options.folder and os.environ.get("TRUST_REMOTE_CODE"):
+        return  # enjoy downloads the agent of the zoo
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             get_model_path(
@@ -160,7 +178,8 @@ def check_agent(argv: list[str]) -> None:
             )
     except (AssertionError, ValueError) as error:
         runs = sorted(path.name for path in Path(options.folder, options.algo).glob(f"{EnvironmentName(options.env)}_*"))
-        raise UserError(f"{error} (runs there: {', '.join(runs) or 'none'})") from error
+        way = f"; -f FOLDER names another folder than {ZOO_FOLDER}, the zoo's default" if options.folder == ZOO_FOLDER else ""
+        raise UserError(f"{error} (runs there: {', '.join(runs) or 'none'}{way})") from error
 
 
 def check_runs(argv: list[str]) -> None:

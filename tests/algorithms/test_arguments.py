@@ -108,6 +108,22 @@ def test_nonsense_that_is_assigned_or_loaded_is_refused_by_name(
         model.learn(16)
 
 
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_what_stock_answers_with_an_unrelated_error_is_named(cls: type[Any], env: VecEnv) -> None:
+    with pytest.raises(ValueError, match=r"env is None: pass an environment"):
+        cls("MlpPolicy", None)
+    with pytest.raises(ValueError, match=r"device must be 'auto', .*'gpu'"):
+        cls("MlpPolicy", env, device="gpu")
+    with pytest.raises(TypeError, match=r"policy_kwargs: activation_fn must be a class .*'relu'"):
+        cls("MlpPolicy", env, policy_kwargs={"activation_fn": "relu"})
+
+
+@pytest.mark.parametrize("factor", [-1, 0, 1])
+def test_a_factor_of_one_or_less_takes_all_samples(factor: int) -> None:
+    model = TRPO("MlpPolicy", toy(n_envs=2), n_steps=8, batch_size=16, sub_sampling_factor=factor, seed=0).learn(32)
+    assert model.n_iterations == 2
+
+
 def test_schedules_have_their_words_in_load_too(zips: Path, env: VecEnv) -> None:
     model = PPO.load(
         zips / "PPO", env=env, device="cpu", learning_rate="lin_0.01", clip_range="lin_0.1", clip_range_vf="lin_0.3"

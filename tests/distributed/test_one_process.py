@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import (
     ConvertCallback,
     EvalCallback,
     EveryNTimesteps,
+    ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env
@@ -109,6 +110,7 @@ def some_callbacks() -> Any:
         CallbackList([CheckpointCallback(1, "x"), StopTrainingOnMaxEpisodes(1)]),
         EveryNTimesteps(1, CheckpointCallback(1, "x")),
         EveryNTimesteps(1, Custom()),
+        CallbackList([ProgressBarCallback()]),
         ConvertCallback(lambda local_variables, global_variables: True),
     ]
 
@@ -117,7 +119,14 @@ def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(
     as_rank(0)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
     user_callbacks = ["Custom", "OnRank0", "RunRecorder", "EvalCallback", "CheckpointCallback", "StopTrainingOnMaxEpisodes"]
-    assert names(callback) == [*user_callbacks, "EveryNTimesteps", "EveryNTimesteps", "ConvertCallback", "ProgressBar"]
+    assert names(callback) == [
+        *user_callbacks,
+        "EveryNTimesteps",
+        "EveryNTimesteps",
+        "ProgressBar",
+        "ConvertCallback",
+        "ProgressBar",
+    ]
     assert bar is False
     as_rank(1)
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)

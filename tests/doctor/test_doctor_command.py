@@ -44,6 +44,23 @@ def test_mistakes_are_reported_in_one_sentence(
     assert words in error and error.count("\n") == 1
 
 
+def test_runs_of_a_folder_that_cannot_be_judged_are_left_out(
+    trained: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "CartPole-v1_1").mkdir()
+    (tmp_path / "CartPole-v1_1" / "progress.csv").write_text("")
+    (tmp_path / "CartPole-v1_2").symlink_to(trained("ppo healthy"))
+    assert main([str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "Healthy" in captured.out
+    assert captured.err.startswith("sb3-policyopt: left out: ") and "CartPole-v1_1 holds no data yet" in captured.err
+    (tmp_path / "CartPole-v1_2").unlink()
+    (tmp_path / "CartPole-v1_3").mkdir()
+    (tmp_path / "CartPole-v1_3" / "progress.csv").write_text("")
+    assert main([str(tmp_path)]) == 2
+    assert "No run in" in capsys.readouterr().err
+
+
 def test_missing_extra_is_named_with_the_pip_line() -> None:
     code = "import sys; sys.modules['pandas'] = None; from sb3_policyopt.__main__ import main; sys.exit(main(['doctor', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,9 @@ def test_run_that_broke_off(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path)
     with pytest.raises(RuntimeError, match="power cut"):
         make_model(n_steps=64).learn(1000, callback=[recorder, PowerCut()])
+    assert "stopped_early" not in found(tmp_path)  # it may still run
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "progress.csv", (an_hour_ago, an_hour_ago))
     assert "step 256 of 1000 (26%)" in found(tmp_path)["stopped_early"].evidence
 
 
@@ -185,6 +190,41 @@ def test_solved_task_may_have_a_bad_critic_and_little_entropy(tmp_path: Path) ->
     symptoms = {"useless_critic", "dead_entropy"}
     assert not symptoms & set(found(tmp_path / "solved"))
     assert symptoms <= set(found(tmp_path / "stuck"))
+
+
+@pytest.mark.parametrize(
+    ("returns", "facts", "silent"),
+    [
+        (np.linspace(490, 500, 40), {"continued_from": "agent.zip"}, True),  # it knew the task before
+        (np.linspace(490, 500, 40), {"start_timesteps": 100_000}, True),
+        (np.linspace(490, 100, 40), {"continued_from": "agent.zip"}, False),  # and forgot it
+        (np.full(40, 20.0), {}, False),
+        (np.minimum(np.linspace(20, 4820, 400), 500.0), {}, True),  # solved within the first tenth
+    ],
+)
+def test_a_solved_task_has_single_large_gradients_and_a_critic_of_no_use(
+    tmp_path: Path, returns: Any, facts: dict[str, Any], silent: bool
+) -> None:
+    """The critic's loss falls to 0 once every episode ends alike, and the median of the gradient with it."""
+    rows = [
+        {
+            STEPS: 100_000 + i,
+            "rollout/ep_rew_mean": value,
+            "train/grad_norm": {3: 15.0, 4: 17.5, 5: 41.5, 6: 12.8, 7: 17.0}.get(i, 0.1),
+            "train/explained_variance": -0.2,
+        }
+        for i, value in enumerate(returns)
+    ]
+    write(tmp_path, rows)
+    (tmp_path / "provenance.json").write_text(json.dumps({"algo": "ppo", "finished": True, **facts}))
+    assert ("useless_critic" not in found(tmp_path)) == silent
+    assert "exploding_gradient" not in found(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["std", "std_min", "ratio_max", "grad_norm", "approx_kl", "effective_sample_size"])
+def test_a_metric_that_is_never_finite_is_a_finding_and_no_crash(tmp_path: Path, column: str) -> None:
+    write(tmp_path, [{STEPS: i, "train/loss": 1.0, f"train/{column}": np.inf} for i in range(6)])
+    assert f"train/{column}" in found(tmp_path)["nonfinite_metrics"].evidence
 
 
 def test_masks_that_leave_no_choice_are_no_lack_of_exploring(tmp_path: Path) -> None:

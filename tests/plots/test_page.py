@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,34 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 def test_unknown_format(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in one of \.png, \.pdf"):
         plot_run(logs / "ppo" / "CartPole-v1_1", tmp_path / "page.docx")
+
+
+def write_run(folder: Path, end: int, **facts: Any) -> Path:
+    rows = [f"{step},{step / 1000},0.1,0.01,0.5" for step in range(1000, end + 1, 1000)]
+    write_log(folder, *rows)
+    recorded = {"algorithm": "sb3_policyopt.ppo.PPO", "env_id": "CartPole-v1", "hyperparameters": {"n_steps": 64}, **facts}
+    (folder / "provenance.json").write_text(json.dumps(recorded))
+    return folder
+
+
+def test_a_run_that_was_continued_in_another_folder_counts_once(tmp_path: Path) -> None:
+    """The zoo's second folder of a resumed run holds the whole log."""
+    part = write_run(tmp_path / "ppo" / "CartPole-v1_1", 10_000, seed=3, finished=False)
+    whole = write_run(tmp_path / "ppo" / "CartPole-v1_2", 40_000, seed=3, finished=True, start_timesteps=10_000)
+    other = write_run(tmp_path / "ppo" / "CartPole-v1_3", 40_000, seed=4, finished=True)
+    (experiment,) = group([read_run(path) for path in (part, whole, other)])
+    assert [run.path.name for run in experiment.runs] == ["CartPole-v1_2", "CartPole-v1_3"]
+    assert len(group([read_run(path) for path in (part, whole, other)], pool_seeds=False)) == 3
+
+
+def test_unfinished_runs_among_finished_ones_are_drawn_but_not_pooled(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / "ppo" / f"CartPole-v1_{seed}", 40_000, seed=seed, finished=True) for seed in (1, 2)]
+    paths.append(write_run(tmp_path / "ppo" / "CartPole-v1_3", 5_000, seed=3, finished=False))
+    figure = figure_of(*paths)
+    legend = texts(figure)
+    assert "3 runs, 1 of them unfinished and left out; last 10%: 38" in legend  # the mean of 36 to 40
+    curve = figure.get_axes()[0]
+    assert max(line.get_xdata()[-1] for line in curve.get_lines() if line.get_linewidth() > 1) == 40_000
+    assert any(line.get_xdata()[-1] == 5_000 for line in curve.get_lines())
+    legend = texts(figure_of(paths[-1], write_run(tmp_path / "ppo" / "CartPole-v1_4", 4_000, seed=4, finished=False)))
+    assert "2 runs; last 10%" in legend

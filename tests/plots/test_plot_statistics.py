@@ -77,7 +77,16 @@ def test_pool_of_one_run_is_the_run() -> None:
 
 
 @pytest.mark.parametrize("ends", [(5.0, 3.0), (1.0, 9.0)])
-def test_pool_of_runs_without_common_steps_is_a_point(ends: Any) -> None:
-    band = pool([(np.array([ends[0]]), np.array([1.0])), (np.array([ends[1]]), np.array([3.0]))])
-    assert len(band.steps) == 1
-    assert band.centre[0] == 2.0
+def test_pool_of_runs_without_common_steps_is_the_longest(ends: Any) -> None:
+    """Nothing is extrapolated."""
+    short, long = np.array([ends[0]]), np.array([ends[1], ends[1] + 0.5])
+    band = pool([(short, np.array([1.0])), (long, np.array([3.0, 4.0]))])
+    np.testing.assert_array_equal(band.steps, long)
+    np.testing.assert_array_equal(band.centre, [3.0, 4.0])
+    np.testing.assert_array_equal(band.low, band.high)
+
+
+def test_curves_of_evaluations_are_not_smoothed() -> None:
+    steps, values = np.arange(100.0), np.eye(100)[50]
+    assert pool([(steps, values)]).centre.max() < 0.5
+    assert pool([(steps, values)], smoothing=False).centre.max() == 1.0

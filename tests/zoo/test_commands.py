@@ -50,6 +50,14 @@ def test_train_leaves_a_whole_run_folder(workplace: Path) -> None:
     assert sum(bool(row["eval/mean_reward"]) for row in progress) == 4
 
 
+def test_enjoy_finds_the_runs_of_train_without_a_folder(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert main(["enjoy", "--algo", "trpo", "--env", "CartPole-v1", "--no-render", "-n", "100"]) == 0
+    assert "Loading latest experiment, id=1" in capsys.readouterr().out
+
+
 def test_enjoy_evaluates_the_agent(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,12 +38,18 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train --nosuchflag", "unrecognized arguments: --nosuchflag"),
         ("train --vec-env threads", "invalid choice: 'threads'"),
         ("train -params gama:0.9", "ppo has no hyperparameter gama, did you mean gamma?"),
+        ("train --env-kwargs foo:1", "got an unexpected keyword argument 'foo'"),
+        ('train -params "policy_kwargs:dict(foo=1)"', "ActorCriticPolicy.__init__() got an unexpected keyword argument 'foo'"),
+        ("train --device gpu", "device must be 'auto', 'cpu', 'cuda'"),
+        ("train --algo ppo_mask --env CartPole-v1 -n 100", "does not support action masking"),
         ("train -params gamma:2.0", "gamma must be at least 0 and at most 1, got 2.0"),
         ("train -params policy:MlpPolicy", "a string in quotes of its own"),
         ("train --env HumanoidStandup-v2", "mujoco"),  # Gymnasium's own sentence, of mujoco_py or of where it went
         ("enjoy --algo trpo -f logs", "The logs/trpo folder was not found"),
         ("record_video --algo ppo -f logs --exp-id 3", "The logs/ppo/CartPole-v1_3 folder was not found"),
         ("record_training --algo ppo -f logs", "The logs/ppo folder was not found"),
+        ("enjoy --algo trpo", "-f FOLDER names another folder than rl-trained-agents"),
+        ("record_video --algo trpo", "The rl-trained-agents/trpo folder was not found"),
         ("benchmark --log-dir logs", "no run of the zoo in this folder"),
         ("plot_train -a ppo -e CartPole-v1 -f logs", "no run of ppo on CartPole-v1 in logs"),
         ("all_plots", "say what to draw"),
@@ -50,10 +58,41 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_one_sentence(command: str, expected: str, capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
-    assert main(command.split()) == 2
+    assert main(shlex.split(command)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("sb3-policyopt: ") and expected in error
-    assert not list(empty_folder.rglob("*.monitor.csv")), "an empty run folder would be the next command's latest run"
+    assert not list(empty_folder.glob("logs/*/*")), "an empty run folder would be the next command's latest run"
+
+
+def test_a_bug_of_an_environment_keeps_its_traceback(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it looks like a wrong hyperparameter."""
+    (empty_folder / "buggy.py").write_text(
+        textwrap.dedent("""
+        import gymnasium as gym
+        from gymnasium.envs.classic_control import CartPoleEnv
+
+        class Buggy(CartPoleEnv):
+            def __init__(self, **options):
+                super().__init__(size=3)
+
+        gym.register("Buggy-v0", "buggy:Buggy")
+        """)
+    )
+    monkeypatch.syspath_prepend(str(empty_folder))
+    options = ["-params", "n_envs:1", "policy:'MlpPolicy'", "n_timesteps:64", "--eval-freq", "-1"]
+    with pytest.raises(TypeError, match="size"):
+        main(["train", "--env", "Buggy-v0", "--gym-packages", "buggy", *options])
+    assert not list(empty_folder.glob("logs/*/*"))
+
+
+def test_a_checkpoint_of_another_seed_is_one_sentence(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback = "callback:[{'sb3_policyopt.callbacks.ResumableCheckpointCallback':{'path':'checkpoints','save_freq':64}}]"
+    options = ["--algo", "ppo", "--env", "CartPole-v1", "--eval-freq", "-1", "-n", "128", "-params", callback]
+    options += ["n_envs:1", "n_steps:64", "batch_size:64"]
+    assert main(["train", *options, "--seed", "4"]) == 0
+    assert main(["train", *options, "--seed", "5"]) == 2
+    assert "its seed is 4" in capsys.readouterr().err
+    assert [path.name for path in empty_folder.glob("logs/ppo/*")] == ["CartPole-v1_1"]
 
 
 def test_a_process_exits_with_the_code_and_without_traceback(

@@ -10,7 +10,7 @@ from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, rule, step
 def useless_critic(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The value function predicts no better than a constant."""
     explained = values(log, "train/explained_variance")
-    if len(explained) < 10 or succeeded(log):
+    if len(explained) < 10 or succeeded(log, settings):
         return None
     median = float(np.median(latter_half(explained)))
     if median > 0.05:
@@ -71,6 +71,10 @@ def exploding_gradient(log: pd.DataFrame, settings: Settings) -> Finding | None:
     norm = values(log, "train/grad_norm")
     median, largest = float(np.median(norm)), float(norm.max())
     if len(norm) < 5 or largest <= 100 * max(median, 0.1):
+        return None
+    # Once a task is solved the critic's gradient, and so the median, is nearly 0. An outlier differs from its neighbours too.
+    at = int(np.argmax(norm))
+    if largest <= 10 * float(np.median(norm[max(0, at - 3) : at + 4])):
         return None
     return Finding(
         "warning",

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, number, rule, succeeded, values
+from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, number, rule, succeeded, values, was_trained_before
 from sb3_policyopt.plots.runs import STEPS
 
 WIDEST, NARROWEST = 0.9, 0.1
@@ -45,12 +45,10 @@ def in_low_mode(log: pd.DataFrame, settings: Settings) -> tuple[float, float, fl
 def unfitting_std(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The first standard deviation is far from half of an action's half-range, and the return has not risen or is stuck."""
     half_range = number(settings, "action_half_range")
-    # The log of a resumed run has its first updates, that of a continued agent has not.
-    continued = bool(settings.get("continued_from")) or 0 < (number(settings, "start_timesteps") or 0) <= log[STEPS].min()
     # gSDE's train/std is a factor of the standard deviation, which depends on the state.
-    if not half_range or continued or settings.get("use_sde"):
+    if not half_range or was_trained_before(log, settings) or settings.get("use_sde"):
         return None
-    if succeeded(log) and in_low_mode(log, settings) is None:
+    if succeeded(log, settings) and in_low_mode(log, settings) is None:
         return None
     ratio = float(values(log, "train/std")[0]) / half_range
     if NARROWEST <= ratio <= WIDEST:

@@ -101,7 +101,7 @@ def dead_entropy(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """A policy over discrete actions became deterministic before the return rose."""
     entropy = -values(log, "train/entropy_loss")
     continuous = len(values(log, "train/std")) > 0  # a differential entropy may be of either sign: see vanishing_std
-    if continuous or len(entropy) < 5 or succeeded(log):
+    if continuous or len(entropy) < 5 or succeeded(log, settings):
         return None
     end = float(np.median(entropy[-max(1, len(entropy) // 10) :]))
     smallest = 0.0 if settings.get("masks") else 0.01  # where masks allow one action, there is nothing to explore
@@ -123,7 +123,7 @@ def vanishing_std(log: pd.DataFrame, settings: Settings) -> Finding | None:
     column = "train/std_min" if len(values(log, "train/std_min")) else "train/std"
     std = values(log, column)
     numerical, fallen = std[-1] < 1e-3, std[-1] < 0.05 * std[0]
-    if not numerical and not (fallen and not succeeded(log)):
+    if not numerical and not (fallen and not succeeded(log, settings)):
         return None
     return Finding(
         "error" if numerical else "warning",

@@ -45,16 +45,18 @@ def skipped_updates(log: pd.DataFrame, settings: Settings) -> Finding | None:
 
 @rule(settings=("n_timesteps",))
 def stopped_early(log: pd.DataFrame, settings: Settings) -> Finding | None:
-    """The run ended before the requested number of steps."""
+    """The run ended before the requested number of steps, and has logged nothing for ten minutes."""
     requested, done = number(settings, "n_timesteps"), float(log[STEPS].max()) if len(log) else 0.0
     if not requested:
+        return None
+    if settings.get("still_runs"):
         return None
     unfinished = settings.get("finished") is False
     if not unfinished and (settings.get("finished") is True or done >= 0.95 * requested):
         return None
     return Finding(
         "warning",
-        "The run is not finished: it still runs, or it was stopped.",
+        "The run was stopped before its end.",
         f"The log ends at step {done:.0f} of {requested:.0f} ({done / requested:.0%})"
         + (", and its provenance file records that it is not finished." if unfinished else "."),
         "Check the end of its output for an error, and start it again from the last checkpoint.",
