@@ -14,6 +14,9 @@ from sb3_policyopt import hyperparams
 CANDIDATES = Path(__file__).resolve().parent / "candidates.yml"
 SHIPPED = "shipped"
 
+OURS_ALONE = {"log_std_bounds", "engine", "micro_batch_size", "value_target", "value_clipping", "kl_stop", "sequence_length"}
+"""Arguments that SB3 and sb3-contrib do not have."""
+
 Entry = dict[str, Any]
 
 
@@ -82,6 +85,17 @@ def identity(entry: Mapping[str, Any]) -> str:
     if isinstance(settings.get("policy_kwargs"), str):
         settings["policy_kwargs"] = "".join(settings["policy_kwargs"].split())
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def check_stock(entry: Mapping[str, Any]) -> None:
+    """
+    Look whether SB3 and sb3-contrib have what an entry sets.
+
+    :param entry: ours
+    :raises ValueError: if it sets what only this package has
+    """
+    if ours := sorted(OURS_ALONE & entry.keys()):
+        raise ValueError(f"SB3 and sb3-contrib have no {', '.join(ours)}")
 
 
 def on_the_scale_of_contrib(entry: Mapping[str, Any], dimensions: int) -> Entry:

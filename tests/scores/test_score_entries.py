@@ -72,6 +72,9 @@ def test_identity_is_of_the_settings_alone() -> None:
 
 
 def test_contrib_gets_the_settings_divided_by_the_dimensions() -> None:
+    with pytest.raises(ValueError, match="sb3-contrib have no log_std_bounds"):
+        entries.check_stock({"log_std_bounds": [-1.6, 2.0], "gamma": 0.9})
+    entries.check_stock({"gamma": 0.9})
     converted = entries.on_the_scale_of_contrib({"target_kl": 0.12, "gamma": 0.9}, 6)
     assert converted == pytest.approx({"target_kl": 0.02, "gamma": 0.9, "cg_damping": 0.1 / 6})
 
