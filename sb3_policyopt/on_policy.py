@@ -1,7 +1,7 @@
 """What PPO and TRPO share as SB3 algorithms: arguments, coefficients, the engine, the loop T11/P6 and its metrics."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import update_log
 from sb3_policyopt.global_state import modes_kept
-from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
+from sb3_policyopt.maths.arrays import ArrayT
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
 from sb3_policyopt.models import AnyModel, choose_model
@@ -28,8 +28,8 @@ from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.skipping import SkipCounter
 from sb3_policyopt.parallel import Team, current_team
 from sb3_policyopt.rollout import env_workers
-from sb3_policyopt.rollout.batch import Batch, Observations
-from sb3_policyopt.rollout.buffers import samples_itself
+from sb3_policyopt.rollout.batch import Batch
+from sb3_policyopt.rollout.buffers import real_observation, samples_itself
 from sb3_policyopt.rollout.collect import collect
 from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, values_and_returns
@@ -40,7 +40,7 @@ from sb3_policyopt.setup.coefficients import Scheduled
 from sb3_policyopt.setup.kinds import WithMasksAndMemory, suited_to_policy
 from sb3_policyopt.setup.placement import Placed
 from sb3_policyopt.setup.policies import check_policy
-from sb3_policyopt.setup.settings import Check, Checked, fraction, integer_from, one_of, optional
+from sb3_policyopt.setup.settings import Checked
 
 SelfPolicyOptimization = TypeVar("SelfPolicyOptimization", bound="PolicyOptimization")
 
@@ -78,28 +78,6 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument's value makes no sense; the message names it
     """
-
-    settings: ClassVar[Mapping[str, Check]] = {
-        "batch_size": integer_from(1),
-        "normalize_advantage": arguments.flag,
-        "value_target": one_of("td_lambda", "td_zero", "monte_carlo"),
-        "engine": one_of("auto", "closed_form", "hybrid", "autograd"),
-        "micro_batch_size": optional(integer_from(1)),
-        "log_std_bounds": optional(arguments.interval),
-        "check_observations": arguments.flag,
-        "sequence_length": optional(integer_from(1)),
-        "n_steps": integer_from(1),
-        "gamma": fraction,
-        "gae_lambda": fraction,
-    }
-    batch_size: int
-    normalize_advantage: bool
-    value_target: Any
-    engine: str
-    micro_batch_size: int | None
-    log_std_bounds: tuple[float, float] | None
-    check_observations: bool
-    sequence_length: int | None
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ActorCriticPolicy,
@@ -220,7 +198,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
             self.micro_batch_size,
             self.autograd_hooks(),
             self.engine_in_use,
-            self._real_observation() if self.separates_critic else None,
+            real_observation(self._last_obs, self.rollout_buffer) if self.separates_critic else None,
         )
         engine.reason += f"; on {self.device}: {self.device_reason}"
         if engine.recorder is not None and (graphs := engine.recorder.reason()):
@@ -240,20 +218,6 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
         if engine is None or engine.policy is not self.policy or not engine.fits(thorough):
             return self.prepare_engine()
         return engine
-
-    def _real_observation(self) -> Observations[NumpyArray]:
-        """
-        An observation that the environments gave.
-
-        :return: the last one of all environments; before any was made, the first in the rollout buffer
-        """
-        if self._last_obs is not None:
-            return self._last_obs
-        observations: Observations[NumpyArray] = self.rollout_buffer.observations
-        first = slice(0, 1) if self.rollout_buffer.generator_ready else 0
-        if isinstance(observations, dict):
-            return {key: array[first] for key, array in observations.items()}
-        return observations[first]
 
     def autograd_hooks(self) -> list[str]:
         """

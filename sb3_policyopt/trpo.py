@@ -199,11 +199,8 @@ class TRPO(PolicyOptimization):
     def _update_passes(self) -> list[Passes]:
         """The passes of one update, each through one network: g and a candidate, Fisher-vector products, the critic."""
         size = self.n_steps * self.n_envs
-        actor, thinned = (
-            Passes(2, size, 0.5),
-            Passes(self.cg_max_steps, math.ceil(size / max(1, self.sub_sampling_factor)), 0.5),
-        )
-        return [actor, thinned, Passes.over(size, self.batch_size, self.n_critic_updates, 0.5)]
+        actor, thin = Passes(2, size, 0.5), math.ceil(size / max(1, self.sub_sampling_factor))
+        return [actor, Passes(self.cg_max_steps, thin, 0.5), Passes.over(size, self.batch_size, self.n_critic_updates, 0.5)]
 
     def train(self) -> None:
         """T11: one step of the policy to the border of the trust region, then the critic."""

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from sb3_contrib import TRPO as StockTRPO
+from stable_baselines3 import PPO as StockPPO
 
-from sb3_policyopt import hyperparams
+from sb3_policyopt import PPO, TRPO, hyperparams
+from sb3_policyopt.saving.constructors import parameters_of
 
 CANDIDATES = Path(__file__).resolve().parent / "candidates.yml"
 SHIPPED = "shipped"
-
-OURS_ALONE = {"log_std_bounds", "engine", "micro_batch_size", "value_target", "value_clipping", "kl_stop", "sequence_length"}
-"""Arguments that SB3 and sb3-contrib do not have."""
 
 Entry = dict[str, Any]
 
@@ -87,15 +87,17 @@ def identity(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def check_stock(entry: Mapping[str, Any]) -> None:
+def check_stock(algo: str, entry: Mapping[str, Any]) -> None:
     """
-    Look whether SB3 and sb3-contrib have what an entry sets.
+    Look whether SB3's PPO or sb3-contrib's TRPO has what an entry sets.
 
+    :param algo: "ppo" or "trpo"
     :param entry: ours
-    :raises ValueError: if it sets what only this package has
+    :raises ValueError: if it sets arguments that only this package has
     """
-    if ours := sorted(OURS_ALONE & entry.keys()):
-        raise ValueError(f"SB3 and sb3-contrib have no {', '.join(ours)}")
+    ours, stock = (parameters_of(kind).keys() for kind in ((PPO, StockPPO) if algo == "ppo" else (TRPO, StockTRPO)))
+    if missing := sorted((ours - stock) & entry.keys()):
+        raise ValueError(f"stock {algo.upper()} has no {', '.join(missing)}")
 
 
 def on_the_scale_of_contrib(entry: Mapping[str, Any], dimensions: int) -> Entry:

@@ -52,7 +52,7 @@ def train(run: Run, entry: entries.Entry, folder: Path, lock: int | None = None)
         }
     else:
         module, command = "rl_zoo3.train", []
-        entries.check_stock(entry)
+        entries.check_stock(run.algo, entry)
         callback = {"sb3_policyopt.recording.RunRecorder": {"folder": str(folder)}}
         if run.algo == "trpo":
             entry = entries.on_the_scale_of_contrib(entry, action_dimensions(run.env_id))

@@ -7,6 +7,15 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from torch.distributions import Distribution as TorchDistribution
 from torch.distributions import Independent, TransformedDistribution, kl_divergence
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    SigmoidTransform,
+    SoftplusTransform,
+    TanhTransform,
+    Transform,
+)
 
 
 class TorchFamily:
@@ -99,13 +108,27 @@ def unwrapped(distribution: TorchDistribution) -> TorchDistribution:
     A distribution with the same KL divergences, summed over more axes or before a bijection.
 
     :param distribution: torch's
-    :return: without ``Independent`` and bijections around it
+    :return: without ``Independent`` around it, and without transforms that are the same bijection for every policy
     """
-    while isinstance(distribution, (Independent, TransformedDistribution)):
-        if isinstance(distribution, TransformedDistribution) and not all(part.bijective for part in distribution.transforms):
-            break
+    while type(distribution) is Independent or (
+        type(distribution) is TransformedDistribution and all(is_fixed_bijection(part) for part in distribution.transforms)
+    ):
         distribution = distribution.base_dist
     return distribution
+
+
+def is_fixed_bijection(transform: Transform) -> bool:
+    """
+    Whether a transform is one-to-one and does not depend on the policy's parameters.
+
+    :param transform: torch's, computed with a graph
+    :return: False also for classes that are not known here
+    """
+    if type(transform) is ComposeTransform:
+        return all(is_fixed_bijection(part) for part in transform.parts)
+    if type(transform) is AffineTransform:
+        return not any(isinstance(value, th.Tensor) and value.requires_grad for value in (transform.loc, transform.scale))
+    return type(transform) in (TanhTransform, SigmoidTransform, ExpTransform, SoftplusTransform)
 
 
 def check_rebuilt(distribution: TorchDistribution) -> None:

@@ -35,8 +35,6 @@ class Finding:
     rule: str = ""
 
 
-_FIRST_ROWS = 5
-
 Check = Callable[[pd.DataFrame, Settings], Finding | None]
 
 
@@ -138,11 +136,14 @@ def step_of_maximum(log: pd.DataFrame, column: str) -> int:
     return int(log[STEPS].to_numpy()[int(np.argmax(np.where(np.isfinite(numbers), numbers, -np.inf)))])
 
 
+_FIRST_ROWS = 5
+"""Of which the return at the beginning is the mean, at most: many tasks are learnt within a tenth of the run."""
+
+
 @dataclass(frozen=True)
 class Learning:
     """
-    The return at three times of the run (means over a tenth of it; at the beginning over five rows at most, as many tasks are
-    learnt within a tenth).
+    The return at three times of the run (means over a tenth of it, at the beginning over fewer rows).
 
     :param start: at the beginning
     :param best: at its highest

@@ -61,10 +61,22 @@ def log_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
     :return: shape (batch,)
     """
     exact = log_prob - old_log_prob
-    held = clip(exact, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     if isinstance(exact, th.Tensor) and exact.requires_grad:
-        return exact + (held - exact).detach()
-    return held
+        held: th.Tensor = _Held.apply(exact)  # type: ignore[no-untyped-call]
+        return held
+    return clip(exact, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+class _Held(th.autograd.Function):
+    """Holds ln r within its bounds; the gradient passes as if it were not held."""
+
+    @staticmethod
+    def forward(ctx: object, exact: th.Tensor) -> th.Tensor:
+        return exact.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+    @staticmethod
+    def backward(ctx: object, slope: th.Tensor) -> th.Tensor:
+        return slope
 
 
 def probability_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:

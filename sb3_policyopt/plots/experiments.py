@@ -65,14 +65,13 @@ def _identity(run: Run) -> tuple[str, str, Path, str]:
 
 
 def _without_parts(runs: list[Run]) -> list[Run]:
-    """Of the runs of one experiment, those that no later one continued: one of the same seed that did not begin at step 0."""
+    """Of the runs of one experiment, those that no later one of the same seed took up and has in its log."""
 
-    def continued(index: int) -> bool:
+    def is_part(index: int) -> bool:
         seed = runs[index].facts.get("seed")
-        later = runs[index + 1 :]
-        return seed is not None and any(run.facts.get("seed") == seed and run.facts.get("start_timesteps") for run in later)
+        return seed is not None and any(run.facts.get("seed") == seed and run.was_resumed for run in runs[index + 1 :])
 
-    return [run for index, run in enumerate(runs) if not continued(index)]
+    return [run for index, run in enumerate(runs) if not is_part(index)]
 
 
 def _colors(count: int) -> list[Color]:

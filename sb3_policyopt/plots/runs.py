@@ -49,6 +49,12 @@ class Run:
     hyperparameters: dict[str, object] = field(default_factory=dict)
     facts: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def was_resumed(self) -> bool:
+        """Whether it went on from a checkpoint of a run whose log it has, too."""
+        start = self.facts.get("start_timesteps")
+        return isinstance(start, int) and len(self.metrics) > 0 and bool(self.metrics[STEPS].min() < start)
+
     def series(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """
         One metric over time.

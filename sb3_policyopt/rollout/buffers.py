@@ -152,3 +152,20 @@ def own_samples(buffer: RolloutBuffer, batch_size: int | None) -> Iterator[Rollo
         if buffer.full:
             raise
         raise not_full(buffer) from error
+
+
+def real_observation(last: Observations[NumpyArray] | None, buffer: RolloutBuffer) -> Observations[NumpyArray]:
+    """
+    An observation that environments gave.
+
+    :param last: the last one of all environments; None before any was made
+    :param buffer: its first observation is taken instead
+    :return: of one environment or of all
+    """
+    if last is not None:
+        return last
+    observations: Observations[NumpyArray] = buffer.observations
+    first = slice(0, 1) if buffer.generator_ready else 0
+    if isinstance(observations, dict):
+        return {key: array[first] for key, array in observations.items()}
+    return observations[first]

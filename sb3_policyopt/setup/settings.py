@@ -48,10 +48,30 @@ def optional(check: Check) -> Check:
 
 
 class Checked(OnPolicyAlgorithm):
-    """An algorithm that checks its settings."""
+    """An algorithm that checks its settings: those that PPO and TRPO share, and its own."""
 
-    settings: ClassVar[Mapping[str, Check]] = {}
+    settings: ClassVar[Mapping[str, Check]] = {
+        "batch_size": integer_from(1),
+        "normalize_advantage": arguments.flag,
+        "value_target": one_of("td_lambda", "td_zero", "monte_carlo"),
+        "engine": one_of("auto", "closed_form", "hybrid", "autograd"),
+        "micro_batch_size": optional(integer_from(1)),
+        "log_std_bounds": optional(arguments.interval),
+        "check_observations": arguments.flag,
+        "sequence_length": optional(integer_from(1)),
+        "n_steps": integer_from(1),
+        "gamma": fraction,
+        "gae_lambda": fraction,
+    }
     """The check of each setting, by name."""
+    batch_size: int
+    normalize_advantage: bool
+    value_target: Any
+    engine: str
+    micro_batch_size: int | None
+    log_std_bounds: tuple[float, float] | None
+    check_observations: bool
+    sequence_length: int | None
 
     def _take_settings(self, **given: object) -> None:
         """

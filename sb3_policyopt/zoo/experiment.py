@@ -171,7 +171,7 @@ class Experiment(ExperimentManager):
             with self._noticing_interrupts():
                 super().learn(model)
         except BaseException as error:
-            has_begun = getattr(model, "_n_updates", None) != updates or isinstance(error, NonFiniteError)
+            has_begun = updates is None or getattr(model, "_n_updates", None) != updates or isinstance(error, NonFiniteError)
             sentence = None if has_begun else self._mistake(error)
             if sentence is None:
                 raise

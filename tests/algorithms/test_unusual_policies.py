@@ -29,12 +29,32 @@ from sb3_policyopt import PPO, TRPO
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 
 
+def on_one_rollout(first: Any, second: Any) -> tuple[Any, Any]:
+    """Give the second model the first one's parameters, and both the rollout of the first one."""
+    second.policy.load_state_dict(first.policy.state_dict())
+    collect(first)
+    start(second)
+    copy_rollout(first.rollout_buffer, second.rollout_buffer)
+    return first, second
+
+
+def updated(*models: Any) -> tuple[Any, ...]:
+    """Update each model with the same random numbers."""
+    for model in models:
+        np.random.seed(0)
+        model.train()
+    return models
+
+
 # ------------------------------------------------------------------ distributions
 
 MAKERS: dict[str, Any] = {
     "independent": lambda mean, std: Independent(Normal(mean, std), 1),
     "multivariate": lambda mean, std: MultivariateNormal(mean, scale_tril=th.diag_embed(std)),
     "scaled": lambda mean, std: Independent(TransformedDistribution(Normal(mean, std), [AffineTransform(0.0, 2.0)]), 1),
+    "moved": lambda mean, std: Independent(
+        TransformedDistribution(Normal(th.zeros_like(mean), std), [AffineTransform(mean, 1.0)]), 1
+    ),
     "mixture": lambda mean, std: MixtureSameFamily(
         Categorical(logits=mean[:, :2]), Independent(Normal(mean[:, None].repeat(1, 2, 1), std[:, None]), 1)
     ),
@@ -84,27 +104,22 @@ def policy_around(kind: str) -> type[ActorCriticPolicy]:
 @pytest.mark.parametrize("kind", ["independent", "multivariate", "scaled"])
 def test_T5_trpo_with_a_distribution_of_torch_is_trpo_with_sb3s(kind: str) -> None:
     """The same Gaussian in other words; twice its action has the same KL divergences and slopes, as the actions are given."""
-    models = [TRPO(policy, toy(action=box(3)), **SMALL) for policy in ("MlpPolicy", policy_around(kind))]
-    models[1].policy.load_state_dict(models[0].policy.state_dict())
-    collect(models[0])
-    start(models[1])
-    copy_rollout(models[0].rollout_buffer, models[1].rollout_buffer)
+    models = on_one_rollout(*(TRPO(policy, toy(action=box(3)), **SMALL) for policy in ("MlpPolicy", policy_around(kind))))
     if kind == "scaled":  # ln p(2x) = ln p(x) − 3 ln 2
         models[1].rollout_buffer.actions *= 2
         models[1].rollout_buffer.log_probs -= 3 * np.log(2)
-    for model in models:
-        np.random.seed(0)
-        model.train()
-    plain, around = (model.logger.name_to_value for model in models)
+    plain, around = (model.logger.name_to_value for model in updated(*models))
     assert around["train/is_line_search_success"] == 1 and around["train/kl_divergence_loss"] > 1e-4
     for name in ("train/kl_divergence_loss", "train/policy_objective", "train/grad_norm"):
         np.testing.assert_allclose(around[name], plain[name], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-def test_a_distribution_whose_kl_is_not_known_is_named() -> None:
-    with pytest.raises(ValueError, match=r"MixtureSameFamily cannot be made again from its parameters .* or PPO"):
-        TRPO(policy_around("mixture"), toy(action=box(3)), **SMALL).learn(64)
-    PPO(policy_around("mixture"), toy(action=box(3)), **SMALL).learn(64)
+@pytest.mark.parametrize(("kind", "named"), [("mixture", "MixtureSameFamily"), ("moved", "TransformedDistribution")])
+def test_a_distribution_whose_kl_is_not_known_is_named(kind: str, named: str) -> None:
+    """A transform that the parameters move is another one for each policy, so that the KL divergence is not that before it."""
+    with pytest.raises(ValueError, match=rf"{named} cannot be made again from its parameters .* or PPO"):
+        TRPO(policy_around(kind), toy(action=box(3)), **SMALL).learn(64)
+    PPO(policy_around(kind), toy(action=box(3)), **SMALL).learn(64)
 
 
 class InParts(Distribution):
@@ -173,14 +188,9 @@ def test_a_policy_in_float64_trains(cls: type[Any]) -> None:
 
 
 def test_an_update_in_float64_is_stocks() -> None:
-    models = [in_float64(kind("MlpPolicy", toy(), **SMALL)) for kind in (stable_baselines3.PPO, PPO)]
-    models[1].policy.load_state_dict(models[0].policy.state_dict())
-    collect(models[0])
-    start(models[1])
-    copy_rollout(models[0].rollout_buffer, models[1].rollout_buffer)
-    for model in models:
-        np.random.seed(0)
-        model.train()
+    models = updated(
+        *on_one_rollout(*(in_float64(kind("MlpPolicy", toy(), **SMALL)) for kind in (stable_baselines3.PPO, PPO)))
+    )
     np.testing.assert_allclose(parameter_vector(models[1].policy), parameter_vector(models[0].policy), rtol=0, atol=1e-8)
 
 
@@ -198,14 +208,7 @@ class Checkpointed(BaseFeaturesExtractor):
 
 def test_an_extractor_with_checkpoints_trains_as_in_stock() -> None:
     options: dict[str, Any] = {**SMALL, "policy_kwargs": {"features_extractor_class": Checkpointed}}
-    models: list[Any] = [kind("MlpPolicy", toy(), **options) for kind in (stable_baselines3.PPO, PPO)]
-    models[1].policy.load_state_dict(models[0].policy.state_dict())
-    collect(models[0])
-    start(models[1])
-    copy_rollout(models[0].rollout_buffer, models[1].rollout_buffer)
-    for model in models:
-        np.random.seed(0)
-        model.train()
+    models = updated(*on_one_rollout(*(kind("MlpPolicy", toy(), **options) for kind in (stable_baselines3.PPO, PPO))))
     assert models[1].engine_in_use.name == "hybrid"
     np.testing.assert_allclose(parameter_vector(models[1].policy), parameter_vector(models[0].policy), rtol=0, atol=1e-5)
 

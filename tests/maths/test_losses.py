@@ -224,7 +224,7 @@ def test_P1_below_the_bound_the_ratio_is_the_plain_exponential_to_the_last_bit(d
         assert (losses.probability_ratio(new.numpy(), old.numpy()) == np.exp((new - old).numpy())).all()
 
 
-@pytest.mark.parametrize("difference", [-50.0, -25.0, 0.5, 25.0, 50.0])
+@pytest.mark.parametrize("difference", [-math.inf, -50.0, -25.0, 0.5, 25.0, 50.0, math.inf])
 def test_P1_beyond_the_bound_the_gradient_is_that_of_the_ratio_at_the_bound(difference: float) -> None:
     """∂r/∂ln π = r, so that a transition whose ratio is far too large still pulls the policy back."""
     new, old = th.tensor([difference], requires_grad=True), th.zeros(1)

@@ -174,8 +174,8 @@ def test_unknown_format(logs: Path, tmp_path: Path) -> None:
         plot_run(logs / "ppo" / "CartPole-v1_1", tmp_path / "page.docx")
 
 
-def write_run(folder: Path, end: int, **facts: Any) -> Path:
-    rows = [f"{step},{step / 1000},0.1,0.01,0.5" for step in range(1000, end + 1, 1000)]
+def write_run(folder: Path, end: int, first: int = 1000, **facts: Any) -> Path:
+    rows = [f"{step},{step / 1000},0.1,0.01,0.5" for step in range(first, end + 1, 1000)]
     write_log(folder, *rows)
     recorded = {"algorithm": "sb3_policyopt.ppo.PPO", "env_id": "CartPole-v1", "hyperparameters": {"n_steps": 64}, **facts}
     (folder / "provenance.json").write_text(json.dumps(recorded))
@@ -190,6 +190,14 @@ def test_a_run_that_was_continued_in_another_folder_counts_once(tmp_path: Path) 
     (experiment,) = group([read_run(path) for path in (part, whole, other)])
     assert [run.path.name for run in experiment.runs] == ["CartPole-v1_2", "CartPole-v1_3"]
     assert len(group([read_run(path) for path in (part, whole, other)], pool_seeds=False)) == 3
+
+
+def test_a_second_call_of_learn_with_a_log_of_its_own_is_a_run_of_its_own(tmp_path: Path) -> None:
+    """Its log begins where the first one ends, so that leaving the first one out would lose it."""
+    first = write_run(tmp_path / "ppo" / "CartPole-v1_1", 10_000, seed=3, finished=True)
+    second = write_run(tmp_path / "ppo" / "CartPole-v1_2", 40_000, first=11_000, seed=3, finished=True, start_timesteps=10_000)
+    (experiment,) = group([read_run(first), read_run(second)])
+    assert len(experiment.runs) == 2
 
 
 def test_unfinished_runs_among_finished_ones_are_drawn_but_not_pooled(tmp_path: Path) -> None:

@@ -72,11 +72,15 @@ def test_identity_is_of_the_settings_alone() -> None:
 
 
 def test_contrib_gets_the_settings_divided_by_the_dimensions() -> None:
-    with pytest.raises(ValueError, match="sb3-contrib have no log_std_bounds"):
-        entries.check_stock({"log_std_bounds": [-1.6, 2.0], "gamma": 0.9})
-    entries.check_stock({"gamma": 0.9})
     converted = entries.on_the_scale_of_contrib({"target_kl": 0.12, "gamma": 0.9}, 6)
     assert converted == pytest.approx({"target_kl": 0.02, "gamma": 0.9, "cg_damping": 0.1 / 6})
+
+
+@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+def test_stock_is_not_given_what_it_does_not_have(algo: str) -> None:
+    with pytest.raises(ValueError, match=f"stock {algo.upper()} has no engine, log_std_bounds"):
+        entries.check_stock(algo, {"log_std_bounds": [-1.6, 2.0], "engine": "autograd", "gamma": 0.9, "normalize": True})
+    entries.check_stock(algo, {"gamma": 0.9, "normalize": True, "n_envs": 4, "target_kl": 0.02})
 
 
 def test_a_row_is_read_as_it_was_written_and_its_run_is_not_missing(tmp_path: Path) -> None:
