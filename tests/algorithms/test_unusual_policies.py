@@ -256,8 +256,12 @@ class WithASpareModule(ActorCriticPolicy):
 
 
 class KeepsState(BaseCallback):
-    def _on_step(self) -> bool:
+    """From before the first rollout, so that the parameters stay where they are and the engine computes with copies."""
+
+    def _on_rollout_start(self) -> None:
         self.best = self.model.policy.state_dict()
+
+    def _on_step(self) -> bool:
         return True
 
 
