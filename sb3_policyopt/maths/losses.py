@@ -68,15 +68,25 @@ def log_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:
 
 
 class _Held(th.autograd.Function):
-    """Holds ln r within its bounds; the gradient passes as if it were not held."""
+    """Holds ln r within its bounds; the gradient passes as if it were not held, under ``torch.func``, too."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: object, exact: th.Tensor) -> th.Tensor:
+    def forward(exact: th.Tensor) -> th.Tensor:
         return exact.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[th.Tensor], output: th.Tensor) -> None:
+        """Nothing of the forward pass is needed in the backward one."""
 
     @staticmethod
     def backward(ctx: object, slope: th.Tensor) -> th.Tensor:
         return slope
+
+    @staticmethod
+    def jvp(ctx: object, tangent: th.Tensor) -> th.Tensor:
+        return tangent.clone()
 
 
 def probability_ratio(log_prob: ArrayT, old_log_prob: ArrayT) -> ArrayT:

@@ -128,6 +128,14 @@ def make_activation(module: nn.Module | None) -> Activation | None:
     return None
 
 
+CONSTANTS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.LeakyReLU: ("negative_slope",),
+    nn.ELU: ("alpha",),
+    nn.Softplus: ("beta", "threshold"),
+}
+"""The numbers that an activation computes with, by its type; others have none."""
+
+
 def constants_of_activation(module: nn.Module) -> tuple[object, ...]:
     """
     What distinguishes two activations.
@@ -135,5 +143,4 @@ def constants_of_activation(module: nn.Module) -> tuple[object, ...]:
     :param module: an activation module
     :return: its type, and the numbers that it computes with
     """
-    names = {nn.LeakyReLU: ("negative_slope",), nn.ELU: ("alpha",), nn.Softplus: ("beta", "threshold")}.get(type(module), ())
-    return (type(module), *(getattr(module, name) for name in names))
+    return (type(module), *(getattr(module, name) for name in CONSTANTS.get(type(module), ())))

@@ -1,6 +1,6 @@
 """What the closed form reads off an MlpPolicy: its layers, its activation, its features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from gymnasium import spaces
@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.maths.arrays import NumpyArray
-from sb3_policyopt.models.networks.activations import constants_of_activation
+from sb3_policyopt.models.networks.activations import CONSTANTS
 
 
 def linear_layers(policy: ActorCriticPolicy) -> tuple[list[nn.Linear], list[nn.Linear]]:
@@ -109,17 +109,18 @@ def activation_modules(policy: ActorCriticPolicy) -> list[nn.Module]:
     return [module for module in networks if not isinstance(module, nn.Linear)]
 
 
-def constants_of(policy: ActorCriticPolicy, modules: Sequence[nn.Module]) -> tuple[object, ...]:
+def read_off(policy: ActorCriticPolicy) -> list[tuple[object, str]]:
     """
     What an engine reads off a policy beside its modules and parameters.
 
     :param policy: an MlpPolicy
-    :param modules: its activations
-    :return: the constants of the activations, the spaces and the distribution, and the policy's switches
+    :return: objects and the names of their attributes: types and constants of the activations, the spaces and the
+        distribution, and the policy's switches
     """
-    activations = tuple(constants_of_activation(module) for module in modules)
-    objects = (policy.observation_space, policy.action_space, policy.action_dist)
-    return (*activations, *objects, policy.normalize_images, policy.share_features_extractor)
+    modules = activation_modules(policy)
+    of_activations = [(module, name) for module in modules for name in ("__class__", *CONSTANTS.get(type(module), ()))]
+    names = ("observation_space", "action_space", "action_dist", "normalize_images", "share_features_extractor")
+    return [*of_activations, *((policy, name) for name in names)]
 
 
 def make_features(policy: ActorCriticPolicy) -> Callable[[NumpyArray], NumpyArray]:

@@ -5,7 +5,7 @@ from torch import nn
 
 from sb3_policyopt.identity.originals import POLICY_METHODS
 from sb3_policyopt.identity.structure import Structure
-from sb3_policyopt.models.networks.sb3_layout import activation_modules, constants_of, memory_modules
+from sb3_policyopt.models.networks.sb3_layout import memory_modules, read_off
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 
 
@@ -33,8 +33,8 @@ class NetworksWatch:
                 *((module, ("forward", "_conv_forward")) for part in extractors for module in part.modules()),
             ]
         )
-        self.activations = activation_modules(policy)
-        self.constants = constants_of(policy, self.activations)
+        self._objects, self._names = zip(*read_off(policy), strict=True)
+        self.constants = self._constants()
 
     def fits(self, thorough: bool = True) -> bool:
         """
@@ -44,10 +44,12 @@ class NetworksWatch:
         :param thorough: whether to look at more than the parameters' memory
         :return: False if they are not
         """
-        return self.flat.pull(thorough) and (not thorough or (self.structure.is_intact() and self._has_same_constants()))
+        if not self.flat.pull(thorough):
+            return False
+        return not thorough or (self.structure.is_intact() and self._constants() == self.constants)
 
-    def _has_same_constants(self) -> bool:
-        return constants_of(self.policy, self.activations) == self.constants
+    def _constants(self) -> list[object]:
+        return list(map(getattr, self._objects, self._names))
 
     def serves(self) -> bool:
         """
