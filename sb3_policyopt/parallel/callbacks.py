@@ -1,7 +1,8 @@
 """Which callbacks run on which rank."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -27,6 +28,62 @@ class ProgressBar(ProgressBarCallback):
     def _on_step(self) -> bool:
         self.pbar.update(self.model.num_timesteps - self.first_timestep - self.pbar.n)
         return True
+
+
+class WithChild(BaseCallback):
+    """
+    A callback on events that has another child while it is called. Between two calls it is as the user made it.
+
+    :param callback: the user's, which keeps its own counts
+    :param child: what it shall call
+    """
+
+    def __init__(self, callback: EventCallback, child: BaseCallback) -> None:
+        super().__init__()
+        self.callback, self.child = callback, child
+        child.parent = callback
+
+    @contextmanager
+    def _exchanged(self) -> Iterator[EventCallback]:
+        """The callback with the other child."""
+        whole, self.callback.callback = self.callback.callback, self.child
+        try:
+            yield self.callback
+        finally:
+            self.callback.callback = whole
+
+    def _init_callback(self) -> None:
+        with self._exchanged() as callback:
+            callback.init_callback(self.model)
+
+    def _on_training_start(self) -> None:
+        with self._exchanged() as callback:
+            callback.on_training_start(self.locals, self.globals)
+
+    def _on_rollout_start(self) -> None:
+        with self._exchanged() as callback:
+            callback.on_rollout_start()
+
+    def _on_step(self) -> bool:
+        with self._exchanged() as callback:
+            return callback.on_step()
+
+    def _on_rollout_end(self) -> None:
+        with self._exchanged() as callback:
+            callback.on_rollout_end()
+
+    def _on_training_end(self) -> None:
+        with self._exchanged() as callback:
+            callback.on_training_end()
+
+    def update_child_locals(self, locals_: dict[str, Any]) -> None:
+        """
+        Pass on the local variables of the rollout.
+
+        :param locals_: by name
+        """
+        with self._exchanged() as callback:
+            callback.update_locals(locals_)
 
 
 def callbacks_of_this_rank(callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
@@ -75,15 +132,21 @@ def _without_rank_0s(callback: BaseCallback) -> BaseCallback | None:
     """
     Leave out what only rank 0 should do.
 
-    :param callback: any
-    :return: what is left of it
+    :param callback: any; it is not changed
+    :return: what is left of it; None for nothing
     """
     if isinstance(callback, (EvalCallback, CheckpointCallback, ProgressBarCallback)):
         return None
     if getattr(callback, "rank_zero_only", False):
         return None
     if isinstance(callback, CallbackList):
-        return CallbackList([left for child in callback.callbacks if (left := _without_rank_0s(child)) is not None])
-    if isinstance(callback, EventCallback) and callback.callback is not None and _without_rank_0s(callback.callback) is None:
-        return None
+        left = [child for child in map(_without_rank_0s, callback.callbacks) if child is not None]
+        if left == callback.callbacks:
+            return callback
+        return CallbackList(left) if left else None
+    if isinstance(callback, EventCallback) and callback.callback is not None:
+        child = _without_rank_0s(callback.callback)
+        if child is None or child is callback.callback:
+            return None if child is None else callback
+        return WithChild(callback, child)
     return callback

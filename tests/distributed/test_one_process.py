@@ -30,7 +30,7 @@ from sb3_policyopt.callbacks import RunRecorder
 from sb3_policyopt.maths import losses
 from sb3_policyopt.objectives import TrustRegion
 from sb3_policyopt.parallel import launcher, leader, minibatches
-from sb3_policyopt.parallel.callbacks import ProgressBar, callbacks_of_this_rank
+from sb3_policyopt.parallel.callbacks import ProgressBar, WithChild, callbacks_of_this_rank
 from sb3_policyopt.parallel.minibatches import passes
 from sb3_policyopt.parallel.rollouts import increment
 from sb3_policyopt.rollout.batch import Batch
@@ -132,6 +132,57 @@ def test_rank_0_runs_all_callbacks_and_the_others_those_that_belong_to_training(
     callback, bar = callbacks_of_this_rank(some_callbacks(), progress_bar=True)
     assert names(callback) == ["Custom", "StopTrainingOnMaxEpisodes", "EveryNTimesteps", "ConvertCallback"]
     assert bar is False
+
+
+class Counted(Custom):
+    """Counts its steps, and what its parent counts."""
+
+    def _on_training_start(self) -> None:
+        self.steps, self.events = 0, [0]
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.parent, EveryNTimesteps) and "rewards" in self.locals
+        self.steps += 1
+        self.events.append(self.parent.n_calls)
+        return True
+
+
+class Forbidden(OnRank0):
+    """May not even be prepared on another rank."""
+
+    def _init_callback(self) -> None:
+        raise AssertionError("this belongs to rank 0")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_callbacks_on_events_call_on_another_rank_what_belongs_to_training(
+    as_rank: Any, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """Their counts go on in the user's objects, which call all again when the training is over."""
+    counted, forbidden = Counted(), Forbidden()
+    whole = CallbackList([forbidden, counted])
+    events = EveryNTimesteps(8, whole)
+    user_callback = events if depth == 1 else EveryNTimesteps(4, CallbackList([forbidden, events]))
+    outer_child = user_callback.callback
+    as_rank(1)
+    callback, _ = callbacks_of_this_rank(user_callback, progress_bar=False)
+    assert isinstance(callback, WithChild)
+    monkeypatch.undo()  # a training without the others
+    PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, n_epochs=1).learn(32, callback)
+    # Of 32 steps every eighth is an event; the outer one has an event in every fourth.
+    assert (counted.steps, counted.n_calls) == (4, 4)
+    assert counted.events == ([0, 8, 16, 24, 32] if depth == 1 else [0, 2, 4, 6, 8])
+    assert events.last_time_trigger == 32
+    assert user_callback.callback is outer_child and events.callback is whole
+    assert whole.callbacks == [forbidden, counted]
+
+
+def test_a_callback_on_events_of_which_nothing_is_left_does_not_run(as_rank: Any) -> None:
+    as_rank(1)
+    evaluation = EvalCallback(make_vec_env("CartPole-v1"))
+    assert callbacks_of_this_rank(EveryNTimesteps(8, CallbackList([evaluation, OnRank0()])), False) == (None, False)
+    kept = EveryNTimesteps(8, CallbackList([Custom()]))
+    assert callbacks_of_this_rank(kept, False) == (kept, False)
 
 
 def test_the_progress_bar_counts_the_steps_of_all_ranks() -> None:
