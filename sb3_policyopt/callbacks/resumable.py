@@ -3,30 +3,29 @@
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias, TypeVar, cast
+from typing import cast
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_policyopt.callbacks.tree import all_callbacks, forget_lost_best_models, numbered
 from sb3_policyopt.errors import StateNotKeptError
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.parallel.collectives import from_rank_0, gather
 from sb3_policyopt.parallel.launcher import rank, world_size
 from sb3_policyopt.parallel.rollouts import adopt_moments
 from sb3_policyopt.saving import checkpoint_file, generators, logs, step_context
-from sb3_policyopt.saving.attributes import ChangingAttributes
+from sb3_policyopt.saving.attributes import NOTHING, ChangingAttributes
 from sb3_policyopt.saving.checkpoint_file import Checkpoint, RankState
 from sb3_policyopt.saving.configuration import OPTIMIZER, configuration_of, differences, optimizer_options
-from sb3_policyopt.saving.environments import VecEnvState
+from sb3_policyopt.saving.environments import VecEnvState, start_new_episodes
+from sb3_policyopt.saving.places import named
 from sb3_policyopt.setup import arguments
-
-T = TypeVar("T")
-Observations: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 
 class ResumableCheckpointCallback(BaseCallback):
@@ -43,7 +42,8 @@ class ResumableCheckpointCallback(BaseCallback):
     versions. Once the training is complete, running the script again returns the trained model at once.
 
     Kept are parameters, optimizer, random generators, step counts, ``VecNormalize`` and other wrappers, the state of the
-    environments, episode statistics, the logger's files, and what other callbacks have gathered. If the state of an
+    environments, episode statistics, the logger's files, and what other callbacks have gathered; objects that they share stay
+    shared. If the state of an
     environment cannot be kept, a warning is given, and a resumed run starts with new episodes, which are the same in every
     run that resumes from that checkpoint. With ``device="auto"`` training continues on the device of the checkpoint; if that
     device is missing, or the script chooses another one, a warning says that the bits will differ.
@@ -74,6 +74,7 @@ class ResumableCheckpointCallback(BaseCallback):
         #: no ``--seed`` was given, as rl-zoo3 draws one then.
         self.any_seed = False
         self.started = False
+        self.callbacks: ChangingAttributes | None = None
         self.warned = False
 
     def _init_callback(self) -> None:
@@ -87,13 +88,14 @@ class ResumableCheckpointCallback(BaseCallback):
     # ------------------------------------------------------------------ when
 
     def _on_training_start(self) -> None:
+        if self.started:
+            raise ValueError("a ResumableCheckpointCallback is for one call of learn: make another, with a path of its own")
         model = self.model
         assert model.env is not None
         self.configuration = configuration_of(model)
         self.environments = VecEnvState(model.env)
-        self.callbacks: ChangingAttributes | None = None
         self.trained = ChangingAttributes(
-            {"model": model, **_numbered(self.environments.wrappers)},
+            {"model": model, **numbered(self.environments.wrappers)},
             exclude={*model._excluded_save_params(), *VecEnvState.wrapper_attributes, "start_time"},
         )
         self.last_saved = model.num_timesteps
@@ -101,7 +103,8 @@ class ResumableCheckpointCallback(BaseCallback):
         if self.resumed is not None:
             self._check(self.resumed)
             self._go_where_it_ran(self.resumed)
-            self._restore_training(self.resumed)
+            self._restore_model(self.resumed)
+            self._tell_of_changes(self.resumed)
             self.last_saved = model.num_timesteps
         self.iterations_before = model._n_iterations
         self.started = True
@@ -113,6 +116,11 @@ class ResumableCheckpointCallback(BaseCallback):
         self.iterations_before = self.model._n_iterations
 
     def _on_step(self) -> bool:
+        if self.callbacks is None:
+            raise ValueError(
+                "ResumableCheckpointCallback saves at the start of a rollout, and was not called there: give it to learn as "
+                "it is, not to a callback such as EveryNTimesteps; save_freq says how often it saves"
+            )
         return True
 
     def _on_training_end(self) -> None:
@@ -128,15 +136,23 @@ class ResumableCheckpointCallback(BaseCallback):
         """Read the other callbacks once, when all of them have started: from then on only training changes them."""
         if self.callbacks is not None:
             return
-        others = _descendants(self.locals["callback"], self)
-        self.callbacks = ChangingAttributes(_numbered(others), exclude={"model", "parent", "locals", "globals"})
+        others = numbered([callback for callback in all_callbacks(self.locals["callback"]) if callback is not self])
         self.their_environments = {
             f"{name}.{attribute}": VecEnvState(value)
-            for name, callback in self.callbacks.objects.items()
+            for name, callback in others.items()
             for attribute, value in vars(callback).items()
             if isinstance(value, VecEnv)
         }
+        wrappers = {
+            f"{name} {wrapper}": layer
+            for name, environment in self.their_environments.items()
+            for wrapper, layer in numbered(environment.wrappers).items()
+        }
+        self.callbacks = ChangingAttributes(
+            {**others, **wrappers}, exclude={"model", "parent", "locals", "globals", *VecEnvState.wrapper_attributes}
+        )
         if self.resumed is not None:
+            self._restore_model(self.resumed)  # again, as callbacks may have changed something of it when they started
             self._restore_surroundings(self.resumed)
             self.resumed = None
 
@@ -150,15 +166,21 @@ class ResumableCheckpointCallback(BaseCallback):
         """
         model = self.model
         assert self.callbacks is not None
+        trained, callbacks = self.trained.state(), self.callbacks.state()
+        elsewhere = {
+            id(thing): name for name, thing in named(trained=self.trained.kept, callbacks=self.callbacks.kept).items()
+        }
         state: RankState = {
             "run": self._run(),
             "configuration": self.configuration,
             "device": str(model.device),
             "elapsed": time.time_ns() - model.start_time,
-            "trained": self.trained.state(),
-            "environments": self._capture("The training environment", self.environments),
-            "callbacks": self.callbacks.state(),
-            "their_environments": {name: self._capture(name, venv) for name, venv in self.their_environments.items()},
+            "trained": trained,
+            "environments": self._capture("The training environment", self.environments, elsewhere),
+            "callbacks": callbacks,
+            "their_environments": {
+                name: self._capture(name, venv, elsewhere) for name, venv in self.their_environments.items()
+            },
             "logs": logs.capture(model.logger),
             "exploration": generators.exploration_matrices(model),
             "generators": generators.capture(),
@@ -182,18 +204,20 @@ class ResumableCheckpointCallback(BaseCallback):
             "number of environments": model.n_envs,
             "first timestep of this learn()": model._num_timesteps_at_start,
             "last timestep": model._total_timesteps,
+            "number of VecNormalize wrappers": sum(isinstance(layer, VecNormalize) for layer in self.environments.wrappers),
         }
 
-    def _capture(self, name: str, environments: VecEnvState) -> object:
+    def _capture(self, name: str, environments: VecEnvState, elsewhere: Mapping[int, str]) -> object:
         """
         The state of environments, or None with one warning.
 
         :param name: for the warning
         :param environments: which
+        :param elsewhere: names of objects that are kept elsewhere, by their identity
         :return: the state
         """
         try:
-            return environments.capture()
+            return environments.capture(elsewhere)
         except StateNotKeptError as error:
             if not self.warned:
                 warnings.warn(
@@ -212,10 +236,15 @@ class ResumableCheckpointCallback(BaseCallback):
         :param checkpoint: the newest one
         :raises ValueError: that names the difference
         """
+        if "attributes" not in checkpoint.state["trained"]:
+            raise ValueError(
+                f"{checkpoint.path} was written by an older version of sb3-policyopt, which alone can continue it. Install "
+                "that version, or choose another folder for ResumableCheckpointCallback"
+            )
         before, now = self._state_of_this_rank(checkpoint)["run"], self._run()
         free = {"last timestep", *(["seed"] if self.any_seed or self.model.seed is None else [])}
         for fact, value in before.items():
-            if fact not in free and now[fact] != value:
+            if fact not in free and now.get(fact, value) != value:
                 raise ValueError(
                     f"{checkpoint.path} cannot be continued by this script: its {fact} is {value}, here it is {now[fact]}. "
                     "Choose another folder for ResumableCheckpointCallback, or restore the old setting"
@@ -233,8 +262,15 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"{now['last timestep']}: schedules follow the new end from here on"
             )
 
-    def _tell_of_changes(self, checkpoint: Checkpoint, changed: dict[str, str]) -> None:
-        """Warn of hyperparameters that the script has changed since a checkpoint of the same run."""
+    def _tell_of_changes(self, checkpoint: Checkpoint) -> None:
+        """Warn of what the script has changed since a checkpoint of the same run: wrappers and hyperparameters."""
+        changed = self._changed(checkpoint)
+        before, now = ([*objects][1:] for objects in (checkpoint.state["trained"]["attributes"], self.trained.objects))
+        if before != now and rank() == 0:
+            warnings.warn(
+                f"{checkpoint.path} was made with the wrappers {before} around the VecEnv, now there are {now}: what is new "
+                "starts afresh"
+            )
         if changed and rank() == 0:
             complete = checkpoint.timesteps >= self.model._total_timesteps
             warnings.warn(
@@ -269,9 +305,9 @@ class ResumableCheckpointCallback(BaseCallback):
                 f'bits resume where there is a {before.type} device, with device="{before.type}" or "auto"'
             )
 
-    def _restore_training(self, checkpoint: Checkpoint) -> None:
+    def _restore_model(self, checkpoint: Checkpoint) -> None:
         """
-        Restore model, wrappers and environments.
+        Restore the model and the wrappers.
 
         :param checkpoint: of the same run
         :raises ValueError: if the networks differ
@@ -279,29 +315,21 @@ class ResumableCheckpointCallback(BaseCallback):
         model, state = self.model, self._state_of_this_rank(checkpoint)
         changed, options = self._changed(checkpoint), optimizer_options(model)
         try:
-            model.set_parameters(checkpoint.model, exact_match=True, device=model.device)
+            checkpoint.restore_parameters(model)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{checkpoint.path} cannot be continued by this script, because its networks or its optimizer differ: {error}"
             ) from error
-        self._tell_of_changes(checkpoint, changed)
         if OPTIMIZER in changed:
             for group in model.policy.optimizer.param_groups:
                 group.update(options)
-        attributes = {name: value for name, value in state["trained"]["model"].items() if name not in changed}
-        self.trained.restore({**state["trained"], "model": attributes})
+        with model.keeping_coefficients(changed):
+            self.trained.restore(state["trained"], without={("model", name) for name in changed})
         model.seed = cast("int | None", state["run"].get("seed", model.seed))
         adopt_moments(model.get_vec_normalize_env())
         model.start_time = time.time_ns() - state["elapsed"]
-        if state["environments"] is None:
-            self._start_new_episodes()
-        else:
-            self.environments.restore(state["environments"])
-            step_context.restore(model, state.get("context"))
         generators.restore_exploration_matrices(model, state["exploration"])
         self._restore_generators(state)
-        if self.verbose >= 1 and rank() == 0:
-            print(f"Continuing from {checkpoint.path} to timestep {model._total_timesteps}")
 
     def _state_of_this_rank(self, checkpoint: Checkpoint) -> RankState:
         """
@@ -313,7 +341,7 @@ class ResumableCheckpointCallback(BaseCallback):
         states: list[RankState] = [checkpoint.state, *checkpoint.state["other ranks"]]
         if rank() < len(states):
             return states[rank()]
-        return {**states[0], "environments": None, "generators": None, "callbacks": {}, "their_environments": {}}
+        return {**states[0], "environments": None, "generators": None, "callbacks": NOTHING, "their_environments": {}}
 
     def _restore_generators(self, state: RankState) -> None:
         """
@@ -331,69 +359,32 @@ class ResumableCheckpointCallback(BaseCallback):
         model = self.model
         return int(np.random.SeedSequence((model.seed or 0, model.num_timesteps, rank())).generate_state(1)[0])
 
-    def _start_new_episodes(self) -> None:
-        """Reset the environments with a seed that depends on the checkpoint and the rank only."""
-        model = self.model
-        assert model.env is not None
-        model.env.seed(self._fresh_seed())
-        model._last_obs = cast(Observations, model.env.reset())
-        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
-        if model._vec_normalize_env is not None:
-            model._last_original_obs = model._vec_normalize_env.get_original_obs()
-
     def _restore_surroundings(self, checkpoint: Checkpoint) -> None:
         """
-        Restore the other callbacks, the logger and, last of all, the random generators.
+        Restore the environments, the other callbacks, the logger and, last of all, the random generators.
 
         :param checkpoint: of the same run
         """
         assert self.callbacks is not None
         state = self._state_of_this_rank(checkpoint)
-        if state["callbacks"] and state["callbacks"].keys() != self.callbacks.objects.keys():
+        elsewhere = named(trained=self.trained.things, callbacks=self.callbacks.things)
+        if state["environments"] is None:
+            start_new_episodes(self.model, self._fresh_seed())
+        else:
+            self.environments.restore(state["environments"], elsewhere)
+            step_context.restore(self.model, state.get("context"))
+        before, now = set(state["callbacks"]["attributes"]), set(self.callbacks.objects)
+        if before and before != now:
             warnings.warn(
-                f"{checkpoint.path} was written beside the callbacks {sorted(state['callbacks'])}, now there are "
-                f"{sorted(self.callbacks.objects)}; those that are new start afresh"
+                f"{checkpoint.path} was written beside other callbacks: {sorted(now - before)} are new and start afresh, "
+                f"{sorted(before - now)} are no more"
             )
         self.callbacks.restore(state["callbacks"])
-        for callback in self.callbacks.objects.values():
-            if isinstance(callback, EvalCallback) and not _has_best_model(callback):
-                callback.best_mean_reward = -np.inf
+        forget_lost_best_models(self.callbacks.objects.values())
         for name, environment in state["their_environments"].items():
             if environment is not None and name in self.their_environments:
-                self.their_environments[name].restore(environment)
+                self.their_environments[name].restore(environment, elsewhere)
         logs.restore(self.model.logger, state["logs"])
         self._restore_generators(state)
-
-
-def _has_best_model(evaluation: EvalCallback) -> bool:
-    """Whether the model of the best reward is where the next one would be: not so in rl-zoo3's next run folder."""
-    folder = evaluation.best_model_save_path
-    return folder is None or (Path(folder) / "best_model.zip").is_file()
-
-
-def _numbered(things: Sequence[T]) -> dict[str, T]:
-    """
-    Names that are the same in every run of a script.
-
-    :param things: objects in the order in which the script made them
-    :return: by number and class
-    """
-    return {f"{number} {type(thing).__name__}": thing for number, thing in enumerate(things)}
-
-
-def _descendants(callback: BaseCallback, exclude: BaseCallback) -> list[BaseCallback]:
-    """
-    A callback and all that it calls.
-
-    :param callback: the outermost one
-    :param exclude: left out
-    :return: in a fixed order
-    """
-    found = [] if callback is exclude else [callback]
-    for name, value in vars(callback).items():
-        children = value if isinstance(value, list) else [value]
-        if name != "parent" and callback is not exclude:
-            for child in children:
-                if isinstance(child, BaseCallback):
-                    found += _descendants(child, exclude)
-    return found
+        if self.verbose >= 1 and rank() == 0:
+            print(f"Continuing from {checkpoint.path} to timestep {self.model._total_timesteps}")

@@ -4,68 +4,146 @@ import io
 import pickle
 import warnings
 from collections import deque
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypedDict, cast
 
-import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
+from sb3_policyopt.saving.places import KEPT_ELSEWHERE, LEARNERS, Place, give, holds_learner, placed, take
+
+
+class Changes(TypedDict):
+    """
+    What has changed of some objects.
+
+    :param attributes: pickled values by object and attribute
+    :param contents: what the objects hold that were there at the start, pickled, by their places
+    """
+
+    attributes: dict[str, dict[str, bytes]]
+    contents: dict[Place, bytes]
+
+
+NOTHING: Changes = {"attributes": {}, "contents": {}}
+"""No changes of no object."""
 
 
 class _Pickler(pickle.Pickler):
-    """Raises an error for models, environments, callbacks and loggers, whose state is kept in other ways."""
+    """Pickles values; a reference to an object that stays becomes its place."""
 
-    def persistent_id(self, obj: object) -> None:
+    def __init__(self, file: io.BytesIO, places: Mapping[int, Place]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.places = places
+        self.met: set[Place] = set()
+
+    def persistent_id(self, obj: object) -> Place | None:
         """
         Called for every object that is about to be pickled.
 
         :param obj: the object
+        :return: its place, None to pickle it
         :raises pickle.PicklingError: if a copy of it would replace the original
         """
-        if isinstance(obj, (BaseAlgorithm, BaseCallback, Logger, VecEnv, nn.Module, th.optim.Optimizer)):
+        place = self.places.get(id(obj))
+        if place is not None:
+            self.met.add(place)
+        elif isinstance(obj, (*KEPT_ELSEWHERE, *LEARNERS)):
             raise pickle.PicklingError(f"{type(obj).__name__} is not copied")
+        return place
 
 
-class _StateDict(dict[str, Any]):
-    """The ``state_dict`` of a network or an optimizer that an object has: restored in place, where others refer to it."""
+class _Unpickler(pickle.Unpickler):
+    """Replaces places by the objects there."""
+
+    def __init__(self, file: io.BytesIO, things: Mapping[Place, object]) -> None:
+        super().__init__(file)
+        self.things = things
+
+    def persistent_load(self, pid: object) -> object:
+        """
+        Called for every place.
+
+        :param pid: what :meth:`_Pickler.persistent_id` gave
+        :return: the object there
+        :raises pickle.UnpicklingError: if there is none
+        """
+        if pid not in self.things:
+            raise pickle.UnpicklingError(f"there is nothing at {pid}")
+        return self.things[cast(Place, pid)]
 
 
-def _pickled(value: object) -> bytes | None:
+class Pickled(NamedTuple):
+    """
+    A value as bytes.
+
+    :param content: the bytes
+    :param met: places of the objects that stay to which it refers
+    """
+
+    content: bytes
+    met: set[Place]
+
+
+def pickled(value: object, places: Mapping[int, Place]) -> Pickled | None:
     """
     A value as bytes.
 
     :param value: anything
-    :return: None if it cannot be pickled; of a network or an optimizer its ``state_dict``
+    :param places: of the objects that stay, by their identity
+    :return: None if it cannot be pickled
     """
-    if isinstance(value, (nn.Module, th.optim.Optimizer)):
-        value = _StateDict(_on_cpu(value.state_dict()))
     file = io.BytesIO()
+    pickler = _Pickler(file, places)
     try:
-        _Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        pickler.dump(value)
     except Exception:  # a class may raise anything
         return None
-    return file.getvalue()
+    return Pickled(file.getvalue(), pickler.met)
 
 
-def _on_cpu(value: Any) -> Any:
-    """A ``state_dict`` whose tensors can be read where there is no GPU; it is loaded to the device of the parameters."""
-    if isinstance(value, th.Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
+def reached(start: Pickled | None, contents: Mapping[Place, Pickled]) -> set[Place] | None:
+    """
+    The objects that stay to which a value refers, and those to which they refer.
+
+    :param start: the value
+    :param contents: what the objects hold
+    :return: their places; None if the value, or what one of them holds, could not be pickled
+    """
+    if start is None:
+        return None
+    found, left = set(start.met), [*start.met]
+    while left:
+        held = contents.get(left.pop())
+        if held is None:
+            return None
+        left += held.met - found
+        found |= held.met
+    return found
+
+
+def _held(thing: object, places: Mapping[int, Place]) -> Pickled | None:
+    """What an object that stays holds; None if it cannot be kept."""
+    try:
+        return pickled(give(thing), places)
+    except Exception:  # a class may raise anything
+        return None
+
+
+def _items(value: object) -> object:
+    """What a container holds, as far as it can be compared; None for anything else."""
+    if not isinstance(value, (dict, list, set, deque)):
+        return None
+    items = pickled([*value.items()] if isinstance(value, dict) else [*value], {})
+    return len(value) if items is None else items.content
 
 
 class ChangingAttributes:
     """
     The attributes of some objects that differ from what they were when this was made.
 
-    Networks and optimizers are kept by their ``state_dict``. References to models, environments, callbacks and loggers are
-    ignored, whose state is kept in other ways. Other attributes that cannot be pickled are ignored, too; of those that gather
-    data (a dictionary, a list, ...) and have changed a warning tells.
+    Objects that are there at that time stay when a state is restored, and take over what they held: whoever else refers to
+    them sees it. Of networks, optimizers and environments that is their state. References to models, VecEnvs, callbacks and
+    loggers are ignored, whose state is kept in other ways. Other attributes that cannot be pickled are ignored, too; of those
+    that gather data (a dictionary, a list, ...) and have changed, and of those with a network, a warning tells.
 
     :param objects: by a name that is the same in every run of the script
     :param exclude: attributes to ignore
@@ -75,67 +153,104 @@ class ChangingAttributes:
         self.objects = dict(objects)
         self.exclude = frozenset(exclude)
         self.told: set[str] = set()
-        self.before = {name: self._attributes(thing) for name, thing in self.objects.items()}
-        self.contents_before = {name: self._contents_of_lost(name) for name in self.objects}
+        self.things = placed(objects, exclude)
+        self.places = {id(thing): place for place, thing in self.things.items()}
+        self.before = self._everything()
+        #: The objects that stay and that the last :meth:`state` has kept.
+        self.kept: dict[Place, object] = {}
+        self.items_before = {key: _items(value) for key, value in self._lost(self.before).items()}
 
-    def _attributes(self, thing: object) -> dict[str, bytes]:
-        pickles = {name: _pickled(value) for name, value in vars(thing).items() if name not in self.exclude}
-        return {name: content for name, content in pickles.items() if content is not None}
+    def _values(self) -> dict[tuple[str, str], object]:
+        return {
+            (name, key): value
+            for name, thing in self.objects.items()
+            for key, value in vars(thing).items()
+            if key not in self.exclude
+        }
 
-    def state(self) -> dict[str, dict[str, bytes]]:
+    def _everything(self) -> Changes:
+        """All that can be kept: an attribute with all the objects to which it refers, or not at all."""
+        values = self._values()
+        things = dict(self.things)
+        things.update({place: value for place, value in values.items() if self._replaces(place, value)})
+        places = {**self.places, **{id(thing): place for place, thing in things.items()}}
+        held = {place: _held(thing, places) for place, thing in things.items()}
+        contents = {place: content for place, content in held.items() if content is not None}
+        found: Changes = {"attributes": {name: {} for name in self.objects}, "contents": {}}
+        for (name, key), value in values.items():
+            attribute = pickled(value, places)
+            met = reached(attribute, contents)
+            if attribute is not None and met is not None:
+                found["attributes"][name][key] = attribute.content
+                found["contents"] |= {place: contents[place].content for place in met}
+        return found
+
+    def _replaces(self, place: Place, value: object) -> bool:
+        """Whether a network stands where another of its class did at the start, which takes over what it holds."""
+        return isinstance(value, LEARNERS) and id(value) not in self.places and type(self.things.get(place)) is type(value)
+
+    def state(self) -> Changes:
         """
         What has changed.
 
-        :return: pickled values by object and attribute
+        :return: for :meth:`restore`
         """
-        changes = {}
-        for name, thing in self.objects.items():
-            before = self.before[name]
-            now = self._attributes(thing)
-            self._tell_of_lost(name)
-            changes[name] = {key: content for key, content in now.items() if before.get(key) != content}
-        return changes
+        now, before = self._everything(), self.before
+        self.kept = {place: self.things[place] for place in now["contents"] if place in self.things}
+        self._tell_of_lost(now)
+        return {
+            "attributes": {
+                name: {key: content for key, content in kept.items() if before["attributes"][name].get(key) != content}
+                for name, kept in now["attributes"].items()
+            },
+            "contents": {place: held for place, held in now["contents"].items() if before["contents"].get(place) != held},
+        }
 
-    def _contents_of_lost(self, name: str) -> dict[str, object]:
-        """Of the containers of an object that cannot be pickled, what they hold, as far as it can be compared."""
-        found: dict[str, object] = {}
-        for key, value in vars(self.objects[name]).items():
-            if key in self.exclude or not isinstance(value, (dict, list, set, deque)) or _pickled(value) is not None:
-                continue
-            items = [*value.items()] if isinstance(value, dict) else [*value]
-            found[key] = _pickled(items) or len(items)
-        return found
+    def _lost(self, kept: Changes) -> dict[tuple[str, str], object]:
+        """The attributes that are not kept."""
+        return {(name, key): value for (name, key), value in self._values().items() if key not in kept["attributes"][name]}
 
-    def _tell_of_lost(self, name: str) -> None:
-        """Warn once of each container that has changed and cannot be kept."""
-        for key, content in self._contents_of_lost(name).items():
+    def _tell_of_lost(self, kept: Changes) -> None:
+        """Warn once of each attribute that cannot be kept and has changed, or has a network."""
+        for (name, key), value in self._lost(kept).items():
             full = f"{type(self.objects[name]).__name__}.{key}"
-            if full in self.told or content == self.contents_before[name].get(key, content):
+            if full in self.told or not (holds_learner(value) or _items(value) != self.items_before.get((name, key))):
                 continue
             self.told.add(full)
             warnings.warn(
-                f"{full} cannot be kept in a checkpoint, as it cannot be pickled (does it hold a lambda or an open file?): a "
-                "resumed run starts with what the script gives it"
+                f"{full} cannot be kept in a checkpoint, as it cannot be pickled (does it hold a lambda, an open file, or a "
+                "network that was made during the training?): a resumed run starts with what the script gives it"
             )
 
-    def restore(self, state: Mapping[str, Mapping[str, bytes]]) -> None:
+    def restore(self, state: Changes, without: Collection[tuple[str, str]] = ()) -> None:
         """
-        Restore the attributes that had changed.
+        Restore what had changed. What the script no longer has is left out with a warning.
 
         :param state: of objects by the same names; other objects are not changed
+        :param without: objects and attributes to leave as they are
         """
-        for name, changes in state.items():
-            if name not in self.objects:
-                continue
-            attributes = vars(self.objects[name])
+        for place, content in state["contents"].items():
+            self._restore_one(place, content, partial(self._take, place), without)
+        for name, changes in state["attributes"].items():
             for key, content in changes.items():
-                value = pickle.loads(content)
-                if not isinstance(value, _StateDict):
-                    attributes[key] = value
-                elif key in attributes:
-                    attributes[key].load_state_dict(dict(value))
-                else:
-                    warnings.warn(
-                        f"{type(self.objects[name]).__name__}.{key} starts afresh: it was made during the training, "
-                        "and is not there yet to be continued"
-                    )
+                self._restore_one((name, key), content, partial(self._assign, name, key), without)
+
+    def _restore_one(
+        self, place: Place, content: bytes, put: Callable[[Any], None], without: Collection[tuple[str, str]]
+    ) -> None:
+        name = str(place[0])
+        if name not in self.objects or place[:2] in without:
+            return
+        try:
+            put(_Unpickler(io.BytesIO(content), self.things).load())
+        except Exception as error:  # a class may raise anything
+            full = ".".join(map(str, (type(self.objects[name]).__name__, *place[1:])))
+            warnings.warn(f"{full} starts afresh, as it is not there yet, or is of another kind now: {error}")
+
+    def _take(self, place: Place, held: Any) -> None:
+        if place not in self.things:
+            raise ValueError("there is nothing of that name")
+        take(self.things[place], held)
+
+    def _assign(self, name: str, key: str, value: Any) -> None:
+        vars(self.objects[name])[key] = value

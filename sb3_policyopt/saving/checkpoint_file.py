@@ -18,18 +18,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_setattr
 
+from sb3_policyopt.saving.attributes import Changes
 from sb3_policyopt.saving.files import write_atomically
 from sb3_policyopt.saving.generators import GeneratorStates
 from sb3_policyopt.saving.logs import LogState
 from sb3_policyopt.saving.step_context import StepContext
 
 STATE_ENTRY = "training_state.pkl"
-_NAME = re.compile(r"rl_model_(\d+)_steps\.zip")
+_NAME = re.compile(r"rl_model_(\d+)_steps(\.resumable)?\.zip")
 
 
 class RankState(TypedDict):
@@ -54,9 +56,9 @@ class RankState(TypedDict):
     configuration: dict[str, str]
     device: str
     elapsed: float
-    trained: dict[str, dict[str, bytes]]
+    trained: Changes
     environments: object
-    callbacks: dict[str, dict[str, bytes]]
+    callbacks: Changes
     their_environments: dict[str, object]
     logs: LogState
     exploration: dict[str, th.Tensor]
@@ -84,6 +86,19 @@ class Checkpoint(NamedTuple):
     model: io.BytesIO
     state: TrainingState
 
+    def restore_parameters(self, model: BaseAlgorithm) -> None:
+        """
+        Give a model the parameters, the optimizers' states and the variables that SB3 saves.
+
+        :param model: of the same kind
+        :raises ValueError: if its networks or optimizers differ
+        """
+        model.set_parameters(cast(str, self.model), exact_match=True, device=model.device)  # SB3 takes files, too
+        self.model.seek(0)
+        for name, value in (load_from_zip_file(self.model, device=model.device, load_data=False)[2] or {}).items():
+            recursive_setattr(model, f"{name}.data", value.data)
+        self.model.seek(0)
+
     @property
     def timesteps(self) -> int:
         """Trained before it was written."""
@@ -99,7 +114,7 @@ def checkpoints(folder: Path) -> list[Path]:
     :param folder: may be missing
     :return: oldest first, complete or not; without the models that SB3's ``CheckpointCallback`` has saved there
     """
-    found = [(int(match[1]), path) for path in folder.glob("rl_model_*_steps.zip") if (match := _NAME.fullmatch(path.name))]
+    found = [(int(match[1]), path) for path in folder.glob("rl_model_*.zip") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found) if not _is_model_only(path)]
 
 
@@ -130,6 +145,8 @@ def write(folder: Path, model: BaseAlgorithm, state: TrainingState, keep: int) -
         with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             archive.writestr(STATE_ENTRY, pickle.dumps(state, protocol=pickle.HIGHEST_PROTOCOL))
     path = folder / f"rl_model_{model.num_timesteps}_steps.zip"
+    if _is_model_only(path):
+        path = path.with_suffix(".resumable.zip")
     try:
         write_atomically(path, buffer.getbuffer())
     except OSError as error:

@@ -27,7 +27,8 @@ def configuration_of(model: BaseAlgorithm) -> dict[str, str]:
     :param model: the algorithm, before its training begins
     :return: texts that are equal in every run of the same script, by name; without values that have no such text, as functions
     """
-    values = {**effective_hyperparameters(model, {}), OPTIMIZER: optimizer_options(model)}
+    window = {"stats_window_size": model._stats_window_size}
+    values = {**effective_hyperparameters(model, {}), **window, OPTIMIZER: optimizer_options(model)}
     texts = {name: _text(value) for name, value in values.items()}
     return {name: text for name, text in texts.items() if text is not None and " at 0x" not in text}
 

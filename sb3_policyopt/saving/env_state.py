@@ -6,11 +6,12 @@ Environment) are kept if the environment has the methods ``get_state`` and ``set
 ``restore_state``.
 """
 
+import inspect
 import io
 import pickle
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 import gymnasium as gym
@@ -23,6 +24,10 @@ Env: TypeAlias = gym.Env[Any, Any]
 
 Place: TypeAlias = tuple[int, str | None]
 """Where an object is: number of the layer and attribute; None for the layer itself."""
+
+NOWHERE: Mapping[int, str] = types.MappingProxyType({})
+NOTHING_ELSE: Mapping[str, object] = types.MappingProxyType({})
+"""For environments that share no object with anything that is kept elsewhere."""
 
 STATE_METHODS = (("get_state", "set_state"), ("clone_state", "restore_state"))
 
@@ -129,11 +134,11 @@ def _placed(stack: list[Env]) -> Iterator[Placed]:
 class _Pickler(pickle.Pickler):
     """Pickles attributes; a reference to an object that is not replaced becomes its place."""
 
-    def __init__(self, file: io.BytesIO, places: dict[int, Place]) -> None:
+    def __init__(self, file: io.BytesIO, places: Mapping[int, Place | str]) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.places = places
 
-    def persistent_id(self, obj: object) -> Place | None:
+    def persistent_id(self, obj: object) -> Place | str | None:
         """
         Called for every object that is about to be pickled.
 
@@ -155,7 +160,7 @@ class _Pickler(pickle.Pickler):
 class _Unpickler(pickle.Unpickler):
     """Replaces places by the objects there."""
 
-    def __init__(self, file: io.BytesIO, things: dict[Place, object]) -> None:
+    def __init__(self, file: io.BytesIO, things: Mapping[Place | str, object]) -> None:
         super().__init__(file)
         self.things = things
 
@@ -166,19 +171,20 @@ class _Unpickler(pickle.Unpickler):
         :param pid: what :meth:`_Pickler.persistent_id` gave
         :return: the object there
         """
-        return self.things[cast(Place, pid)]
+        return self.things[cast("Place | str", pid)]
 
 
-def capture_env(env: Env) -> bytes:
+def capture_env(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes:
     """
     The state of one environment.
 
     :param env: the outermost wrapper
+    :param elsewhere: names of objects that are kept elsewhere, by their identity
     :return: for :func:`restore_env`
     :raises StateNotKeptError: if a part of it can be neither pickled nor read by a method
     """
     stack = layers(env)
-    places = {id(thing): place for place, thing in _placed(stack)}
+    places: dict[int, Place | str] = {**elsewhere, **{id(thing): place for place, thing in _placed(stack)}}
 
     def pickled(value: object) -> bytes:
         file = io.BytesIO()
@@ -190,7 +196,7 @@ def capture_env(env: Env) -> bytes:
     for number, layer in enumerate(stack):
         kept: dict[str, object] = {}
         for get_state, set_state in STATE_METHODS:
-            if hasattr(type(layer), get_state) and hasattr(type(layer), set_state):
+            if _takes(layer, get_state, 0) and _takes(layer, set_state, 1):
                 offered[number] = (set_state, _state_of(layer, get_state))
                 break
         for name, value in _attributes(layer).items():
@@ -217,6 +223,27 @@ def capture_env(env: Env) -> bytes:
         ) from error
 
 
+def _takes(layer: Env, method: str, n_arguments: int) -> bool:
+    """
+    Whether the class of a layer has a method that can be called so: Gymnasium's MuJoCo environments have a ``set_state`` of
+    positions and velocities.
+
+    :param layer: a wrapper or the environment
+    :param method: its name
+    :param n_arguments: positional arguments
+    :return: True if it can, also where the method does not say what it takes
+    """
+    if not hasattr(type(layer), method):
+        return False
+    try:
+        inspect.signature(getattr(layer, method)).bind(*range(n_arguments))
+    except TypeError:
+        return False
+    except ValueError:  # a function in another language
+        return True
+    return True
+
+
 def _state_of(layer: Env, method: str) -> object:
     """
     The state that a method of an environment returns, with the random generators if the method has that option.
@@ -241,17 +268,20 @@ def _name(layer: Env) -> str:
     return next(base.__name__ for base in type(layer).__mro__ if base.__module__ != "rl_zoo3.gym_patches")
 
 
-def restore_env(env: Env, state: bytes) -> None:
+def restore_env(env: Env, state: bytes, elsewhere: Mapping[str, object] = NOTHING_ELSE) -> None:
     """
     Give an environment the state of another.
 
     :param env: made in the same way
     :param state: of :func:`capture_env`
+    :param elsewhere: the objects that are kept elsewhere, by name
     :raises ValueError: if it is wrapped in another way
     """
     stack = layers(env)
     things = dict(_placed(stack))
-    content = cast(EnvState, _Unpickler(io.BytesIO(state), things).load())
+    known: dict[Place | str, object] = dict(elsewhere.items())
+    known.update(things.items())
+    content = cast(EnvState, _Unpickler(io.BytesIO(state), known).load())
     names = [_name(layer) for layer in stack]
     if names != content["layers"]:
         raise ValueError(f"the environment is {' in '.join(names[::-1])}, but it was {' in '.join(content['layers'][::-1])}")

@@ -3,13 +3,17 @@ The state of vectorised environments. It is captured and restored where the envi
 of a ``SubprocVecEnv``.
 """
 
-from typing import ClassVar, Protocol, TypedDict, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypedDict, cast
 
 import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_policyopt.errors import StateNotKeptError
-from sb3_policyopt.saving.env_state import Env, capture_env, restore_env
+from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.saving.env_state import NOTHING_ELSE, NOWHERE, Env, capture_env, restore_env
 
 CAPTURE = "capture_training_state"
 RESTORE = "restore_training_state"
@@ -28,18 +32,18 @@ def install() -> None:
         setattr(gym.Env, name, method)
 
 
-def _capture_or_reason(env: Env) -> bytes | str:
+def _capture_or_reason(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes | str:
     """The state; after a failure its reason as text, because an exception would end the worker process."""
     try:
-        return capture_env(env)
+        return capture_env(env, elsewhere)
     except Exception as error:
         return str(error)
 
 
-def _restore_or_reason(env: Env, state: bytes) -> str | None:
+def _restore_or_reason(env: Env, state: bytes, elsewhere: Mapping[str, object] = NOTHING_ELSE) -> str | None:
     """The reason of a failure, None after a success."""
     try:
-        restore_env(env, state)
+        restore_env(env, state, elsewhere)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -92,10 +96,12 @@ class VecEnvState:
             install()
             venv.set_attr("_training_state_methods", _Install())
 
-    def capture(self) -> object:
+    def capture(self, elsewhere: Mapping[int, str] = NOWHERE) -> object:
         """
         The state of the environments; the wrappers around the VecEnv are kept elsewhere.
 
+        :param elsewhere: names of objects that are kept elsewhere, by their identity; environments in this process may have
+            them, too
         :return: for :meth:`restore`
         :raises StateNotKeptError: if one of them cannot be kept
         """
@@ -103,17 +109,22 @@ class VecEnvState:
             if hasattr(self.venv, "get_state") and hasattr(self.venv, "set_state"):
                 return cast(StatefulVecEnv, self.venv).get_state()
             raise StateNotKeptError(f"{type(self.venv).__name__} offers no get_state and set_state")
-        states: list[bytes | str] = self.venv.env_method(CAPTURE)
+        states: list[bytes | str] = self.venv.env_method(CAPTURE, *self._if_here(elsewhere))
         for state in states:
             if isinstance(state, str):
                 raise StateNotKeptError(state)
         return {"states": states, "seeds": list(self.venv._seeds), "options": list(self.venv._options)}
 
-    def restore(self, state: object) -> None:
+    def _if_here(self, elsewhere: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
+        """Objects that are kept elsewhere, if the environments are in this process."""
+        return [elsewhere] if isinstance(self.venv, DummyVecEnv) else []
+
+    def restore(self, state: object, elsewhere: Mapping[str, object] = NOTHING_ELSE) -> None:
         """
         Give the environments the state that they had.
 
         :param state: of :meth:`capture`
+        :param elsewhere: the objects that are kept elsewhere, by name
         :raises ValueError: if it does not fit
         """
         if not isinstance(self.venv, (DummyVecEnv, SubprocVecEnv)):
@@ -122,6 +133,21 @@ class VecEnvState:
         content = cast(VecEnvContent, state)
         self.venv._seeds, self.venv._options = content["seeds"], content["options"]  # for the next reset; most often none
         for index, env_state in enumerate(content["states"]):
-            for reason in self.venv.env_method(RESTORE, env_state, indices=index):
+            for reason in self.venv.env_method(RESTORE, env_state, *self._if_here(elsewhere), indices=index):
                 if reason is not None:
                     raise ValueError(f"The state of environment {index} could not be restored: {reason}")
+
+
+def start_new_episodes(model: BaseAlgorithm, seed: int) -> None:
+    """
+    Reset the environments of a model in the middle of a training.
+
+    :param model: the algorithm
+    :param seed: of the environments
+    """
+    assert model.env is not None
+    model.env.seed(seed)
+    model._last_obs = cast("NumpyArray | dict[str, NumpyArray]", model.env.reset())
+    model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+    if model._vec_normalize_env is not None:
+        model._last_original_obs = model._vec_normalize_env.get_original_obs()

@@ -99,7 +99,8 @@ def effective_hyperparameters(model: BaseAlgorithm, given: Mapping[str, object])
     """
     passed_by_caller = {"env", "verbose", "seed", "device", "tensorboard_log"}
     names = [name for name in parameters_of(type(model)) if name not in passed_by_caller and not name.startswith("_")]
-    in_use = {name: getattr(model, name) for name in names if hasattr(model, name)}
+    schedules: Mapping[str, object] = getattr(model, "schedules", {})  # ours has the value of the moment in the attribute
+    in_use = {name: schedules.get(name, getattr(model, name)) for name in names if hasattr(model, name)}
     return {**in_use, "policy": model.policy_class.__name__, **given}
 
 

@@ -1,6 +1,7 @@
 """Coefficients that follow schedules: a number, a callable of ``progress_remaining``, or "lin_X"."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch as th
@@ -46,6 +47,25 @@ class Scheduled(OnPolicyAlgorithm):
             del self.schedules[name]
             setattr(self, name, given[name])
         self._update_coefficients()
+
+    @contextmanager
+    def keeping_coefficients(self, names: Collection[str]) -> Iterator[None]:
+        """
+        A context at whose end some coefficients are what they were at its start, with their schedules.
+
+        :param names: theirs; others are not changed
+        """
+        mine = [name for name in self.coefficient_names if name in names]
+        values = {name: getattr(self, name) for name in mine}
+        schedules = {name: self.schedules[name] for name in mine if name in self.schedules}
+        scheduled = {name: self.scheduled_values[name] for name in mine if name in self.scheduled_values}
+        yield
+        for name in mine:
+            self.schedules.pop(name, None)
+            self.scheduled_values.pop(name, None)
+            setattr(self, name, values[name])
+        self.schedules.update(schedules)
+        self.scheduled_values.update(scheduled)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """
