@@ -108,6 +108,7 @@ class TRPO(PolicyOptimization):
         "kl_reduction": one_of("sum", "mean"),
         "line_search": arguments.flag,
     }
+    meant_by_stock: ClassVar[Mapping[str, object]] = {"kl_reduction": "mean"}
     cg_max_steps: int
     line_search_shrinking_factor: float
     line_search_max_iter: int

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypedDict, TypeVar, cast
+from typing import IO, Any, ClassVar, TypedDict, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -55,7 +55,7 @@ _NEVER_IN_A_FILE = _TRANSIENT | {
     "_vec_normalize_env",
     "_logger",
 }
-AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
+AlgorithmT = TypeVar("AlgorithmT", bound="SelfDescribing")
 PathOrFile = str | Path | io.BufferedIOBase
 
 
@@ -191,6 +191,9 @@ class SelfDescribing(BaseAlgorithm):
         class PPO(SelfDescribing, OnPolicyAlgorithm): ...
     """
 
+    meant_by_stock: ClassVar[Mapping[str, object]] = {}
+    """Attributes that stock does not have, with what its zips mean by that, which is not the default here."""
+
     def save(self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
         Save the agent, as Stable-Baselines3 does, and its description beside the pickles.
@@ -237,7 +240,22 @@ class SelfDescribing(BaseAlgorithm):
         """
         if safe:
             path, custom_objects = without_pickles(path, custom_objects)
+        elif cls.meant_by_stock and not _is_described(path):
+            kwargs = {**cls.meant_by_stock, **kwargs}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+
+def _is_described(path: PathOrFile) -> bool:
+    """Whether this package has saved a zip; True for what is no zip, of which the loader tells."""
+    start = None if isinstance(path, (str, Path)) else path.tell()
+    try:
+        with _open_zip(path) as archive:
+            return DESCRIPTION in archive.namelist()
+    except ValueError:
+        return True
+    finally:
+        if start is not None and not isinstance(path, (str, Path)):
+            path.seek(start)
 
 
 def _name(path: PathOrFile) -> str:

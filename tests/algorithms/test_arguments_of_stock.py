@@ -276,6 +276,19 @@ def test_it_may_be_given_to_load(ours: type[Any], stock: type[Any], changes: dic
     assert difference(models[0], models[1], "value" if ours is TRPO else "") <= 3e-6
 
 
+def test_the_numbers_of_a_zip_of_sb3_contrib_keep_their_meaning(tmp_path: Path) -> None:
+    """Its KL divergence is the mean over the dimensions of an action."""
+    ContribTRPO("MlpPolicy", toy(), target_kl=0.03, **SMALL).save(tmp_path / "theirs")
+    model = TRPO.load(tmp_path / "theirs", env=toy(), device="cpu")
+    assert (model.target_kl, model.kl_reduction) == (0.03, "mean")
+    with (tmp_path / "theirs.zip").open("rb") as file:
+        assert TRPO.load(file).kl_reduction == "mean"
+    assert TRPO.load(tmp_path / "theirs", kl_reduction="sum").kl_reduction == "sum"
+    model.kl_reduction = "sum"
+    model.save(tmp_path / "ours")
+    assert TRPO.load(tmp_path / "ours").kl_reduction == TRPO.load(tmp_path / "ours", safe=True).kl_reduction == "sum"
+
+
 @pytest.mark.parametrize(("ours", "stock"), [(PPO, StockPPO), (TRPO, ContribTRPO)])
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
 def test_a_schedule_is_called_when_stock_calls_it(ours: type[Any], stock: type[Any], name: str) -> None:
