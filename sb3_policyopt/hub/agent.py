@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
+from sb3_policyopt.hub.environments import split_id
 from sb3_policyopt.hub.wrappers import is_plain, plain
 from sb3_policyopt.hyperparams.zoo_yaml import load_plain
 from sb3_policyopt.saving.constructors import parameters_of
@@ -87,7 +89,7 @@ def file_name_of(env_id: str) -> str:
     :param env_id: Gymnasium id, such as "ALE/Pong-v5" or "package:Name-v0"
     :return: the name, such as "ALE-Pong-v5" or "Name-v0"
     """
-    return env_id.rpartition(":")[2].replace("/", "-")
+    return split_id(env_id)[1].replace("/", "-")
 
 
 def find_run(folder: Path, algo: str, env_id: str, exp_id: int) -> Path:
@@ -145,7 +147,7 @@ def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") ->
         raise HubUserError(f"the run normalised its observations or rewards, but {statistics} is missing")
     return Agent(
         algo,
-        env_id,
+        split_id(env_id)[1],
         zip_path,
         config,
         arguments,
@@ -189,7 +191,7 @@ def config_of_model(model: BaseAlgorithm, algorithm_class: type | None = None) -
 
     :param model: the agent
     :param algorithm_class: the class with which such an agent can be trained again; that of the model by default
-    :return: value by name; schedules that rl-zoo3's YAML cannot express are omitted
+    :return: value by name; of a coefficient with a schedule the schedule, unless rl-zoo3's YAML cannot express it
     """
     config: dict[str, object] = {"n_envs": model.n_envs, "n_timesteps": model.num_timesteps}
     config["policy"] = policy_alias(model) or model.policy_class.__name__
@@ -198,10 +200,19 @@ def config_of_model(model: BaseAlgorithm, algorithm_class: type | None = None) -
     elsewhere = {"policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
     for name, parameter in parameters_of(algorithm_class or type(model)).items():
         if name not in elsewhere and hasattr(model, name) and parameter.default is not parameter.empty:
-            value = _zoo_value(getattr(model, name))
+            value = _zoo_value(_as_given(model, name))
             if value is not None and value != _zoo_value(parameter.default):
                 config[name] = value
     return config
+
+
+def _as_given(model: BaseAlgorithm, name: str) -> object:
+    """The schedule of a coefficient, whose attribute has the value of the moment; any other hyperparameter as it is."""
+    value = getattr(model, name)
+    schedules: Mapping[str, object] = getattr(model, "schedules", {})  # stock's algorithms have none
+    values: Mapping[str, object] = getattr(model, "scheduled_values", {})
+    scheduled = name in schedules and value == values.get(name)  # another number was assigned, and holds from then on
+    return schedules[name] if scheduled else value
 
 
 def _zoo_value(value: object) -> bool | int | float | str | list[object] | None:

@@ -255,12 +255,16 @@ def _zoo_code(card: Card) -> list[str]:
     where = f"-orga {organization}" + (f" -name {name}" if name != agent.name else "")
     revision = f" --revision {card.revision}" if card.revision else ""
     which = f"--algo {agent.algo} --env {agent.env_id}"
-    packages = f" --gym-packages {' '.join(card.protocol.imports)}" if card.protocol.imports else ""
     trust = "" if agent.is_safe else " --trust"
     return [
         f"sb3-policyopt load_from_hub {which} {where} -f logs/{revision}{trust}",
-        f"sb3-policyopt enjoy {which} -f logs/{packages}",
+        f"sb3-policyopt enjoy {which} -f logs/{_gym_packages(card)}",
     ]
+
+
+def _gym_packages(card: Card) -> str:
+    """The flag of the zoo's commands for the modules that register the environment."""
+    return f" --gym-packages {' '.join(card.protocol.imports)}" if card.protocol.imports else ""
 
 
 def _hyperparameters(card: Card) -> str:
@@ -268,6 +272,7 @@ def _hyperparameters(card: Card) -> str:
     config = card.agent.config | ({"n_timesteps": steps} if isinstance(steps, int) and steps > 0 else {})
     block = dump_plain({card.agent.env_id: config}).splitlines()
     command = f"sb3-policyopt train --algo {card.agent.algo} --env {card.agent.env_id} -conf hyperparameters.yml"
+    command += _gym_packages(card)
     return (
         "## Hyperparameters\n\nWhat is not listed has its default. To train such an agent again, save them as "
         f"`hyperparameters.yml` and run\n`{command}`.\n\n{_fenced('yaml', block)}"

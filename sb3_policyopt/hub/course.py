@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_policyopt.hub.agent import Agent
+from sb3_policyopt.hub.environments import spec_of, split_id
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.push import agent_of_model, push_agent
 from sb3_policyopt.hub.wrappers import normalization_of
@@ -125,8 +125,8 @@ def _vectorised(env: GymEnv) -> VecEnv:
 
 
 def _check_id(env: VecEnv, env_id: str) -> None:
-    spec: EnvSpec | None = env.get_attr("spec")[0]
-    if spec is not None and spec.id != env_id.rpartition(":")[2]:
+    spec = spec_of(env)
+    if spec is not None and spec.id != split_id(env_id)[1]:
         raise ValueError(f"eval_env is {spec.id}, and env_id is {env_id}: pass an environment of this id")
 
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_policyopt import registry
 from sb3_policyopt.evaluation import evaluate_policy
+from sb3_policyopt.hub.environments import is_of_a_script, registering_modules, split_id
 from sb3_policyopt.hub.plain_yaml import Wrappers, wrappers
 
 if TYPE_CHECKING:
@@ -67,15 +68,18 @@ class Protocol:
         """
         Read the wrappers of the environment from hyperparameters in rl-zoo3's form.
 
-        :param env_id: Gymnasium id
+        :param env_id: Gymnasium id; a module before it is one of the ``imports``
         :param config: contents of ``config.yml``
         :param settings: the other fields
         :return: the protocol
         """
         frame_stack = config.get("frame_stack")
-        settings["imports"] = tuple(settings.get("imports") or _registering_modules(env_id))
+        module, name = split_id(env_id)
+        given = settings.get("imports", ())
+        modules = registering_modules(env_id) if module or not given else ()
+        settings["imports"] = tuple(dict.fromkeys((*given, *modules)))
         return cls(
-            env_id,
+            name,
             env_wrappers=wrappers(config.get("env_wrapper")),
             vec_env_wrappers=wrappers(config.get("vec_env_wrapper")),
             frame_stack=frame_stack if isinstance(frame_stack, int) else 0,
@@ -135,6 +139,8 @@ class Protocol:
         :return: the import lines, and the lines that define ``env``
         """
         imports = [f"import {module}  # registers the environment" for module in self.imports]
+        if not imports and is_of_a_script(self.env_id):
+            imports.append(f"# register {self.env_id} first: its author did so in a script")
         imports.append("from stable_baselines3.common.env_util import make_vec_env")
         imports += sorted({_import(name) for name, _ in self.env_wrappers + self.vec_env_wrappers})
         arguments = [f'"{self.env_id}"', f"n_envs={self.n_envs}", f"seed={self.seed}"]
@@ -188,7 +194,7 @@ def requirement(env_id: str) -> str:
     :param env_id: Gymnasium id, registered
     :return: a requirement for pip, or "" if Gymnasium alone suffices or the package is not known
     """
-    entry_point = str(gym.spec(env_id).entry_point)
+    entry_point = str(gym.spec(split_id(env_id)[1]).entry_point)
     families = {
         "gymnasium.envs.classic_control": "gymnasium[classic-control]",
         "gymnasium.envs.box2d": "gymnasium[box2d]",
@@ -200,20 +206,6 @@ def requirement(env_id: str) -> str:
         "<function create_no_vel_env": "rl-zoo3",
     }
     return next((name for module, name in families.items() if entry_point.startswith(module)), "")
-
-
-def _registering_modules(env_id: str) -> tuple[str, ...]:
-    """The package that registers an environment, if its id shows that it is not one of Gymnasium's own."""
-    patterns = {
-        "ALE/": "ale_py",
-        "NoFrameskip-v": "ale_py",
-        "MiniGrid-": "minigrid",
-        "BulletEnv-v": "pybullet_envs_gymnasium",
-        "NoVel-v": "rl_zoo3.import_envs",
-        "MaskedRoute-v": "sb3_policyopt.envs",
-        "MaskedWorkshop-v": "sb3_policyopt.envs",
-    }
-    return tuple(module for pattern, module in patterns.items() if pattern in env_id)
 
 
 def _wrapped(env: AnyEnv, name: str, arguments: Mapping[str, object]) -> AnyEnv:

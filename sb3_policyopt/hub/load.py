@@ -17,7 +17,7 @@ from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
 from sb3_policyopt.hub.agent import file_name_of, latest_run
 from sb3_policyopt.hub.errors import is_network_error, one_sentence
-from sb3_policyopt.hub.normalization import load_statistics, statistics_to_pickle
+from sb3_policyopt.hub.normalization import attached, load_statistics, statistics_to_pickle
 from sb3_policyopt.hub.plain_yaml import check_config
 from sb3_policyopt.hyperparams.zoo_yaml import dump_plain, load_plain
 from sb3_policyopt.saving.safe_zip import SelfDescribing, read_description
@@ -69,7 +69,8 @@ def load_from_hub(
     cache. ``PPO.load(path, safe=True)`` then loads an agent without unpickling.
 
     :param repo_id: the repository, ``"name/repository"``
-    :param env: the environment to run or train in; with statistics it is wrapped in them. A string is the ``filename``
+    :param env: the environment to run or train in. With statistics it is wrapped in them, and in the frame stack that was
+        around them, which may be there already. A string is the ``filename``
     :param filename: a file to download; nothing is loaded
     :param zip_name: the agent's zip, if the repository holds several
     :param revision: branch, tag or commit; by default the main branch
@@ -80,7 +81,7 @@ def load_from_hub(
     :return: the agent, and its normalisation (or None). Without ``env`` the normalisation is attached to no environment:
         ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. Its statistics are frozen (``training=False``).
         With ``filename``, the path of the file
-    :raises ValueError: if ``filename`` is combined with an argument of the loading
+    :raises ValueError: if ``filename`` is combined with an argument of the loading, or ``env`` has other observations
     :raises HubError: if there is no such repository or file, or the Hub cannot be reached
     :raises PickleRequiredError: if the agent cannot be loaded without unpickling, and ``safe`` is True
     """
@@ -100,8 +101,8 @@ def load_from_hub(
     algorithm_class = _class_of(path, zip_name, safe)
     statistics = _load_statistics(download, files, repo_id, safe)
     if env is not None and statistics is not None:
-        statistics.set_venv(algorithm_class._wrap_env(env, verbose=0))
-        env = statistics
+        agent = algorithm_class.load(path, device="cpu", safe=safe, **kwargs)
+        env = attached(statistics, env, agent.observation_space)
     return algorithm_class.load(path, env=env, device=device, safe=safe, **kwargs), statistics
 
 

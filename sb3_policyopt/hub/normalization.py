@@ -1,4 +1,4 @@
-"""``VecNormalize`` statistics as plain arrays, in addition to the pickle that other tools read."""
+"""``VecNormalize`` statistics as plain arrays, in addition to the pickle that other tools read, and their environment."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,11 @@ from typing import cast
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_shape_equal
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_policyopt.saving.plain_json import decode, encode
 
@@ -54,6 +57,38 @@ def statistics_to_pickle(path: "str | Path", target: "str | Path") -> None:
     :raises ValueError: if the file is damaged
     """
     _load_attached(path).save(str(target))
+
+
+def attached(statistics: VecNormalize, env: GymEnv, observation_space: "spaces.Space[object]") -> VecEnv:
+    """
+    Wrap an environment in the statistics of an agent, and in its frame stack if it was trained with one.
+
+    :param statistics: attached to no environment
+    :param env: as it was before normalisation, or with the frame stack around it
+    :param observation_space: of the agent
+    :return: the environment for the agent
+    :raises ValueError: if the observations have another shape than those of the training
+    """
+    given = layer = BaseAlgorithm._wrap_env(env, verbose=0)
+    while not _same_shape(layer.observation_space, statistics.observation_space):
+        if not isinstance(layer, (VecFrameStack, VecTransposeImage)):
+            raise ValueError(
+                f"env has the observations {given.observation_space}, and the agent was normalised on "
+                f"{statistics.observation_space}: pass the environment of the training without VecNormalize and VecFrameStack "
+                "around it"
+            )
+        layer = layer.venv
+    statistics.set_venv(layer)
+    n_stack = spaces.flatdim(observation_space) // spaces.flatdim(statistics.observation_space)
+    return VecFrameStack(statistics, n_stack) if n_stack > 1 else statistics
+
+
+def _same_shape(one: "spaces.Space[object]", other: "spaces.Space[object]") -> bool:
+    try:
+        check_shape_equal(one, other)
+    except AssertionError:
+        return False
+    return True
 
 
 def _load_attached(path: "str | Path") -> VecNormalize:

@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,11 +15,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_n
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError
 from sb3_policyopt.hub.agent import Agent, config_of_model
+from sb3_policyopt.hub.environments import register, spec_of, split_id
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.repository import Report, build, check
 from sb3_policyopt.hub.upload import check_repository, send
 from sb3_policyopt.hub.wrappers import normalization_of, wrappers_of
 from sb3_policyopt.identity.kinds import kind_of
+from sb3_policyopt.saving import generators
 
 
 def push_to_hub(
@@ -48,7 +51,8 @@ def push_to_hub(
 
     :param model: a trained agent of this package
     :param repo_id: where to publish, ``"name/repository"``
-    :param env_id: Gymnasium id of the environment; by default that of the model's environment
+    :param env_id: Gymnasium id of the environment; by default that of the model's environment. Write ``"module:id"`` if
+        another module registers it than the one that defines it
     :param env_kwargs: arguments of the environment; by default those of the model's environment
     :param config: hyperparameters in rl-zoo3's form, with ``env_wrapper`` and ``frame_stack`` if there are any; by default
         taken from the model
@@ -80,7 +84,7 @@ def push_to_hub(
             run_folder=run_folder,
         )
         protocol = Protocol.from_config(
-            agent.env_id,
+            env_id or agent.env_id,
             agent.config,
             env_kwargs=agent.env_kwargs,
             n_episodes=n_eval_episodes,
@@ -136,7 +140,8 @@ def push_agent(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "repository"
         folder.mkdir()
-        build(agent, protocol, folder, repo_id, revision, license, video_length, device, report)
+        with _generators_kept():
+            build(agent, protocol, folder, repo_id, revision, license, video_length, device, report)
         check(folder, agent)
         if target is not None:
             shutil.copytree(folder, target, dirs_exist_ok=True)
@@ -173,13 +178,16 @@ def agent_of_model(
         raise HubUserError(f"only {registry.class_names()} can be published, not {type(model).__name__}")
     kind = kind_of(model.policy)
     entry = registry.of_policy(entry, kind.masks, kind.memory)
-    spec = env.get_attr("spec")[0] if env is not None else None
+    spec = spec_of(env)
     if env_id is None:
         if spec is None:
             raise HubUserError("the model has no environment that is registered in Gymnasium: pass env_id")
-        env_id = str(spec.id)
+        env_id = spec.id
+    module, env_id = split_id(env_id)
+    if spec is not None and spec.id == env_id:
+        register(spec, module)
     if env_kwargs is None:
-        env_kwargs = _changed_arguments(spec) if spec is not None and spec.id == env_id.rpartition(":")[2] else {}
+        env_kwargs = _changed_arguments(spec) if spec is not None and spec.id == env_id else {}
     if zip_path is None:
         zip_path = scratch / "agent.zip"
         model.save(zip_path)
@@ -193,7 +201,7 @@ def agent_of_model(
             of_model["frame_stack"] = stacked.stacked_obs.n_stack
         if vec_normalize is not None:
             of_model["normalize"] = normalization_of(vec_normalize)
-        if spec is not None and env is not None and spec.id == env_id.rpartition(":")[2]:
+        if spec is not None and env is not None and spec.id == env_id:
             wrappers = wrappers_of(env)
             if wrappers:
                 of_model["env_wrapper"] = wrappers
@@ -207,6 +215,16 @@ def agent_of_model(
         statistics_path=scratch / "vecnormalize.pkl" if vec_normalize is not None else None,
         run_folder=None if run_folder is None else Path(run_folder),
     )
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """A context that seeds random generators for itself: at its end they go on where they were, and so does a training."""
+    state = generators.capture()
+    try:
+        yield
+    finally:
+        generators.restore(state)
 
 
 def _changed_arguments(spec: EnvSpec) -> dict[str, object]:

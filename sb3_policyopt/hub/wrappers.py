@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
@@ -14,6 +13,8 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
     VecVideoRecorder,
 )
+
+from sb3_policyopt.hub.environments import spec_of
 
 # Wrappers of a VecEnv that are made again for the evaluation, or that change nothing in it.
 _REPRODUCED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
@@ -41,7 +42,7 @@ def wrappers_of(env: VecEnv) -> list[dict[str, dict[str, object]]]:
             )
         normalized = normalized or isinstance(layer, VecNormalize)
         layer = layer.venv
-    spec: EnvSpec | None = env.get_attr("spec")[0]
+    spec = spec_of(env)
     if spec is None:  # an environment made without gym.make
         return []
     changing = [one for one in spec.additional_wrappers if one.entry_point.rpartition(":")[2] not in _OBSERVERS]

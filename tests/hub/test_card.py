@@ -156,6 +156,28 @@ def test_schedules_that_the_zoo_cannot_write_are_left_out() -> None:
     assert "clip_range" not in config_of_model(model)
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["trained", "loaded"])
+def test_of_a_scheduled_coefficient_the_schedule_is_published(loaded: bool, tmp_path: Path) -> None:
+    """The attribute has the value of the moment: after a training 0, with which nobody could train such an agent again."""
+    scheduled: dict[str, Any] = {
+        "ent_coef": "lin_0.02",
+        "vf_coef": "lin_0.5",
+        "max_grad_norm": lambda progress: 0.1 + progress,
+    }
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, n_epochs=1, device="cpu", **scheduled).learn(128)
+    assert model.vf_coef < 0.5
+    if loaded:
+        model.save(tmp_path / "agent")
+        model = PPO.load(tmp_path / "agent", env=model.get_env())
+    config = config_of_model(model)
+    assert (config["ent_coef"], config["vf_coef"]) == ("lin_0.02", "lin_0.5")
+    assert "max_grad_norm" not in config  # a function, as with learning rates
+    again = PPO("MlpPolicy", "CartPole-v1", **{name: config[name] for name in ("ent_coef", "vf_coef")})  # type: ignore[arg-type]
+    assert (again.ent_coef, again.vf_coef) == (0.02, 0.5)
+    model.vf_coef = 0.25
+    assert config_of_model(model)["vf_coef"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("env_id", "name"), [("CartPole-v1", "CartPole-v1"), ("ALE/Pong-v5", "ALE-Pong-v5"), ("my_envs:Maze-v0", "Maze-v0")]
 )
