@@ -378,14 +378,19 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
 
     def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
-        Write a zip that stock SB3 opens. Of several ranks only rank 0 writes files, as all have the same model.
+        Write a zip that stock SB3 opens. Of several ranks only rank 0 writes files, as all have the same model; between two
+        trainings the others go on when it has.
 
         :param path: a file, its name, or a buffer
         :param exclude: attributes to leave out
         :param include: attributes to write although they would be left out
         """
-        if self.team.rank == 0 or isinstance(path, io.BufferedIOBase):
+        if isinstance(path, io.BufferedIOBase):
             super().save(path, exclude, include)
+            return
+        with self.team.saving():
+            if self.team.rank == 0:
+                super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
         """The engine is made anew from the policy, so it stays out of the zip, which stock SB3 must be able to open."""

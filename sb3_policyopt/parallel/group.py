@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from sb3_policyopt.errors import RankLostError
 from sb3_policyopt.parallel import launcher, mailboxes
+from sb3_policyopt.parallel.saves import Saves
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -47,6 +48,7 @@ class Group:
         self.rank, self.size = launcher.rank(), launcher.world_size()
         self.timeout = launcher.timeout()
         self.store = _connect_to_store(self.rank, self.timeout)
+        self.saves = Saves(self.store, self.rank, self.timeout)
         self.listener = _listen()
         host, port = self.listener.getsockname()[:2]
         self.store.set(f"listener/{self.rank}", f"{host} {port} {os.getpid()}")
@@ -87,6 +89,7 @@ class Group:
         :param failed: whether an operation may be under way, which nccl would wait for
         """
         atexit.unregister(self.leave)
+        self.saves.end()
         if failed:
             self._let_others_read()
         self.listener.close()
@@ -305,6 +308,15 @@ def connected() -> Group:
         _group = Group()
         _group.share_memory()
     return _group
+
+
+def saving() -> AbstractContextManager[None]:
+    """
+    Around the saving of a model, which rank 0 does: outside of trainings the others wait until it has.
+
+    :return: a context; before the first training, where the ranks do not know each other, nobody waits
+    """
+    return nullcontext() if _group is None else _group.saves.saving()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_policyopt.parallel.collectives import from_rank_0, gather, max_
-from sb3_policyopt.parallel.group import together
+from sb3_policyopt.parallel.group import connected, together
 from sb3_policyopt.parallel.launcher import rank
 from sb3_policyopt.parallel.rollouts import adopt_moments
 
@@ -25,7 +25,7 @@ def training(model: OnPolicyAlgorithm) -> Iterator[None]:
     :raises ValueError: if the ranks were given different arguments
     :raises RankLostError: if another rank failed or is gone
     """
-    with together():
+    with together(), connected().saves.training():
         if rank() > 0:
             model.set_logger(Logger(folder=None, output_formats=[]))
         check_alike(model)

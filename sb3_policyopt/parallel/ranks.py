@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives.trust_region import TrustRegion
-from sb3_policyopt.parallel import callbacks, launcher, leader, minibatches, one_model, rollouts
+from sb3_policyopt.parallel import callbacks, group, launcher, leader, minibatches, one_model, rollouts
 from sb3_policyopt.parallel.team import Gradient, Team
 from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.rollout.learner import Learner, RolloutOfTeam
@@ -32,6 +32,10 @@ class Ranks(Team):
     def training(self, model: OnPolicyAlgorithm) -> AbstractContextManager[None]:
         """The model is that of rank 0, which is also the only one that logs."""
         return one_model.training(model)
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Rank 0 alone writes the file; outside of trainings the others go on when it has."""
+        return group.saving()
 
     def callbacks(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
         """All callbacks on rank 0; on the others those that do more than evaluate, save or show."""

@@ -62,6 +62,14 @@ class Team:
         """
         return nullcontext()
 
+    def saving(self) -> AbstractContextManager[None]:
+        """
+        Around the saving of a model to a file.
+
+        :return: a context
+        """
+        return nullcontext()
+
     def callbacks(self, callback: MaybeCallback, progress_bar: bool) -> tuple[MaybeCallback, bool]:
         """
         The callbacks that run in this process.
