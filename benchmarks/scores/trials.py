@@ -1,5 +1,5 @@
 """
-Changes of the algorithms that were tried and did not enter them, as callbacks of rl-zoo3's entries:
+A change of PPO that was tried and did not enter it, as a callback of rl-zoo3's entries:
 ``--entry "shared callback=benchmarks.scores.trials.RecomputedAdvantages"``. For one process and without resuming.
 """
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_policyopt.maths.advantages import gae
 from sb3_policyopt.rollout.batch import Batch
@@ -60,30 +59,3 @@ def recompute(model: Any) -> None:
     buffer.values = values.reshape(buffer.values.shape)
     buffer.advantages = advantages.T.reshape(buffer.advantages.shape)
     buffer.returns = buffer.advantages + buffer.values
-
-
-class AdaptiveRate(BaseCallback):
-    """
-    A learning rate that follows the KL divergence, as rl_games and rsl_rl have it: divided by 1.5 after an update whose
-    approximate KL exceeds twice the wanted one, times 1.5 after one that stays below half of it.
-
-    :param wanted: KL divergence of an update in nats
-    """
-
-    def __init__(self, wanted: float = 0.01, verbose: int = 0) -> None:
-        super().__init__(verbose)
-        self.wanted = wanted
-
-    def _on_rollout_end(self) -> None:
-        approx_kl = self.logger.name_to_value.get("train/approx_kl")
-        if approx_kl is None:
-            return
-        rate = self.model.lr_schedule(1.0)
-        if approx_kl > 2 * self.wanted:
-            rate = max(rate / 1.5, 1e-6)
-        elif approx_kl < self.wanted / 2:
-            rate = min(rate * 1.5, 1e-2)
-        self.model.lr_schedule = FloatSchedule(rate)
-
-    def _on_step(self) -> bool:
-        return True
