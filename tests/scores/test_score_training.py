@@ -155,7 +155,7 @@ def test_what_another_process_has_added_meanwhile_is_not_made_again(tmp_path: Pa
 
 
 def test_stock_has_no_schedule_of_the_trust_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.train_all([make_run(512, "shipped target_kl=lin_0.02", "stock")], tmp_path, tmp_path / "scores.csv") == 1
+    assert train.train_all([make_run(512, "shared target_kl=lin_0.02", "stock")], tmp_path, tmp_path / "scores.csv") == 1
     assert "sb3-contrib's target_kl is a number, not a schedule such as 'lin_0.02'" in capsys.readouterr().err
 
 
