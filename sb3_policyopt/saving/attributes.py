@@ -1,13 +1,12 @@
 """The attributes of an object that training changes; those that do not change are configuration, which the script makes."""
 
-import io
-import pickle
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, TypedDict, cast
 
+from sb3_policyopt.saving.pickles import Pickled, pickled, unpickled
 from sb3_policyopt.saving.places import KEPT_ELSEWHERE, LEARNERS, Place, give, holds_learner, placed, take
 
 
@@ -27,77 +26,17 @@ NOTHING: Changes = {"attributes": {}, "contents": {}}
 """No changes of no object."""
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles values; a reference to an object that stays becomes its place."""
-
-    def __init__(self, file: io.BytesIO, places: Mapping[int, Place]) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.places = places
-        self.met: set[Place] = set()
-
-    def persistent_id(self, obj: object) -> Place | None:
-        """
-        Called for every object that is about to be pickled.
-
-        :param obj: the object
-        :return: its place, None to pickle it
-        :raises pickle.PicklingError: if a copy of it would replace the original
-        """
-        place = self.places.get(id(obj))
-        if place is not None:
-            self.met.add(place)
-        elif isinstance(obj, (*KEPT_ELSEWHERE, *LEARNERS)):
-            raise pickle.PicklingError(f"{type(obj).__name__} is not copied")
-        return place
+def _refuse(obj: object) -> str | None:
+    """Why a copy of an object must not replace it."""
+    return f"{type(obj).__name__} is not copied" if isinstance(obj, (*KEPT_ELSEWHERE, *LEARNERS)) else None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Replaces places by the objects there."""
-
-    def __init__(self, file: io.BytesIO, things: Mapping[Place, object]) -> None:
-        super().__init__(file)
-        self.things = things
-
-    def persistent_load(self, pid: object) -> object:
-        """
-        Called for every place.
-
-        :param pid: what :meth:`_Pickler.persistent_id` gave
-        :return: the object there
-        :raises pickle.UnpicklingError: if there is none
-        """
-        if pid not in self.things:
-            raise pickle.UnpicklingError(f"there is nothing at {pid}")
-        return self.things[cast(Place, pid)]
-
-
-class Pickled(NamedTuple):
-    """
-    A value as bytes.
-
-    :param content: the bytes
-    :param met: places of the objects that stay to which it refers
-    """
-
-    content: bytes
-    met: set[Place]
-
-
-def pickled(value: object, places: Mapping[int, Place]) -> Pickled | None:
-    """
-    A value as bytes.
-
-    :param value: anything
-    :param places: of the objects that stay, by their identity
-    :return: None if it cannot be pickled
-    """
-    file = io.BytesIO()
-    pickler = _Pickler(file, places)
+def _try_to_pickle(value: object, places: Mapping[int, Place]) -> Pickled | None:
+    """A value as bytes; None if it cannot be pickled."""
     try:
-        pickler.dump(value)
+        return pickled(value, places, _refuse)
     except Exception:  # a class may raise anything
         return None
-    return Pickled(file.getvalue(), pickler.met)
 
 
 def reached(start: Pickled | None, contents: Mapping[Place, Pickled]) -> set[Place] | None:
@@ -110,29 +49,31 @@ def reached(start: Pickled | None, contents: Mapping[Place, Pickled]) -> set[Pla
     """
     if start is None:
         return None
-    found, left = set(start.met), [*start.met]
+    found: set[Place] = set()
+    left = [start]
     while left:
-        held = contents.get(left.pop())
-        if held is None:
+        new = cast("set[Place]", left.pop().met) - found
+        if not new <= contents.keys():
             return None
-        left += held.met - found
-        found |= held.met
+        found |= new
+        left += [contents[place] for place in new]
     return found
 
 
 def _held(thing: object, places: Mapping[int, Place]) -> Pickled | None:
     """What an object that stays holds; None if it cannot be kept."""
     try:
-        return pickled(give(thing), places)
-    except Exception:  # a class may raise anything
+        given = give(thing)
+    except Exception:  # an environment, for one
         return None
+    return _try_to_pickle(given, places)
 
 
 def _items(value: object) -> object:
     """What a container holds, as far as it can be compared; None for anything else."""
     if not isinstance(value, (dict, list, set, deque)):
         return None
-    items = pickled([*value.items()] if isinstance(value, dict) else [*value], {})
+    items = _try_to_pickle([*value.items()] if isinstance(value, dict) else [*value], {})
     return len(value) if items is None else items.content
 
 
@@ -178,7 +119,7 @@ class ChangingAttributes:
         contents = {place: content for place, content in held.items() if content is not None}
         found: Changes = {"attributes": {name: {} for name in self.objects}, "contents": {}}
         for (name, key), value in values.items():
-            attribute = pickled(value, places)
+            attribute = _try_to_pickle(value, places)
             met = reached(attribute, contents)
             if attribute is not None and met is not None:
                 found["attributes"][name][key] = attribute.content
@@ -242,7 +183,7 @@ class ChangingAttributes:
         if name not in self.objects or place[:2] in without:
             return
         try:
-            put(_Unpickler(io.BytesIO(content), self.things).load())
+            put(unpickled(content, cast("Mapping[Hashable, object]", self.things)))
         except Exception as error:  # a class may raise anything
             full = ".".join(map(str, (type(self.objects[name]).__name__, *place[1:])))
             warnings.warn(f"{full} starts afresh, as it is not there yet, or is of another kind now: {error}")

@@ -7,17 +7,17 @@ Environment) are kept if the environment has the methods ``get_state`` and ``set
 """
 
 import inspect
-import io
 import pickle
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 import gymnasium as gym
 import numpy as np
 
 from sb3_policyopt.errors import StateNotKeptError
+from sb3_policyopt.saving.pickles import pickled, unpickled
 
 Env: TypeAlias = gym.Env[Any, Any]
 """An environment with any observations and actions."""
@@ -131,47 +131,15 @@ def _placed(stack: list[Env]) -> Iterator[Placed]:
                 yield Placed((number, name), value)
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles attributes; a reference to an object that is not replaced becomes its place."""
-
-    def __init__(self, file: io.BytesIO, places: Mapping[int, Place | str]) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.places = places
-
-    def persistent_id(self, obj: object) -> Place | str | None:
-        """
-        Called for every object that is about to be pickled.
-
-        :param obj: the object
-        :return: its place, None to pickle it
-        :raises pickle.PicklingError: if its pickle would not hold its state
-        """
-        if id(obj) in self.places:
-            return self.places[id(obj)]
-        if isinstance(obj, gym.utils.EzPickle):
-            raise pickle.PicklingError(f"{type(obj).__name__} is pickled without its state")
-        # A descriptor, not a name, where the class is that of Cython's functions (Python 3.10).
-        module: object = type(obj).__module__
-        if isinstance(module, str) and module.partition(".")[0] in _HANDLES:
-            raise pickle.PicklingError(f"{type(obj).__name__} points to a simulation outside Python")
-        return None
-
-
-class _Unpickler(pickle.Unpickler):
-    """Replaces places by the objects there."""
-
-    def __init__(self, file: io.BytesIO, things: Mapping[Place | str, object]) -> None:
-        super().__init__(file)
-        self.things = things
-
-    def persistent_load(self, pid: object) -> object:
-        """
-        Called for every place.
-
-        :param pid: what :meth:`_Pickler.persistent_id` gave
-        :return: the object there
-        """
-        return self.things[cast("Place | str", pid)]
+def _refuse(obj: object) -> str | None:
+    """Why the pickle of an object would not hold its state."""
+    if isinstance(obj, gym.utils.EzPickle):
+        return f"{type(obj).__name__} is pickled without its state"
+    # A descriptor, not a name, where the class is that of Cython's functions (Python 3.10).
+    module: object = type(obj).__module__
+    if isinstance(module, str) and module.partition(".")[0] in _HANDLES:
+        return f"{type(obj).__name__} points to a simulation outside Python"
+    return None
 
 
 def capture_env(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes:
@@ -184,13 +152,7 @@ def capture_env(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes:
     :raises StateNotKeptError: if a part of it can be neither pickled nor read by a method
     """
     stack = layers(env)
-    places: dict[int, Place | str] = {**elsewhere, **{id(thing): place for place, thing in _placed(stack)}}
-
-    def pickled(value: object) -> bytes:
-        file = io.BytesIO()
-        _Pickler(file, places).dump(value)
-        return file.getvalue()
-
+    places: dict[int, Hashable] = {**elsewhere, **{id(thing): place for place, thing in _placed(stack)}}
     attributes: list[dict[str, object]] = []
     offered: dict[int, tuple[str, object]] = {}
     for number, layer in enumerate(stack):
@@ -201,7 +163,7 @@ def capture_env(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes:
                 break
         for name, value in _attributes(layer).items():
             try:
-                pickled(value)
+                pickled(value, places, _refuse)
             except Exception as error:  # a class may raise anything
                 if number not in offered:
                     reason = f"{type(layer).__name__}.{name} ({type(value).__name__}) cannot be pickled: {error}"
@@ -216,7 +178,7 @@ def capture_env(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes:
         "mujoco": {place: pickle.dumps(thing) for place, thing in _placed(stack) if place[1] is not None},
     }
     try:
-        return pickled(content)
+        return pickled(content, places, _refuse).content
     except Exception as error:
         raise StateNotKeptError(
             f"what {type(env.unwrapped).__name__} gives as its state cannot be pickled: {error}"
@@ -279,9 +241,9 @@ def restore_env(env: Env, state: bytes, elsewhere: Mapping[str, object] = NOTHIN
     """
     stack = layers(env)
     things = dict(_placed(stack))
-    known: dict[Place | str, object] = dict(elsewhere.items())
-    known.update(things.items())
-    content = cast(EnvState, _Unpickler(io.BytesIO(state), known).load())
+    known: dict[Hashable, object] = dict(elsewhere.items())
+    known.update(things)
+    content = cast(EnvState, unpickled(state, known))
     names = [_name(layer) for layer in stack]
     if names != content["layers"]:
         raise ValueError(f"the environment is {' in '.join(names[::-1])}, but it was {' in '.join(content['layers'][::-1])}")

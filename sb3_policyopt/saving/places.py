@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.saving.env_state import capture_env, restore_env
 
 Place: TypeAlias = tuple[str | int, ...]
@@ -31,8 +32,8 @@ LEARNERS = (nn.Module, th.optim.Optimizer, gym.Env)
 MANY = 1000
 """A container with more items is kept as one value, without looking for objects in it."""
 
-_HEAP_TYPE = 1 << 9
-"""The flag of a class that Python code defines (``Py_TPFLAGS_HEAPTYPE``)."""
+_NEW = object().__reduce_ex__(2)[0]
+"""The function by which pickle makes an object of which it stores attributes only (``copyreg.__newobj__``)."""
 
 
 class Kind(NamedTuple):
@@ -68,6 +69,12 @@ def _take_tensor(tensor: th.Tensor, value: th.Tensor) -> None:
         tensor.data = value.to(tensor.device)
 
 
+def _take_array(array: NumpyArray, value: NumpyArray) -> None:
+    if array.shape != value.shape:
+        raise ValueError(f"its shape is {array.shape}, and was {value.shape}")
+    array[...] = value
+
+
 def _take_items(items: Any, value: Any) -> None:
     items.clear()
     (items.extend if isinstance(items, (list, deque)) else items.update)(value)
@@ -77,7 +84,7 @@ KINDS = (
     Kind((nn.Module, th.optim.Optimizer), True, lambda x: _on_cpu(x.state_dict()), lambda x, value: x.load_state_dict(value)),
     Kind((th.Tensor,), True, lambda x: x.detach().cpu().clone(), _take_tensor),
     Kind((gym.Env,), True, capture_env, restore_env),
-    Kind((np.ndarray,), False, np.copy, np.copyto),
+    Kind((np.ndarray,), False, np.copy, _take_array),
     Kind((np.random.Generator,), False, lambda x: x.bit_generator.state, lambda x, v: setattr(x.bit_generator, "state", v)),
     Kind((np.random.RandomState,), False, lambda x: x.get_state(), lambda x, value: x.set_state(value)),
     Kind((list, deque, set), False, lambda x: [*x], _take_items),
@@ -129,18 +136,23 @@ def take(thing: object, given: tuple[str, object]) -> None:
 
 
 def _is_plain(thing: object) -> bool:
-    """Whether an object is nothing but its attributes: of a class in Python, without a way of its own to be pickled."""
+    """Whether pickle would store nothing of an object but its class and its attributes."""
     cls = type(thing)
-    if isinstance(thing, (*KEPT_ELSEWHERE, type, types.ModuleType, types.FunctionType)) or not hasattr(thing, "__dict__"):
+    if isinstance(thing, (*KEPT_ELSEWHERE, type, types.ModuleType, types.FunctionType)):
         return False
-    return (
-        all(base is object or base.__flags__ & _HEAP_TYPE for base in cls.__mro__)
-        and cls.__reduce_ex__ is object.__reduce_ex__
-        and cls.__reduce__ is object.__reduce__
-        and getattr(cls, "__getstate__", None) is getattr(object, "__getstate__", None)
-        and not hasattr(cls, "__setstate__")
-        and not any("__slots__" in vars(base) for base in cls.__mro__)
-    )
+    if (
+        not hasattr(thing, "__dict__")
+        or hasattr(cls, "__setstate__")
+        or any(vars(base).get("__slots__") for base in cls.__mro__)
+    ):
+        return False
+    try:
+        how = thing.__reduce_ex__(2)
+    except Exception:  # a class may raise anything
+        return False
+    if isinstance(how, str) or how[:2] != (_NEW, (cls,)) or how[3:] != (None, None):
+        return False
+    return how[2] is vars(thing) or (how[2] is None and not vars(thing))
 
 
 def _parts(thing: object) -> Iterator[tuple[str | int, object]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
+from resume_scenarios import Crash, CrashAt
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -20,21 +21,6 @@ from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 
 STEPS, ROLLOUT = 256, 32
-
-
-class Crash(Exception):
-    pass
-
-
-class CrashAt(BaseCallback):
-    def __init__(self, timestep: float) -> None:
-        super().__init__()
-        self.timestep = timestep
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.timestep:
-            raise Crash
-        return True
 
 
 class Callback(BaseCallback):
