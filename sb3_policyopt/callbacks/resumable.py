@@ -323,7 +323,7 @@ class ResumableCheckpointCallback(BaseCallback):
         if OPTIMIZER in changed:
             for group in model.policy.optimizer.param_groups:
                 group.update(options)
-        with model.keeping_coefficients(changed):
+        with model.keeping_schedules(changed):
             self.trained.restore(state["trained"], without={("model", name) for name in changed})
         model.seed = cast("int | None", state["run"].get("seed", model.seed))
         adopt_moments(model.get_vec_normalize_env())

@@ -49,21 +49,19 @@ class Scheduled(OnPolicyAlgorithm):
         self._update_coefficients()
 
     @contextmanager
-    def keeping_coefficients(self, names: Collection[str]) -> Iterator[None]:
+    def keeping_schedules(self, names: Collection[str]) -> Iterator[None]:
         """
-        A context at whose end some coefficients are what they were at its start, with their schedules.
+        A context at whose end some coefficients have the schedules that they had at its start.
 
-        :param names: theirs; others are not changed
+        :param names: of the coefficients; those of others are not changed
         """
         mine = [name for name in self.coefficient_names if name in names]
-        values = {name: getattr(self, name) for name in mine}
         schedules = {name: self.schedules[name] for name in mine if name in self.schedules}
         scheduled = {name: self.scheduled_values[name] for name in mine if name in self.scheduled_values}
         yield
         for name in mine:
             self.schedules.pop(name, None)
             self.scheduled_values.pop(name, None)
-            setattr(self, name, values[name])
         self.schedules.update(schedules)
         self.scheduled_values.update(scheduled)
 
