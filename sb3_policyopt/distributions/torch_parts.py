@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -91,9 +92,9 @@ def torch_distributions(distribution: Distribution) -> list[TorchDistribution]:
     :return: independent torch distributions
     :raises ValueError: if it holds none
     """
-    inner = distribution.distribution
+    inner: Any = getattr(distribution, "distribution", None)  # sb3-contrib's masked choices need not have it
     if inner is None:
-        inner = getattr(distribution, "distributions", None)  # of sb3-contrib's masked choices
+        inner = getattr(distribution, "distributions", None)
     parts = list(inner) if isinstance(inner, (list, tuple)) else [inner]
     if not parts or not all(isinstance(part, TorchDistribution) for part in parts):
         raise ValueError(

@@ -15,6 +15,7 @@ import pandas as pd
 from sb3_policyopt import registry
 from sb3_policyopt.plots.config import read_config
 
+MONITOR_FILES = "*monitor.csv"
 STEPS = "time/total_timesteps"
 RETURN = "rollout/ep_rew_mean"
 NONFINITE = "nonfinite"
@@ -85,7 +86,7 @@ def find_runs(path: str | Path) -> list[Path]:
         return [path]
     inner = sorted((p for p in path.iterdir() if p.is_dir() and _is_run(p)), key=_natural_order)
     if not inner:
-        raise ValueError(f"{path} is not a run folder: it holds neither progress.csv nor evaluations.npz nor *.monitor.csv.")
+        raise ValueError(f"{path} is not a run folder: it holds neither progress.csv nor evaluations.npz nor *monitor.csv.")
     return inner
 
 
@@ -118,7 +119,7 @@ def read_run(path: str | Path) -> Run:
     """
     Read one run.
 
-    :param path: a folder with ``progress.csv``, ``evaluations.npz`` or ``*.monitor.csv``, or one such csv file
+    :param path: a folder with ``progress.csv``, ``evaluations.npz`` or ``*monitor.csv``, or one such csv file
     :return: the run
     :raises ValueError: when the path is no run, or contains no number that can be read
     """
@@ -129,11 +130,11 @@ def read_run(path: str | Path) -> Run:
     if path.is_file():
         metrics = _read_csv(path)
     elif not _is_run(path):
-        raise ValueError(f"{path} is not a run folder: it holds neither progress.csv nor evaluations.npz nor *.monitor.csv.")
+        raise ValueError(f"{path} is not a run folder: it holds neither progress.csv nor evaluations.npz nor *monitor.csv.")
     else:
         metrics = _read_progress(folder / "progress.csv") if (folder / "progress.csv").exists() else _empty_log()
         if RETURN not in metrics or metrics[RETURN].isna().all():
-            rollouts = _read_monitor(sorted(folder.glob("*.monitor.csv")))
+            rollouts = _read_monitor(sorted(folder.glob(MONITOR_FILES)))
             metrics = pd.concat([metrics.drop(columns=[RETURN], errors="ignore"), rollouts], ignore_index=True)
             metrics = metrics.sort_values(STEPS, kind="stable", ignore_index=True)
     evaluations = _read_evaluations(folder / "evaluations.npz") if path.is_dir() else _no_evaluations()
@@ -145,7 +146,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("progress.csv", "evaluations.npz")) or any(folder.glob("*.monitor.csv"))
+    return any((folder / name).exists() for name in ("progress.csv", "evaluations.npz")) or any(folder.glob(MONITOR_FILES))
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:

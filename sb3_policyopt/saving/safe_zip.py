@@ -238,21 +238,30 @@ class SelfDescribing(BaseAlgorithm):
         :raises PickleRequiredError: if ``safe``, and something that is needed exists only as a pickle
         :raises ValueError: if the file is no zip, or ``env`` has other spaces
         """
+        saved_by = _algorithm_of(path)
+        zip_file = path
         if safe:
-            path, custom_objects = without_pickles(path, custom_objects)
-        elif cls.meant_by_stock and not _is_described(path):
+            zip_file, custom_objects = without_pickles(path, custom_objects)
+        elif saved_by is None:
             kwargs = {**cls.meant_by_stock, **kwargs}
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        try:
+            return super().load(zip_file, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except (ValueError, TypeError) as error:
+            if saved_by in (None, "", cls.__name__) or type(error) not in (ValueError, TypeError):
+                raise
+            raise type(error)(f"{_name(path)} was saved by {saved_by}, and not by {cls.__name__}: {error}") from error
 
 
-def _is_described(path: PathOrFile) -> bool:
-    """Whether this package has saved a zip; True for what is no zip, of which the loader tells."""
+def _algorithm_of(path: PathOrFile) -> str | None:
+    """The class that saved a zip: None if another package did, "" if the file cannot be read, of which the loader tells."""
     start = None if isinstance(path, (str, Path)) else path.tell()
     try:
         with _open_zip(path) as archive:
-            return DESCRIPTION in archive.namelist()
-    except ValueError:
-        return True
+            if DESCRIPTION not in archive.namelist():
+                return None
+            return str(json.loads(archive.read(DESCRIPTION)).get("algorithm", ""))
+    except (ValueError, AttributeError):
+        return ""
     finally:
         if start is not None and not isinstance(path, (str, Path)):
             path.seek(start)

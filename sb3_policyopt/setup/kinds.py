@@ -112,9 +112,9 @@ class WithMasksAndMemory(OnPolicyAlgorithm):
         :return: the number of steps to stop at, and one callback
         """
         suit_buffer(self)
-        last = self._last_obs
+        resets = reset_num_timesteps or self._last_obs is None  # SB3's condition; VecFrameStack resets into the same array
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if self._last_obs is not last:
+        if resets:
             self._last_action_masks = None
         return result
 

@@ -65,6 +65,8 @@ def run(name: str, argv: list[str]) -> None:
     command = COMMANDS[name]
     if command.check is preflight.check_agent:
         argv = preflight.with_own_runs(argv)
+    if command.check is preflight.check_runs:
+        argv = preflight.with_folder_names(argv)
     if not preflight.requests_help(argv):
         command.check(argv)
     with ExitStack() as context:

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rl_zoo3 import ALGOS
 from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -58,6 +60,7 @@ class Experiment(ExperimentManager):
             from sb3_policyopt.envs import SharedMemoryVecEnv
 
             self.vec_env_class = SharedMemoryVecEnv
+        self.has_own_configuration = config is not None
         if config is None and self.algo in registry.ALGORITHMS:
             self.config = str(hyperparams.path(self.algo))
         self.recorder: RunRecorder | None = None
@@ -79,6 +82,55 @@ class Experiment(ExperimentManager):
             if sentence is None:
                 raise
             raise UserError(sentence) from error
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the entry of the environment, and what the command line changes of it.
+
+        :return: the entry, and the same in the order of the names
+        :raises UserError: if the user's own configuration cannot be read, or its entry lacks what every training needs
+        """
+        try:
+            entry, in_order = super().read_hyperparameters()
+        except UserError:
+            raise
+        except Exception as error:  # a file of Python can raise anything
+            if not self.has_own_configuration:
+                raise
+            raise UserError(f"-conf {self.config}: {_why_unreadable(error)}") from error
+        needed = ["policy"] if self.n_timesteps > 0 else ["policy", "n_timesteps"]
+        for name in needed:
+            if name not in entry:
+                raise UserError(f"{self.config} has no {name} for {self.env_name.gym_id}")
+        return entry, in_order
+
+    def load_trial(
+        self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True
+    ) -> dict[str, object]:
+        """
+        Read the hyperparameters of a trial.
+
+        :param storage: of the study
+        :param study_name: name of the study
+        :param trial_id: number of the trial, None for the best one
+        :param convert: whether to turn what was sampled into arguments of the algorithm
+        :return: the hyperparameters
+        :raises UserError: if there is no such trial, or another algorithm was searched
+        """
+        if storage.endswith(".log") and not Path(storage).is_file():
+            raise UserError(f"--storage {storage}: there is no such file")
+        try:
+            sampled: dict[str, object] = super().load_trial(storage, study_name, trial_id, convert=False)
+        except KeyError as error:
+            raise UserError(f"--study-name {study_name}: there is no such study in {storage}") from error
+        except IndexError as error:
+            raise UserError(f"--trial-id {trial_id}: there is no such trial in the study {study_name}") from error
+        try:
+            return HYPERPARAMS_CONVERTER[self.algo](sampled) if convert else sampled
+        except KeyError as error:
+            raise UserError(
+                f"--study-name {study_name}: it is no search of {self.algo}, as nothing sampled {error}"
+            ) from error
 
     def _preprocess_hyperparams(self, hyperparams: Mapping[str, object]) -> object:
         """Store the configuration's entry of wrappers, which rl-zoo3 then replaces by functions."""
@@ -237,6 +289,15 @@ def without_resuming(callbacks: object) -> list[object]:
     names = [str(next(iter(callback)) if isinstance(callback, dict) else callback) for callback in listed]
     unwanted = ResumableCheckpointCallback.__name__
     return [callback for callback, name in zip(listed, names, strict=True) if name.rpartition(".")[2] != unwanted]
+
+
+def _why_unreadable(error: Exception) -> str:
+    """What is wrong with a configuration, in one sentence."""
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if isinstance(error, (AttributeError, TypeError)):
+        return f"it must be a dictionary of hyperparameters by environment ({type(error).__name__}: {error})"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _raised_in(error: BaseException, packages: tuple[str, ...]) -> bool:

@@ -29,18 +29,23 @@ PACKAGES = {
 }
 
 
-def parse(argv: list[str], *options: tuple[str, ...], **defaults: str) -> argparse.Namespace:
+def parse(
+    argv: list[str], *options: tuple[str, ...], flags: tuple[tuple[str, ...], ...] = (), **defaults: str
+) -> argparse.Namespace:
     """
     Read some options of a command line and ignore the rest.
 
     :param argv: the command line
     :param options: the spellings of each option that takes one value
+    :param flags: the spellings of each option that takes none
     :param defaults: default by option name
     :return: the values, None for an option without value and default
     """
     parser = argparse.ArgumentParser(add_help=False)
     for names in options:
         parser.add_argument(*names)
+    for names in flags:
+        parser.add_argument(*names, action="store_true")
     parser.add_argument("--gym-packages", nargs="+", default=[])
     parser.set_defaults(**defaults)
     return parser.parse_known_args(argv)[0]
@@ -154,6 +159,7 @@ def check_agent(argv: list[str]) -> None:
         ("-f", "--folder"),
         ("--exp-id",),
         ("--load-checkpoint",),
+        flags=(("--load-best",), ("--load-last-checkpoint",)),
         algo="ppo",
         env="CartPole-v1",
         folder=ZOO_FOLDER,
@@ -172,9 +178,9 @@ def check_agent(argv: list[str]) -> None:
                 options.folder,
                 options.algo,
                 EnvironmentName(options.env),
-                "--load-best" in argv,
+                options.load_best,
                 options.load_checkpoint,
-                "--load-last-checkpoint" in argv,
+                options.load_last_checkpoint,
             )
     except (AssertionError, ValueError) as error:
         runs = sorted(path.name for path in Path(options.folder, options.algo).glob(f"{EnvironmentName(options.env)}_*"))
@@ -182,18 +188,44 @@ def check_agent(argv: list[str]) -> None:
         raise UserError(f"{error} (runs there: {', '.join(runs) or 'none'}{way})") from error
 
 
-def check_runs(argv: list[str]) -> None:
+def runs_to_draw(argv: list[str]) -> argparse.Namespace:
     """
-    Check that there are runs for ``plot_train`` or ``all_plots``.
+    Read which runs ``plot_train`` or ``all_plots`` draws.
 
     :param argv: the command line
-    :raises UserError: if there are none
+    :return: lists by option
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-a", "--algo", "--algos", nargs="+", default=[])
     parser.add_argument("-e", "--env", nargs="+", default=[])
     parser.add_argument("-f", "--exp-folder", "--exp-folders", nargs="+", default=[])
-    options = parser.parse_known_args(argv)[0]
+    parser.add_argument("-l", "--labels", nargs="+", default=[])
+    return parser.parse_known_args(argv)[0]
+
+
+def with_folder_names(argv: list[str]) -> list[str]:
+    """
+    Let ``plot_train`` and ``all_plots`` look for algorithms and environments by the names that their folders have.
+
+    :param argv: the command line
+    :return: with ``ppo`` for ``PPO`` and ``ALE-Pong-v5`` for ``ALE/Pong-v5``
+    """
+    options = runs_to_draw(argv)
+    if not (options.algo and options.env):
+        return argv
+    return [*argv, "-a", *(algo.lower() for algo in options.algo), "-e", *(env.replace("/", "-") for env in options.env)]
+
+
+def check_runs(argv: list[str]) -> None:
+    """
+    Check that there are runs for ``plot_train`` or ``all_plots``, and a label for each folder.
+
+    :param argv: the command line
+    :raises UserError: if there are none
+    """
+    options = runs_to_draw(argv)
+    if options.labels and len(options.labels) != len(options.exp_folder):
+        raise UserError(f"-l needs a label for each folder of -f: {len(options.exp_folder)}, not {len(options.labels)}")
     if not (options.algo and options.env and options.exp_folder):
         raise UserError("say what to draw with -a ALGORITHM, -e ENVIRONMENT and -f FOLDER")
     for env in options.env:
@@ -206,12 +238,18 @@ def check_runs(argv: list[str]) -> None:
 
 def check_input(argv: list[str]) -> None:
     """
-    Check that the file of ``plot_from_file`` exists and holds several runs of each method.
+    Check that the file of ``plot_from_file`` exists, holds several runs of each method, and that each has a label.
 
     :param argv: the command line
     :raises UserError: if it does not
     """
-    given = parse(argv, ("-i", "--input")).input
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-i", "--input")
+    parser.add_argument("-iqm", "--iqm", action="store_true")  # else -iqm would be -i qm
+    for names in (("-l", "--labels"), ("--skip-keys",), ("--keep-keys",), ("--merge",)):
+        parser.add_argument(*names, nargs="+", default=[])
+    options = parser.parse_known_args(argv)[0]
+    given = options.input
     if given is None:
         raise UserError("say what to draw with -i FILE, the output of all_plots -o FILE")
     path = Path(given if given.endswith(".pkl") else f"{given}.pkl")
@@ -222,6 +260,10 @@ def check_input(argv: list[str]) -> None:
     results.pop("results_table", None)
     if any(np.ndim(method["last_evals"]) == 0 for methods in results.values() for method in methods.values()):
         raise UserError(f"-i {given}: plot_from_file compares distributions and needs at least two runs of each method")
+    methods = [name for name in next(iter(results.values()), {}) if name not in options.skip_keys]
+    drawn = [name for name in methods if name in options.keep_keys] if options.keep_keys else methods
+    if options.labels and not options.merge and len(options.labels) != len(drawn):
+        raise UserError(f"-l needs a label for each method ({', '.join(drawn)}): {len(drawn)}, not {len(options.labels)}")
 
 
 def check_benchmark(argv: list[str]) -> None:

@@ -14,7 +14,7 @@ from sb3_policyopt.parallel.group import together
 from sb3_policyopt.parallel.launcher import rank, world_size
 
 SEARCH = ("-optimize", "--optimize-hyperparameters")
-SHOWN_ON_RANK_0 = ("-P", "--progress", "--track")
+SHOWN_ON_RANK_0 = (("-P", "--progress"), ("--track",))
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def training_options(argv: list[str]) -> Iterator[list[str]]:
     if world_size() == 1:
         yield argv
         return
-    if set(SEARCH) & set(argv):
+    if without_flags(argv, SEARCH) != argv:
         raise UserError("train -optimize runs in one process; to share a search, start several with the same --storage")
     with together():
         given = given_seed(argv)
@@ -38,9 +38,23 @@ def training_options(argv: list[str]) -> Iterator[list[str]]:
         if rank() == 0:
             yield argv
             return
-        quiet = [option for option in argv if option not in SHOWN_ON_RANK_0]
+        quiet = without_flags(argv, *SHOWN_ON_RANK_0)
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             yield [*quiet, "-f", folder, "--eval-freq", "-1", "--save-freq", "-1", "--verbose", "0"]
+
+
+def without_flags(argv: list[str], *flags: tuple[str, ...]) -> list[str]:
+    """
+    Leave options out that take no value, also where they are abbreviated.
+
+    :param argv: the options
+    :param flags: the spellings of each that is left out
+    :return: the others
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    for names in flags:
+        parser.add_argument(*names, action="store_true")
+    return parser.parse_known_args(argv)[1]
 
 
 def given_seed(argv: list[str]) -> int | None:

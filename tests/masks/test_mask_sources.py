@@ -11,8 +11,16 @@ from gymnasium import spaces
 from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
-from toy_environments import VECTOR, collect
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
+from toy_environments import VECTOR, collect, start
 
 from benchmarks.environments import ToyEnv
 from sb3_policyopt import PPO, TRPO, MaskablePPO, MaskableTRPO
@@ -129,6 +137,16 @@ def test_M1_each_step_has_the_mask_of_its_observation(name: str) -> None:
             assert np.take_along_axis(buffer.action_masks, taken, 2).all()
     finally:
         env.close()
+
+
+def test_M1_a_training_that_resets_forgets_the_masks_of_the_one_before() -> None:
+    """SB3's VecFrameStack resets into the array that it gave before."""
+    model = PPO("MaskableMlpPolicy", VecFrameStack(vec(ByInfo), 2), **SMALL)
+    for _ in range(2):
+        start(model)
+        buffer = collect(model)
+        last = buffer.observations[..., -VECTOR.shape[0] :]
+        np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(allowed_after, 2, last))
 
 
 class Narrower(VecEnvWrapper):

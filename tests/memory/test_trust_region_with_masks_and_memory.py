@@ -10,7 +10,7 @@ import torch as th
 from contrib_twins import MASKABLE, masked_toy
 from gymnasium import spaces
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from toy_environments import ACTION_SPACES, collect, toy
+from toy_environments import ACTION_SPACES, VECTOR, collect, toy
 
 from sb3_policyopt import TRPO
 from sb3_policyopt.distributions.masking import choices
@@ -25,7 +25,9 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "shared": ("MlpLstmPolicy", {"shared_lstm": True, "enable_critic_lstm": False}),
     "both": ("MaskableMlpLstmPolicy", {}),
     "both, gru": ("MaskableMlpLstmPolicy", {"rnn": "gru", "enable_critic_lstm": False}),
+    "both, dict": ("MaskableMultiInputLstmPolicy", {}),
 }
+DICT = spaces.Dict({"left": VECTOR, "right": spaces.Box(-1, 1, (2,), np.float32)})
 FAST = {("masks", "multi_discrete"), ("lstm", "box_6"), ("both", "discrete")}
 CASES = [
     pytest.param(policy, action, id=f"{policy}-{action}", marks=pytest.mark.fast if (policy, action) in FAST else ())
@@ -44,17 +46,25 @@ class Kept(TRPO):
     def train(self) -> None:
         buffer = self.rollout_buffer
         columns = {name: getattr(buffer, name).copy() for name in (*STATES, "action_masks") if name in vars(buffer)}
-        self.columns = {**columns, "observations": buffer.observations.copy(), "starts": buffer.episode_starts.copy()}
+        self.columns = {**columns, "observations": vectors(buffer.observations), "starts": buffer.episode_starts.copy()}
         self.before = copy.deepcopy(self.policy)
         super().train()
 
 
 def model_of(policy: str, action: str, engine: str, algorithm: type[TRPO] = Kept, **arguments: Any) -> Any:
     name, options = POLICIES[policy]
-    env = masked_toy(action=ACTIONS[action]) if action in MASKABLE else toy(action=ACTIONS[action])
+    space = DICT if "MultiInput" in name else VECTOR
+    env = (masked_toy if action in MASKABLE else toy)(space, ACTIONS[action])
     network = {"net_arch": [5], **({"lstm_hidden_size": 4} if "Lstm" in name else {}), **options}
     given = {"n_steps": 16, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu", **arguments}
     return algorithm(name, env, engine=engine, policy_kwargs=network, **given)
+
+
+def vectors(observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    """A copy; what SB3's CombinedExtractor makes of a dict of vectors."""
+    if isinstance(observations, dict):
+        return np.concatenate([observations["left"], observations["right"]], -1)
+    return observations.copy()
 
 
 def outputs(policy: Any, columns: dict[str, np.ndarray]) -> th.Tensor:
@@ -171,7 +181,7 @@ def test_T5_R2_products_with_F_are_those_of_float64(policy: str, action: str, en
     buffer = model.rollout_buffer
     names = [name for name in (*STATES, "action_masks") if name in vars(buffer)]
     columns = {name: getattr(buffer, name).copy() for name in names}
-    columns |= {"observations": buffer.observations.copy(), "starts": buffer.episode_starts.copy()}
+    columns |= {"observations": vectors(buffer.observations), "starts": buffer.episode_starts.copy()}
     if "Lstm" in POLICIES[policy][0]:
         assert np.abs(columns[STATES[0]][0]).max() > 0.01
     engine_in_use = model.prepare_engine()

@@ -3,13 +3,15 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.results_plotter import ts2xy
 
+from sb3_policyopt import PPO
 from sb3_policyopt.plots.runs import NONFINITE, RETURN, STEPS, find_runs, read_run
 
 pytestmark = pytest.mark.fast
@@ -102,6 +104,15 @@ def test_monitor_files_stand_in_for_the_log(logs: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(steps, ts2xy(reference, "timesteps")[0])
     np.testing.assert_allclose(returns, reference["r"].rolling(100, min_periods=1).mean())
     assert run.env == "CartPole-v1"
+
+
+def test_a_monitor_of_a_folder_is_a_run(tmp_path: Path) -> None:
+    """Monitor(env, "folder") writes folder/monitor.csv."""
+    PPO("MlpPolicy", Monitor(gym.make("CartPole-v1"), str(tmp_path)), n_steps=128, n_epochs=1, device="cpu").learn(256)
+    assert (tmp_path / "monitor.csv").is_file()
+    reference = load_results(str(tmp_path))
+    (found,) = find_runs(tmp_path)
+    np.testing.assert_allclose(read_run(found).series(RETURN)[1], reference["r"].rolling(100, min_periods=1).mean())
 
 
 def test_single_monitor_file(logs: Path) -> None:

@@ -81,7 +81,7 @@ def test_figures_are_written_where_no_window_can_show_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     logs = str(workplace / "logs")
-    assert main(["plot_train", "-a", "trpo", "-e", "CartPole-v1", "-f", logs, "-w", "5"]) == 0
+    assert main(["plot_train", "-a", "TRPO", "-e", "CartPole-v1", "-f", logs, "-w", "5"]) == 0
     assert main(["all_plots", "-a", "trpo", "-e", "CartPole-v1", "-f", logs, "-o", "results", "--no-million"]) == 0
     for name in ("plot_train_1.png", "all_plots_1.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

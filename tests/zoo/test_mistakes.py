@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shlex
 import signal
 import subprocess
@@ -11,10 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import optuna
 import pytest
 
+from sb3_policyopt import PPO
 from sb3_policyopt.cli import main as command_line
 from sb3_policyopt.cli.main import main
+from sb3_policyopt.errors import UserError
+from sb3_policyopt.zoo import preflight, torchrun
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +40,11 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train -conf nosuch.yml", "-conf nosuch.yml: there is no such file"),
         ("train -conf nosuch.module", "-conf nosuch.module: neither"),
         ("train -conf sb3_policyopt.errors", "has no dictionary called hyperparams"),
+        ("train --storage nosuch.log --study-name x --trial-id 0", "--storage nosuch.log: there is no such file"),
+        (
+            "train --storage sqlite:///x.db --study-name x --trial-id 0",
+            "--study-name x: there is no such study in sqlite:///x.db",
+        ),
         ("train -i nosuch.zip", "-i nosuch.zip: there is no such .zip file"),
         ("train --nosuchflag", "unrecognized arguments: --nosuchflag"),
         ("train --vec-env threads", "invalid choice: 'threads'"),
@@ -62,6 +73,85 @@ def test_one_sentence(command: str, expected: str, capsys: pytest.CaptureFixture
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("sb3-policyopt: ") and expected in error
     assert not list(empty_folder.glob("logs/*/*")), "an empty run folder would be the next command's latest run"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("my.yml", "Pendulum-v1:\n  policy: MlpPolicy\n", "Hyperparameters not found for ppo-CartPole-v1"),
+        ("my.yml", "CartPole-v1:\n  n_envs: [1\n", "ParserError"),
+        ("my.yml", "", "it must be a dictionary of hyperparameters by environment"),
+        ("my.yml", "CartPole-v1:\n", "it must be a dictionary of hyperparameters by environment"),
+        ("my.yml", "CartPole-v1:\n  n_timesteps: 64\n", "my.yml has no policy for CartPole-v1"),
+        ("my.yml", "CartPole-v1:\n  policy: MlpPolicy\n", "my.yml has no n_timesteps for CartPole-v1"),
+        ("my.py", "hyperparams = {", "SyntaxError"),
+        ("my.py", "parameters = {}", "it has no 'hyperparams'"),
+    ],
+)
+def test_a_mistake_in_a_configuration_is_one_sentence(
+    file: str, text: str, expected: str, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    (empty_folder / file).write_text(text)
+    assert main(["train", "--env", "CartPole-v1", "-conf", file]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("sb3-policyopt: ") and file in error and expected in error
+
+
+def test_a_trial_that_is_not_there_or_of_another_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+    optuna.create_study(study_name="mine", storage=storage).add_trial(optuna.trial.create_trial(value=1.0))
+    for options, expected in (
+        ("--study-name other --trial-id 0", "--study-name other: there is no such study in study.log"),
+        ("--study-name mine --trial-id 1", "--trial-id 1: there is no such trial in the study mine"),
+        ("--study-name mine --trial-id 0", "--study-name mine: it is no search of ppo"),
+    ):
+        assert main(shlex.split(f"train --env CartPole-v1 --storage study.log {options}")) == 2
+        assert expected in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_zip_of_another_algorithm_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    PPO("MlpPolicy", "CartPole-v1", device="cpu").save("agent.zip")
+    assert main(shlex.split("train --algo trpo --env CartPole-v1 -i agent.zip")) == 2
+    assert "agent.zip was saved by PPO, and not by TRPO: target_kl" in capsys.readouterr().err
+
+
+def test_abbreviated_options_are_checked_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("logs/ppo/CartPole-v1_1").mkdir(parents=True)
+    assert main(shlex.split("enjoy --algo ppo --env CartPole-v1 -f logs --load-bes --no-render")) == 2
+    assert "No model found for ppo on CartPole-v1" in capsys.readouterr().err
+
+
+def test_torchrun_knows_abbreviated_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchrun, "world_size", lambda: 2)
+    for search in ("-optimize", "--optimize-hyperparameters", "--optimize"):
+        with pytest.raises(UserError, match="runs in one process"), torchrun.training_options(["-n", "-1", search]):
+            pass
+    options = shlex.split("-n -1 -P --prog --track -params 'n_steps:64' -tb logs --env Pendulum-v1")
+    assert torchrun.without_flags(options, *torchrun.SHOWN_ON_RANK_0) == shlex.split(
+        "-n -1 -params 'n_steps:64' -tb logs --env Pendulum-v1"
+    )
+
+
+def test_folders_of_namespaced_environments_are_found() -> None:
+    """rl-zoo3's plots look for the name of the environment in names of folders, which have - for /."""
+    Path("logs/ppo/ALE-Pong-v5_1").mkdir(parents=True)
+    given = shlex.split("-a PPO -e ALE/Pong-v5 -f logs")
+    preflight.check_runs(given)
+    assert preflight.with_folder_names(given) == [*given, "-a", "ppo", "-e", "ALE-Pong-v5"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("all_plots -a ppo -e CartPole-v1 -f a b -l one", "-l needs a label for each folder of -f: 2, not 1"),
+        ("plot_from_file -i file -iqm -l one", "-l needs a label for each method (a, b): 2, not 1"),
+    ],
+)
+def test_each_label_has_something_to_name(command: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    several = {"last_evals": np.zeros(2)}
+    Path("file.pkl").write_bytes(pickle.dumps({"CartPole-v1": {"a": several, "b": several}, "results_table": {}}))
+    assert main(shlex.split(command)) == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_a_bug_of_an_environment_keeps_its_traceback(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
