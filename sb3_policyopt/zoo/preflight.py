@@ -255,6 +255,9 @@ def check_input(argv: list[str]) -> None:
     path = Path(given if given.endswith(".pkl") else f"{given}.pkl")
     if not path.is_file():
         raise UserError(f"-i {given}: there is no such .pkl file")
+    for other in options.merge:
+        if not Path(other).is_file():
+            raise UserError(f"--merge {other}: there is no such file")
     with path.open("rb") as file:
         results = pickle.load(file)
     results.pop("results_table", None)

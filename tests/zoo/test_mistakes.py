@@ -144,10 +144,11 @@ def test_folders_of_namespaced_environments_are_found() -> None:
     ("command", "expected"),
     [
         ("all_plots -a ppo -e CartPole-v1 -f a b -l one", "-l needs a label for each folder of -f: 2, not 1"),
+        ("plot_from_file -i file --merge nosuch.pkl", "--merge nosuch.pkl: there is no such file"),
         ("plot_from_file -i file -iqm -l one", "-l needs a label for each method (a, b): 2, not 1"),
     ],
 )
-def test_each_label_has_something_to_name(command: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_plots_are_to_draw_is_there(command: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     several = {"last_evals": np.zeros(2)}
     Path("file.pkl").write_bytes(pickle.dumps({"CartPole-v1": {"a": several, "b": several}, "results_table": {}}))
     assert main(shlex.split(command)) == 2
