@@ -80,7 +80,7 @@ def test_trial_zero(tmp_path: Path) -> None:
     study.add_trial(optuna.trial.create_trial(params=searched, distributions=distributions, value=1.0))
 
     stock = experiment(tmp_path, storage=storage, study_name="study", trial_id=0)
-    assert original(exp_manager.ExperimentManager.read_hyperparameters)(stock)[0]["gamma"] == 0.98, GONE
+    assert original(Experiment.__base__.read_hyperparameters)(stock)[0]["gamma"] == 0.98, GONE
     corrected = experiment(tmp_path, storage=storage, study_name="study", trial_id=0)
     assert corrected.read_hyperparameters()[0]["gamma"] == 0.75
 
