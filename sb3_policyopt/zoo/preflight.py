@@ -245,7 +245,8 @@ def check_input(argv: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-i", "--input")
-    parser.add_argument("-iqm", "--iqm", action="store_true")  # else -iqm would be -i qm
+    for name in ("-iqm", "-latex", "-loc"):  # else -iqm would be -i qm
+        parser.add_argument(name, action="store_true")
     for names in (("-l", "--labels"), ("--skip-keys",), ("--keep-keys",), ("--merge",)):
         parser.add_argument(*names, nargs="+", default=[])
     options = parser.parse_known_args(argv)[0]

@@ -153,6 +153,7 @@ def test_what_plots_are_to_draw_is_there(command: str, expected: str, capsys: py
     Path("file.pkl").write_bytes(pickle.dumps({"CartPole-v1": {"a": several, "b": several}, "results_table": {}}))
     assert main(shlex.split(command)) == 2
     assert expected in capsys.readouterr().err
+    preflight.check_input(shlex.split("-i file -loc best -latex"))  # neither is -l
 
 
 def test_a_bug_of_an_environment_keeps_its_traceback(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
