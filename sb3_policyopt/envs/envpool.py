@@ -10,8 +10,7 @@ import importlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -19,76 +18,13 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from sb3_policyopt.envs.envpool_types import Observations, Pool, PoolSpec, import_envpool
+
 # Families whose dynamics and rewards do not depend on `max_episode_steps`, so that the time limit can be kept here. EnvPool
 # calls every episode truncated that ends at the limit, even if it fell over just then: its value would be bootstrapped.
 _TIME_LIMIT_KEPT_HERE = ("envpool.classic_control", "envpool.toy_text", "envpool.box2d", "envpool.mujoco.gym")
 _ATARI = "envpool.atari"
 _LARGEST_INT32 = 2**31 - 1
-
-Observations: TypeAlias = np.ndarray | dict[str, np.ndarray]
-PoolInfo: TypeAlias = dict[str, np.ndarray]
-PoolStep: TypeAlias = tuple[Observations, np.ndarray, np.ndarray, np.ndarray, PoolInfo]
-"""Observations, rewards, terminated, truncated and infos, one row for each environment."""
-
-
-class Config(Protocol):
-    """EnvPool's settings of a task."""
-
-    max_num_players: int
-    max_episode_steps: int
-
-
-class Spec(Protocol):
-    """EnvPool's specification of a task."""
-
-    config: Config
-    gymnasium_observation_space: spaces.Space[object]
-    gymnasium_action_space: spaces.Space[object]
-
-
-class Pool(Protocol):
-    """Environments of EnvPool."""
-
-    observation_space: spaces.Space[object]
-
-    def reset(self, env_id: np.ndarray | None = None) -> tuple[Observations, PoolInfo]:
-        """
-        Reset environments.
-
-        :param env_id: their numbers; all by default
-        """
-
-    def send(self, action: np.ndarray) -> None:
-        """
-        Begin a step of all environments.
-
-        :param action: of each
-        """
-
-    def recv(self) -> PoolStep:
-        """Wait for the end of the step."""
-
-    def step(self, action: np.ndarray, env_id: np.ndarray) -> PoolStep:
-        """
-        Step some environments.
-
-        :param action: of each
-        :param env_id: their numbers
-        """
-
-    def render(self, env_ids: np.ndarray) -> np.ndarray:
-        """
-        Pictures.
-
-        :param env_ids: numbers of the environments
-        """
-
-
-def _import_envpool() -> ModuleType:
-    try:
-        return importlib.import_module("envpool")
-    except ImportError as error:
-        raise ImportError("EnvPool is not installed: pip install 'sb3-policyopt[envpool]', on Python 3.11 or newer") from error
 
 
 def _same_kind(space: spaces.Space[object], other: spaces.Space[object]) -> bool:
@@ -96,7 +32,7 @@ def _same_kind(space: spaces.Space[object], other: spaces.Space[object]) -> bool
     return type(space) is type(other) and space.shape == other.shape and getattr(space, "n", 0) == getattr(other, "n", 0)
 
 
-def _spaces(env_id: str, spec: Spec) -> tuple[spaces.Space[object], spaces.Space[object]]:
+def _spaces(env_id: str, spec: PoolSpec) -> tuple[spaces.Space[object], spaces.Space[object]]:
     """
     The spaces of the environment of that name in Gymnasium where it has the same arrays, else EnvPool's.
 
@@ -144,7 +80,7 @@ class EnvPoolVecEnv(VecEnv):
         frames_per_step: int = 1,
         **settings: Any,
     ) -> None:
-        envpool = _import_envpool()
+        envpool = import_envpool()
         if num_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {num_envs}")
         registered = importlib.import_module("envpool.registration").registry.specs
@@ -158,7 +94,7 @@ class EnvPoolVecEnv(VecEnv):
         self._settings = {**settings, "num_envs": num_envs, "env_type": "gymnasium"}
         specification = {key: value for key, value in settings.items() if key != "render_mode"}
         try:
-            spec: Spec = envpool.make_spec(env_id, num_envs=num_envs, **specification)
+            spec: PoolSpec = envpool.make_spec(env_id, num_envs=num_envs, **specification)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"EnvPool does not accept these settings for {env_id!r}: {error}") from error
         if spec.config.max_num_players > 1:
@@ -219,7 +155,7 @@ class EnvPoolVecEnv(VecEnv):
         with warnings.catch_warnings():
             # Its own spaces, which only `recv` uses, warn of their precision when they are first used.
             warnings.simplefilter("ignore")
-            pool: Pool = _import_envpool().make(self.env_id, seed=seeds, **self._settings)
+            pool: Pool = import_envpool().make(self.env_id, seed=seeds, **self._settings)
             _ = pool.observation_space
         return pool
 

@@ -6,17 +6,13 @@ import pickle
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn, cast
 
-from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
-
-from sb3_policyopt.envs.shared import memory, worker
+from sb3_policyopt.envs.shared import memory
 from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, StepInfos, unpack
 from sb3_policyopt.envs.shared.share import TrainersShare
-from sb3_policyopt.envs.shared.worker_handle import WorkerHandle
+from sb3_policyopt.envs.shared.worker_handle import Context, WorkerHandle, start_worker
 from sb3_policyopt.errors import WorkerDiedError
 from sb3_policyopt.parallel.mailboxes import yield_core
 from sb3_policyopt.saving.env_state import Env
@@ -29,22 +25,6 @@ ATOMIC_WRITE = 2**14
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that a worker has to end after it has closed its environments."""
-
-
-class Context(Protocol):
-    """A context of :mod:`multiprocessing`."""
-
-    def Pipe(self) -> tuple[Connection, Connection]:
-        """Two connected ends."""
-
-    def Process(self, *, target: Callable[..., object], args: tuple[object, ...], daemon: bool) -> BaseProcess:
-        """
-        A process.
-
-        :param target: what it runs
-        :param args: for the function
-        :param daemon: whether Python ends it with the script
-        """
 
 
 def split(n_envs: int, n_workers: int) -> list[tuple[int, int]]:
@@ -83,39 +63,12 @@ class Workers:
         try:
             for number, bounds in enumerate(self.bounds):
                 if number > 0 or self.own is None:
-                    self._start(context, env_fns, number, *bounds)
+                    self.all.append(start_worker(context, env_fns, number, *bounds))
             own = [] if self.own is None else [self.own.make_and_describe(env_fns[: self.bounds[0][1]])]
             self.answers = self._checked([*own, *self._receive_all()])
         except BaseException:
             self.stop()
             raise
-
-    def _start(self, context: Context, env_fns: list[Callable[[], Env]], number: int, first: int, stop: int) -> None:
-        """
-        Start a worker.
-
-        :param context: of multiprocessing
-        :param env_fns: functions that create the environments
-        :param number: of its share
-        :param first: its first environment
-        :param stop: the one after its last
-        """
-        ours, theirs = context.Pipe()
-        wrapped = [CloudpickleWrapper(env_fn) for env_fn in env_fns[first:stop]]
-        # daemon: Python ends it when the script ends without closing the environments.
-        process = context.Process(target=worker.main, args=(theirs, ours, wrapped, number, first), daemon=True)
-        try:
-            process.start()
-        except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
-            ours.close()
-            alternative = ", or use start_method='fork'" if "fork" in multiprocessing.get_all_start_methods() else ""
-            raise ValueError(
-                f"env_fns: a function of environments {first} to {stop - 1} cannot be sent to another process: {error}. "
-                f"Create inside the function what cannot be pickled{alternative}"
-            ) from error
-        finally:
-            theirs.close()
-        self.all.append(WorkerHandle(number, process, ours, first, stop))
 
     def share(self, plan: Plan) -> Block:
         """
