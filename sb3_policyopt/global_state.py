@@ -1,17 +1,19 @@
 """
-Settings of the whole process that training changes and restores: torch's gradient mode, the validation of its distributions,
-and the number of threads that NumPy's matrix products use.
+Settings of the process that training changes and restores: torch's gradient mode, the validation of its distributions, and the
+number of threads that NumPy's matrix products use.
 
-:func:`modes_kept` surrounds a training. :func:`threads_for` surrounds single products: OpenBLAS, which NumPy's wheels contain,
-splits products as small as 64 × 64 × 128 among all cores. At that size synchronising the threads takes longer than the
-multiplications, and on a busy machine many times longer, so such products are computed by one thread.
+:func:`training_modes` surrounds a training. :func:`threads_for` surrounds single products: OpenBLAS, which NumPy's wheels
+contain, splits products as small as 64 × 64 × 128 among all cores. At that size synchronising the threads takes longer than
+the multiplications, and on a busy machine many times longer, so such products are computed by one thread.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch as th
@@ -24,23 +26,112 @@ LARGE = 2**25
 """Multiplications from which a product takes about a millisecond, and several threads make it faster."""
 
 
-@contextmanager
-def modes_kept() -> Iterator[None]:
+T = TypeVar("T")
+
+
+class ProcessSetting(Generic[T]):
     """
-    Restore at the end torch's gradient mode, the validation of its distributions, and NumPy's number of threads.
+    A setting of the whole process that trainings in several threads may change at the same time: the first to change it notes
+    what it was, and the last restores it.
+
+    :param get: reads it
+    :param put: sets it
+    :param needed: the value that is set for a time
+    """
+
+    def __init__(self, get: Callable[[], T], put: Callable[[T], None], needed: T) -> None:
+        self.get, self.put, self.needed = get, put, needed
+        self.before = self.at_start = get()
+        self.lock = threading.RLock()
+        self.changes = self.trainings = 0
+
+    @contextmanager
+    def changed(self) -> Iterator[None]:
+        """
+        Set it to the value that is needed.
+
+        :return: a context
+        """
+        with self.lock:
+            if self.changes == 0:
+                self.before = self.get()
+                self.put(self.needed)
+            self.changes += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.changes = max(0, self.changes - 1)
+                if self.changes == 0:
+                    self.put(self.before)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """
+        Restore it at the end of the last training, even where Ctrl-C has kept a :meth:`changed` from doing so.
+
+        :return: a context
+        """
+        with self.lock:
+            if self.trainings == 0:
+                self.at_start = self.before if self.changes else self.get()
+            self.trainings += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.trainings -= 1
+                if self.trainings == 0:
+                    self.changes = 0
+                    self.put(self.at_start)
+
+
+_validation = ProcessSetting(lambda: bool(Distribution._validate_args), Distribution.set_default_validate_args, needed=False)
+
+
+def unvalidated() -> AbstractContextManager[None]:
+    """Torch distributions without argument checks, each of which would wait for the device; our own guards name the cause."""
+    return _validation.changed()
+
+
+@contextmanager
+def training_modes() -> Iterator[None]:
+    """
+    Torch's gradients are on. At the end their mode, the validation of torch's distributions and NumPy's number of threads are
+    what they were.
 
     Each ``with`` inside restores its own setting, unless Ctrl-C arrives between the change and the ``with``: gradients would
     then stay off in an interactive session, and the next training would fail without a visible cause.
 
     :return: a context
+    :raises ValueError: within ``torch.inference_mode()``, whose tensors cannot be trained any more
     """
-    gradients, checks = th.is_grad_enabled(), Distribution._validate_args
-    try:
-        with threads_kept():
-            yield
-    finally:
-        th.set_grad_enabled(gradients)
-        Distribution.set_default_validate_args(checks)
+    if th.is_inference_mode_enabled():
+        raise ValueError(
+            "learn() was called within torch.inference_mode(), in which parameters cannot be trained: call it outside"
+        )
+    threads = _blas_threads()
+    with th.enable_grad(), _validation.kept(), threads.kept() if threads else nullcontext():
+        yield
+
+
+def unchecked_arithmetic() -> AbstractContextManager[object]:
+    """
+    A context in which NumPy computes as torch does: without exceptions for underflow and the like, even after
+    ``np.seterr(all="raise")``. Our own guards look for what is not finite.
+
+    :return: the context, for one use
+    """
+    return np.errstate(all="ignore")
+
+
+def arithmetic_of_steps() -> Callable[[], AbstractContextManager[object]]:
+    """
+    :func:`unchecked_arithmetic` for each step of a rollout, where it is needed: it takes a microsecond.
+
+    :return: what makes the contexts; they change nothing where ``np.seterr`` has asked for no exceptions
+    """
+    return _nothing if set(np.geterr().values()) <= {"ignore", "warn", "print"} else unchecked_arithmetic
 
 
 @cache
@@ -65,54 +156,30 @@ def blas_thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] |
     return None
 
 
-@contextmanager
-def threads_kept() -> Iterator[None]:
-    """
-    Restore at the end the number of threads that NumPy's matrix products use.
-
-    :return: the context
-    """
+@cache
+def _blas_threads() -> ProcessSetting[int] | None:
+    """The number of threads of NumPy's matrix products; None if NumPy came with another BLAS."""
     functions = blas_thread_functions()
-    before = functions[0]() if functions else None
-    try:
-        yield
-    finally:
-        if functions and before is not None:
-            functions[1](before)
+    return None if functions is None else ProcessSetting(*functions, needed=1)
 
 
 @contextmanager
-def _one_thread(get: Callable[[], int], put: Callable[[int], None]) -> Iterator[None]:
-    before = get()
-    put(1)
-    try:
-        yield
-    finally:
-        put(before)
-
-
-@contextmanager
-def threads_set(blas: int, torch: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """
-    A context in which NumPy's matrix products and torch use so many threads; at its end they use as many as before.
+    A context in which torch uses so many threads, and NumPy's matrix products one; at its end they use as many as before.
 
-    :param blas: of OpenBLAS, if NumPy came with it
-    :param torch: of torch
+    :param count: of torch, which has such a number for each thread of Python
     :return: the context
     """
-    functions, before = blas_thread_functions(), th.get_num_threads()
-    blas_before = functions[0]() if functions else blas
-    try:
-        if functions and blas != blas_before:
-            functions[1](blas)
-        if torch != before:
-            th.set_num_threads(torch)
-        yield
-    finally:
-        if functions and blas != blas_before:
-            functions[1](blas_before)
-        if torch != before:
-            th.set_num_threads(before)
+    setting, before = _blas_threads(), th.get_num_threads()
+    with setting.changed() if setting else nullcontext():
+        try:
+            if count != before:
+                th.set_num_threads(count)
+            yield
+        finally:
+            if count != before:
+                th.set_num_threads(before)
 
 
 def threads_for(multiplications: int) -> AbstractContextManager[None]:
@@ -124,10 +191,14 @@ def threads_for(multiplications: int) -> AbstractContextManager[None]:
     """
     if multiplications <= SMALL or multiplications >= LARGE:
         return _NOTHING
-    functions = blas_thread_functions()
-    if functions is None or functions[0]() == 1:
+    setting = _blas_threads()
+    if setting is None or setting.get() == 1:
         return _NOTHING
-    return _one_thread(*functions)
+    return setting.changed()
+
+
+def _nothing() -> AbstractContextManager[object]:
+    return _NOTHING
 
 
 _NOTHING = nullcontext()

@@ -157,6 +157,7 @@ class TRPO(PolicyOptimization):
         check_observations: bool = True,
         sequence_length: int | None = None,
     ) -> None:
+        refuse_methods_of_contrib(type(self))
         self._take_settings(
             cg_max_steps=cg_max_steps,
             line_search_shrinking_factor=line_search_shrinking_factor,
@@ -354,3 +355,19 @@ class TRPO(PolicyOptimization):
     ) -> SelfTRPO:
         """See :meth:`PolicyOptimization.learn`."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def refuse_methods_of_contrib(algorithm: type[TRPO]) -> None:
+    """
+    A subclass that was written for sb3-contrib's TRPO may override methods that are never called here.
+
+    :param algorithm: TRPO or a subclass
+    :raises ValueError: if it has such a method
+    """
+    for name in ("hessian_vector_product", "_compute_actor_grad"):
+        if hasattr(algorithm, name):
+            raise ValueError(
+                f"{algorithm.__name__}.{name}() overrides a method of sb3-contrib's TRPO, which is not called here. What it "
+                "changes is changed here in trust_region(), which gives update_policy() the gradient and the Fisher-vector "
+                "product; in surrogate() the objective"
+            )

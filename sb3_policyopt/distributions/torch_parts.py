@@ -1,7 +1,6 @@
 """The torch distributions that SB3's are made of: a family for policies of whose distribution nothing else is known."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -173,14 +172,3 @@ def joint_kl(old: list[TorchDistribution], new: list[TorchDistribution]) -> th.T
     """
     parts = [kl_divergence(p, q) for p, q in zip(old, new, strict=True)]
     return th.stack([part.flatten(1).sum(1) if part.dim() > 1 else part for part in parts]).sum(0)
-
-
-@contextmanager
-def unvalidated() -> Iterator[None]:
-    """Torch distributions without argument checks, each of which would wait for the device; our own guards name the cause."""
-    before = TorchDistribution._validate_args
-    TorchDistribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        TorchDistribution.set_default_validate_args(before)

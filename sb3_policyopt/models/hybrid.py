@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_policyopt.distributions import ActionDistribution
-from sb3_policyopt.global_state import threads_set
+from sb3_policyopt.global_state import torch_threads
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.models.extractors import ExtractedPass, are_known
@@ -172,7 +172,7 @@ class HybridModel(Model[th.Tensor]):
         """One for NumPy's products, as torch's threads compute the extractor. In a series of steps, the library is chosen."""
         self.rule.look()
         self.in_torch = self.rule.library(rows) == "torch"
-        return threads_set(blas=1, torch=self.rule.threads)
+        return torch_threads(self.rule.threads)
 
     @property
     def _layer_by_layer(self) -> bool:

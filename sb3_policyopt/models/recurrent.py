@@ -150,8 +150,9 @@ class RecurrentModel(HybridModel):
         """One step of the recurrent networks, one forward pass of the layers, and the next piece of noise."""
         memory, starts = _of_memory(context)
         x_pi, x_vf = self._inputs(observations)
-        actor, states_pi = self.pi.step(x_pi, memory.pi, starts)
-        critic, states_vf = (actor, states_pi) if self.shares else self._critic_step(x_vf, memory, starts, states_pi)
+        with self.acting.arithmetic():
+            actor, states_pi = self.pi.step(x_pi, memory.pi, starts)
+            critic, states_vf = (actor, states_pi) if self.shares else self._critic_step(x_vf, memory, starts, states_pi)
         decision = self.acting.act(actor[None] if self.shares else np.stack((actor, critic)), context.action_masks)
         return decision._replace(memory=Memory(states_pi, states_vf))
 
@@ -159,10 +160,11 @@ class RecurrentModel(HybridModel):
         """One step of the critic's recurrent network, and its layers."""
         memory, starts = _of_memory(context)
         x_pi, x_vf = self._inputs(observations)
-        if self.shares:
-            critic, _ = self.pi.step(x_pi, memory.vf, starts)
-        else:
-            critic, _ = self._critic_step(x_vf, memory, starts, memory.vf)
+        with self.acting.arithmetic():
+            if self.shares:
+                critic, _ = self.pi.step(x_pi, memory.vf, starts)
+            else:
+                critic, _ = self._critic_step(x_vf, memory, starts, memory.vf)
         return self.acting.values(critic[None])
 
     @property

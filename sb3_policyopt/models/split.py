@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_policyopt.distributions.torch_parts import unvalidated
+from sb3_policyopt.global_state import unvalidated
 from sb3_policyopt.identity.kinds import kind_of, states_shape
 from sb3_policyopt.models.model import forget_distribution
 from sb3_policyopt.models.policy_calls import step_distribution

@@ -13,7 +13,8 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_policyopt.distributions.torch_parts import TorchFamily, torch_distributions, unvalidated
+from sb3_policyopt.distributions.torch_parts import TorchFamily, torch_distributions
+from sb3_policyopt.global_state import unvalidated
 from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.identity.structure import Structure
 from sb3_policyopt.maths.arrays import Array, NumpyArray
@@ -197,6 +198,11 @@ class TorchModel(TensorModel):
             with unvalidated():
                 loss, terms = objective.loss(piece)
             self.policy.optimizer.zero_grad()  # what the hook did before, it did for itself
+            if not loss.requires_grad and first < len(self.flat.parameters):
+                raise ValueError(
+                    f"{objective.name} depends on no parameter that is trained: its tensors were detached, or computed "
+                    "without gradients (torch.no_grad). Compute it from the policy's outputs"
+                )
             if loss.requires_grad and learners:
                 th.autograd.backward(loss if share == 1 else loss * share, inputs=learners if first else None)
             accumulate(total, {objective.name: loss.detach(), **detached(terms)}, share)
@@ -316,9 +322,14 @@ def surrogate_gradient(policy: ActorCriticPolicy, flat: FlatParameters, actor_co
     :return: shape (n_actor,)
     :raises ValueError: if J depends on a parameter that the action distribution did not depend on
     """
-    if not objective.requires_grad:
-        return th.zeros_like(flat.vector[: flat.offsets[actor_count]])
     parameters = flat.parameters
+    if actor_count == 0:
+        return flat.vector[:0]
+    if not objective.requires_grad:
+        raise ValueError(
+            "The surrogate depends on no parameter that is trained: its tensors were detached, or computed without gradients "
+            "(torch.no_grad). Compute it from log_prob"
+        )
     gradients = th.autograd.grad(objective, parameters, retain_graph=True, allow_unused=True)
     if any(gradient is not None for gradient in gradients[actor_count:]):
         names = {id(parameter): name for name, parameter in policy.named_parameters()}

@@ -147,9 +147,8 @@ class Optimiser:
         """
         optimizer = self.policy.optimizer
         self._hand_out_gradients()
-        states = [tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, th.Tensor)]
-        on_device = [tensor for tensor in states if tensor.device == skipped.device]
-        if skipped.device.type == "cpu" or not on_device:
+        on_device = [] if skipped.device.type == "cpu" else _state_on(skipped.device, optimizer)
+        if not on_device:
             if not skipped:
                 optimizer.step()
             return
@@ -159,6 +158,19 @@ class Optimiser:
         with th.no_grad():
             for tensor, old in zip(on_device, before, strict=True):
                 tensor.copy_(th.where(skipped > 0, old, tensor))
+
+
+def _state_on(device: th.device, optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    """
+    What an optimizer remembers of its parameters.
+
+    :param device: where
+    :param optimizer: one of torch, or with the same methods and no ``state``
+    :return: the tensors there
+    """
+    states = [state for state in getattr(optimizer, "state", {}).values() if isinstance(state, dict)]
+    tensors = [value for state in states for value in state.values() if isinstance(value, th.Tensor)]
+    return [tensor for tensor in tensors if tensor.device == device]
 
 
 class NumpyOptimiser(Optimiser):

@@ -11,6 +11,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrappe
 
 from sb3_policyopt.errors import WorkerDiedError as WorkerDiedError
 
+EXIT_TIMEOUT = 5.0
+"""Seconds that a process which has closed its files may take to end."""
+
 
 @contextmanager
 def guarded(model: BaseAlgorithm) -> Iterator[None]:
@@ -60,9 +63,11 @@ def _ended_workers(venv: SubprocVecEnv, timeout: float) -> list[str]:
     :param timeout: seconds to wait for one that has just closed its connection
     :return: a clause about each
     """
-    multiprocessing.connection.wait([process.sentinel for process in venv.processes], timeout)
+    ended = multiprocessing.connection.wait([process.sentinel for process in venv.processes], timeout)
     clauses = []
     for index, process in enumerate(venv.processes):
+        if process.sentinel in ended:  # closed with its last connection, which is before its exit code is known
+            process.join(EXIT_TIMEOUT)
         if (code := process.exitcode) is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             clauses.append(f"The worker process of environment {index} {how}")

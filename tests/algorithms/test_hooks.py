@@ -183,3 +183,50 @@ def test_an_objective_without_slopes_that_is_no_hook_is_refused_with_what_to_do(
     batch = next(used.data(model.rollout_buffer).minibatches(8, False))
     with used.updating(8), pytest.raises(ValueError, match=r"without slopes.*`hooks`"):
         used.gradient(objective, batch)
+
+
+class DetachedPPO(PPO):
+    def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, Terms]:
+        value, terms = super().loss(batch, coefficients)
+        return value.detach(), terms
+
+
+class DetachedTRPO(TRPO):
+    def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
+        return super().surrogate(batch, log_prob.detach())
+
+
+class DetachedCritic(TRPO):
+    def value_loss(self, batch: Any) -> tuple[th.Tensor, Terms]:
+        value, terms = super().value_loss(batch)
+        return value.detach(), terms
+
+
+@pytest.mark.parametrize("algorithm", [DetachedPPO, DetachedTRPO, DetachedCritic])
+def test_a_hook_that_detaches_is_refused_as_it_would_train_nothing(algorithm: Any) -> None:
+    model = algorithm("MlpPolicy", toy(), n_steps=16, batch_size=16, device="cpu")
+    with pytest.raises(ValueError, match="depends on no parameter that is trained"):
+        model.learn(64)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "frozen"),
+    [(DetachedTRPO, ("policy_net", "action_net", "log_std")), (DetachedCritic, ("value_net",))],
+)
+def test_where_the_network_is_frozen_there_is_nothing_to_refuse(algorithm: Any, frozen: tuple[str, ...]) -> None:
+    model = algorithm("MlpPolicy", toy(), n_steps=16, batch_size=16, device="cpu")
+    for name, parameter in model.policy.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in frozen))
+    before = parameter_vector(model.policy)
+    model.learn(64)
+    assert not th.equal(parameter_vector(model.policy), before)
+
+
+@pytest.mark.parametrize("name", ["hessian_vector_product", "_compute_actor_grad"])
+def test_a_method_of_contribs_trpo_that_would_never_be_called_is_refused(name: str) -> None:
+    from sb3_contrib import TRPO as Contrib
+
+    assert hasattr(Contrib, name)
+    algorithm = type("MyTRPO", (TRPO,), {name: lambda self: None})
+    with pytest.raises(ValueError, match=rf"MyTRPO\.{name}.*trust_region"):
+        algorithm("MlpPolicy", toy())

@@ -279,3 +279,45 @@ def test_steps_of_the_policys_own_optimizer_stay_where_there_are_bounds(optimize
     before = parameter_vector(model.policy)
     model.learn(128, KeepsState())
     assert (parameter_vector(model.policy) - before).abs().max() > 1e-3
+
+
+class Delegating:
+    """All that SB3's algorithms ask of an optimizer; it has no ``state``."""
+
+    def __init__(self, inner: th.optim.Optimizer) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad()
+
+    def step(self) -> None:
+        self.inner.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+class CountingSGD(th.optim.SGD):
+    """Keeps a number beside what it remembers of each parameter, as torch allows."""
+
+    def step(self, closure: Any = None) -> Any:
+        state: dict[Any, Any] = self.state
+        state["n_steps"] = state.get("n_steps", 0) + 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("make", [Delegating, lambda inner: CountingSGD(inner.param_groups[0]["params"], lr=1e-3)])
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+def test_an_optimizer_that_stock_takes_is_taken(make: Any, engine: str) -> None:
+    stock = stable_baselines3.PPO("MlpPolicy", toy(), **SMALL)
+    ours = PPO("MlpPolicy", toy(), engine=engine, **SMALL)
+    on_one_rollout(ours, stock)
+    for model in (ours, stock):
+        model.policy.optimizer = make(model.policy.optimizer)
+    before = parameter_vector(ours.policy)
+    updated(ours, stock)
+    assert not th.equal(parameter_vector(ours.policy), before)
+    assert th.allclose(parameter_vector(ours.policy), parameter_vector(stock.policy), atol=2e-6)

@@ -63,6 +63,13 @@ def raise_broken_world() -> None:
     raise BrokenWorld("the gripper is stuck")
 
 
+def end_slowly() -> None:
+    """As a large process does, which closes its files long before the system has taken its memory back."""
+    os.closerange(3, 1024)
+    time.sleep(0.5)
+    os._exit(3)
+
+
 def kill_myself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -112,6 +119,15 @@ def test_a_worker_that_dies(tmp_path: Path, fault: Any, named: str) -> None:
     assert not any(process.is_alive() for process in workers)
     venv.close()  # as scripts do in the end
     assert_survived(model, tmp_path)
+
+
+def test_a_worker_that_takes_its_time_to_die(tmp_path: Path) -> None:
+    """Its connection and the sentinel of its process close before its exit code is known: a bare EOFError came instead."""
+    venv = SubprocVecEnv([lambda: Counter(50, end_slowly)], start_method=FASTEST)
+    model = PPO("MlpPolicy", venv, n_steps=16, batch_size=16)
+    with pytest.raises(WorkerDiedError, match="environment 0 ended with exit code 3"):
+        learn(model, tmp_path)
+    assert venv.closed
 
 
 class RaisingCallback(BaseCallback):

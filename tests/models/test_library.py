@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_policyopt.global_state import blas_thread_functions, threads_set
+from sb3_policyopt.global_state import blas_thread_functions, torch_threads
 from sb3_policyopt.maths.arrays import FEW_THREADS, tanh_in_place
 from sb3_policyopt.models.networks.library import LibraryRule, Work, faster_library
 
@@ -140,6 +140,6 @@ def test_a_changed_number_of_threads_counts_from_the_next_series_on() -> None:
 def test_tanh_of_either_library(count: int) -> None:
     x = np.linspace(-9, 9, 1001, dtype=np.float32)
     tensor = th.from_numpy(x.copy())
-    with threads_set(blas=1, torch=count):
+    with torch_threads(count):
         tanh_in_place(tensor)
     np.testing.assert_allclose(tensor, np.tanh(x.astype(np.float64)), rtol=3e-7, atol=1e-7)

@@ -3,7 +3,7 @@
 import torch as th
 
 from sb3_policyopt.distributions.masking import penalties
-from sb3_policyopt.global_state import threads_set
+from sb3_policyopt.global_state import arithmetic_of_steps, torch_threads
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models.model import Decision
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks
@@ -35,6 +35,7 @@ class Acting:
         self.networks = networks
         self.tensors, self.rule = tensors, rule
         self.in_torch = False
+        self.arithmetic = arithmetic_of_steps()
         self.action_shape = action_shape
         self.sampler = networks.family.sampler(0, 0)
         self.joined = None
@@ -58,6 +59,7 @@ class Acting:
         :param n_envs: number of environments
         """
         self.rule.look()
+        self.arithmetic = arithmetic_of_steps()
         self.in_torch = self.rule.library(n_envs // PASSES) == "torch"
         self.sampler = self.networks.family.sampler(n_steps, n_envs)
 
@@ -71,10 +73,11 @@ class Acting:
         """
         if self.sampler.is_used_up:
             self.start_rollout(1, features.shape[1])
-        parameters, values = self._outputs(features)
-        if action_masks is not None:  # M1
-            parameters = (parameters[0] + penalties(action_masks), *parameters[1:])
-        actions, log_prob = self.sampler.draw(parameters)
+        with self.arithmetic():
+            parameters, values = self._outputs(features)
+            if action_masks is not None:  # M1
+                parameters = (parameters[0] + penalties(action_masks), *parameters[1:])
+            actions, log_prob = self.sampler.draw(parameters)
         return Decision(actions.reshape(-1, *self.action_shape), values, log_prob)
 
     def values(self, features: NumpyArray) -> NumpyArray:
@@ -84,7 +87,7 @@ class Acting:
         :param features: its own, shape (1, n, n_features)
         :return: V, shape (n,)
         """
-        with self.networks.threads(features.shape[1]):
+        with self.arithmetic(), self.networks.threads(features.shape[1]):
             return self.networks.critic_forward(features, with_slopes=False).outputs.values
 
     def _outputs(self, features: NumpyArray) -> tuple[tuple[NumpyArray, ...], NumpyArray]:
@@ -100,7 +103,7 @@ class Acting:
             return (output, *self.networks.free), values
         if self.in_torch:
             own = features if features.flags.writeable else features.copy()
-            with threads_set(blas=1, torch=self.rule.threads):
+            with torch_threads(self.rule.threads):
                 tensors = self.tensors.forward(th.from_numpy(own), with_slopes=False).outputs
             return tuple([parameter.numpy() for parameter in tensors.parameters]), tensors.values.numpy()
         with self.networks.threads(n_envs):

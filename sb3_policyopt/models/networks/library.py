@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 import torch as th
 
-from sb3_policyopt.global_state import threads_set
+from sb3_policyopt.global_state import torch_threads
 
 Library = Literal["numpy", "torch"]
 
@@ -134,7 +134,7 @@ class LibraryRule:
         torch = self.threads if self.library(rows) == "torch" else 1
         self._inside = True
         try:
-            with threads_set(blas=1, torch=torch):
+            with torch_threads(torch):
                 yield
         finally:
             self._inside = False
