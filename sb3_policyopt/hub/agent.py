@@ -13,6 +13,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
 from sb3_policyopt.hub.environments import split_id
+from sb3_policyopt.hub.named_classes import dotted_name, python_source
+from sb3_policyopt.hub.plain_yaml import check_config
 from sb3_policyopt.hub.wrappers import is_plain, plain
 from sb3_policyopt.hyperparams.zoo_yaml import load_plain
 from sb3_policyopt.saving.constructors import parameters_of
@@ -80,6 +82,15 @@ class Agent:
         except PickleRequiredError:
             return False
         return True
+
+    @property
+    def needs_trust(self) -> bool:
+        """Whether the command ``load_from_hub`` takes the agent only with ``--trust``, for its zip or its configuration."""
+        try:
+            check_config(self.config, "config.yml")
+        except ValueError:
+            return True
+        return not self.is_safe
 
 
 def file_name_of(env_id: str) -> str:
@@ -194,7 +205,7 @@ def config_of_model(model: BaseAlgorithm, algorithm_class: type | None = None) -
     :return: value by name; of a coefficient with a schedule the schedule, unless rl-zoo3's YAML cannot express it
     """
     config: dict[str, object] = {"n_envs": model.n_envs, "n_timesteps": model.num_timesteps}
-    config["policy"] = policy_alias(model) or model.policy_class.__name__
+    config["policy"] = policy_alias(model) or dotted_name(model.policy_class)
     if model.policy_kwargs:
         config["policy_kwargs"] = python_source(model.policy_kwargs)
     elsewhere = {"policy", "env", "policy_kwargs", "verbose", "seed", "device", "tensorboard_log", "stats_window_size"}
@@ -226,20 +237,3 @@ def _zoo_value(value: object) -> bool | int | float | str | list[object] | None:
     if isinstance(value, (list, tuple)) and is_plain(value):
         return [plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str)) else None
-
-
-def python_source(value: object) -> str:
-    """
-    Write policy arguments as the expression that rl-zoo3 evaluates.
-
-    :param value: literals, containers and classes
-    :return: Python source; classes of ``torch.nn`` and ``torch.optim`` as ``nn.ReLU`` and ``th.optim.Adam``
-    """
-    if isinstance(value, dict):
-        return f"dict({', '.join(f'{key}={python_source(item)}' for key, item in value.items())})"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(python_source, value))}]"
-    if isinstance(value, type):
-        prefix = {"torch.nn": "nn.", "torch.optim": "th.optim."}.get(".".join(value.__module__.split(".")[:2]), "")
-        return prefix + value.__name__
-    return repr(value)

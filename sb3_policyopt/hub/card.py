@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from sb3_policyopt import registry
 from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.evaluation import Protocol, Score, requirement
+from sb3_policyopt.hub.named_classes import is_expression, own_classes
 from sb3_policyopt.hyperparams.zoo_yaml import dump_plain
 from sb3_policyopt.identity.kinds import PLAIN, PolicyKind, kind_of
 
@@ -255,7 +256,7 @@ def _zoo_code(card: Card) -> list[str]:
     where = f"-orga {organization}" + (f" -name {name}" if name != agent.name else "")
     revision = f" --revision {card.revision}" if card.revision else ""
     which = f"--algo {agent.algo} --env {agent.env_id}"
-    trust = "" if agent.is_safe else " --trust"
+    trust = " --trust" if agent.needs_trust else ""
     return [
         f"sb3-policyopt load_from_hub {which} {where} -f logs/{revision}{trust}",
         f"sb3-policyopt enjoy {which} -f logs/{_gym_packages(card)}",
@@ -275,8 +276,26 @@ def _hyperparameters(card: Card) -> str:
     command += _gym_packages(card)
     return (
         "## Hyperparameters\n\nWhat is not listed has its default. To train such an agent again, save them as "
-        f"`hyperparameters.yml` and run\n`{command}`.\n\n{_fenced('yaml', block)}"
+        f"`hyperparameters.yml` and run\n`{command}`.{_needed_classes(card)}\n\n{_fenced('yaml', block)}"
     )
+
+
+def _needed_classes(card: Card) -> str:
+    """What a training with these hyperparameters needs beside packages that everybody can install."""
+    sentences = []
+    names = own_classes(card.agent.config)
+    of_scripts = [name for name in names if name.startswith("__main__.") or "<locals>" in name]
+    importable = ", ".join(f"`{name}`" for name in names if name not in of_scripts)
+    if importable:
+        sentences.append(f"You need {importable}, which the hyperparameters name: put the module where Python finds it.")
+    if of_scripts:
+        sentences.append(
+            f"You need {', '.join(f'`{name}`' for name in of_scripts)}, which the hyperparameters name and which the author "
+            "defined in a script: put the class into a module, and write its name in the hyperparameters as `module.Class`."
+        )
+    if not is_expression(card.agent.config.get("policy_kwargs")):
+        sentences.append("`policy_kwargs` holds objects that cannot be written in this form: replace them by what makes them.")
+    return "".join(f" {sentence}" for sentence in sentences)
 
 
 def _provenance(card: Card) -> str:
@@ -315,11 +334,15 @@ def _trust(card: Card) -> str:
             "## Trust\n\nThis agent can only be loaded with pickle, which runs whatever code the files contain: "
             "do so only if you trust its author."
         )
+    configuration = (
+        "\n\nThe command `load_from_hub` takes this agent only with `--trust`, because its `config.yml` names code that is "
+        "not of a known package."
+    )
     return (
         "## Trust\n\nA saved agent of Stable-Baselines3 contains pickles, which run code when they are loaded. "
         "`load_from_hub` of sb3-policyopt does not load them: it reads tensors, and the plain JSON and arrays that this "
         "repository has in addition. The code without sb3-policyopt does unpickle: run it only if you trust the author of "
-        "this repository."
+        "this repository." + (configuration if agent.needs_trust else "")
     )
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePath, PureWindowsPath
 
+from sb3_policyopt.saving.plain_json import class_names
+
 Wrappers = list[tuple[str, dict[str, object]]]
 """Dotted names of wrappers with their keyword arguments, innermost first."""
 
@@ -51,12 +53,15 @@ def check_config(config: Mapping[str, object], name: str) -> None:
 
     :param config: hyperparameters in rl-zoo3's form
     :param name: what to call them in an error
-    :raises ValueError: if a string that rl-zoo3 evaluates is not a literal, or a wrapper is not a known one
+    :raises ValueError: if a string that rl-zoo3 evaluates is not a literal, or a wrapper or a policy is not a known one
     """
     for key in EVALUATED:
         value = config.get(key)
         if isinstance(value, str) and not is_literal(value):
             raise ValueError(f"{key} in {name} is Python code that is not a plain literal: {value!r}")
+    policy = config.get("policy")
+    if isinstance(policy, str) and "." in policy and policy not in class_names():  # which rl-zoo3 imports
+        raise ValueError(f"policy in {name} names {policy}, which is not one of the known policies")
     for key in _WRAPPER_KEYS:
         for wrapper, _ in wrappers(config.get(key)):
             if not _KNOWN_WRAPPERS.fullmatch(wrapper):
@@ -84,7 +89,8 @@ def is_literal(source: str) -> bool:
     Test whether a Python expression is plain data.
 
     :param source: an expression such as ``dict(net_arch=[64], activation_fn=nn.ReLU)``
-    :return: True if it consists of literals, ``dict(…)`` with keywords, and names of ``torch.nn`` or ``torch.optim``
+    :return: True if it consists of literals, ``dict(…)`` with keywords, names of ``torch.nn`` or ``torch.optim``, and
+        known classes of Stable-Baselines3 and sb3-contrib, by ``get_class_by_name("…")``
     """
     try:
         return _is_literal_node(ast.parse(source.strip(), mode="eval").body)
@@ -103,9 +109,17 @@ def _is_literal_node(node: "ast.AST | None") -> bool:
         return all(_is_literal_node(item) for item in [*node.keys, *node.values])
     if isinstance(node, ast.Attribute):
         return not node.attr.startswith("_") and ast.unparse(node.value) in ("nn", "th.nn", "th.optim", "torch.nn")
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return all(keyword.arg is not None and _is_literal_node(keyword.value) for keyword in node.keywords)
-    return False
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "dict" and not node.args:
+            return all(keyword.arg is not None and _is_literal_node(keyword.value) for keyword in node.keywords)
+        return node.func.id == "get_class_by_name" and not node.keywords and _are_known_class(node.args)
+    return isinstance(node, ast.Name) and node.id == "RMSpropTFLike"
+
+
+def _are_known_class(arguments: list[ast.expr]) -> bool:
+    """Whether the arguments of a call are the name of one known class."""
+    names = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
+    return len(arguments) == len(names) == 1 and names[0] in class_names()
 
 
 def without_private_facts(mapping: Mapping[str, object]) -> dict[str, object]:

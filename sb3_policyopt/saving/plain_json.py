@@ -73,6 +73,16 @@ _SCHEDULES: dict[type, tuple[str, ...]] = {
 }
 
 
+def class_names() -> frozenset[str]:
+    """
+    List the classes that a description may name, but for those of ``torch.nn`` and ``torch.optim``.
+
+    :return: their names, each with its module
+    """
+    of_sb3 = {f"{cls.__module__}.{cls.__name__}" for cls in _CLASSES.values()}
+    return frozenset(of_sb3 | {f"{module}.{name}" for module, names in _MODULES.items() for name in names})
+
+
 def encode(value: object) -> object:
     """
     Turn a value into plain JSON, with a one-key tag such as ``{"$class": …}`` where JSON has no such kind.

@@ -33,6 +33,9 @@ VEC_ENVS = ("envpool", "shared")
 #: A ValueError or TypeError raised in these packages is about a hyperparameter.
 LIBRARIES = ("sb3_policyopt", "stable_baselines3", "sb3_contrib")
 
+#: Strings that rl-zoo3 evaluates, in its order.
+EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
+
 #: A TypeError about an unknown argument that is raised in these packages is about one of an environment or a wrapper.
 MAKERS_OF_ENVIRONMENTS = ("gymnasium", "rl_zoo3")
 
@@ -133,9 +136,18 @@ class Experiment(ExperimentManager):
             ) from error
 
     def _preprocess_hyperparams(self, hyperparams: Mapping[str, object]) -> object:
-        """Store the configuration's entry of wrappers, which rl-zoo3 then replaces by functions."""
+        """Store the configuration's entry of wrappers, which rl-zoo3 then replaces by functions, as it evaluates strings."""
         self.wrapper_entry = hyperparams.get("env_wrapper")
-        return super()._preprocess_hyperparams(hyperparams)
+        try:
+            return super()._preprocess_hyperparams(hyperparams)
+        except (NameError, AttributeError, SyntaxError) as error:
+            if not _raised_in(error, ("rl_zoo3",)):
+                raise
+            name = next((name for name in EVALUATED if isinstance(hyperparams.get(name), str)), "policy")
+            raise UserError(
+                f"{name} of {self.env_name.gym_id} cannot be evaluated ({type(error).__name__}: {error}): write a class as "
+                "nn.ReLU, th.optim.Adam or get_class_by_name('module.Class')"
+            ) from error
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """

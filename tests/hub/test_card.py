@@ -18,9 +18,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
 from sb3_policyopt import PPO, TRPO
-from sb3_policyopt.hub.agent import Agent, config_of_model, file_name_of, python_source
+from sb3_policyopt.hub.agent import Agent, config_of_model, file_name_of
 from sb3_policyopt.hub.card import Card
 from sb3_policyopt.hub.evaluation import Protocol, Score
+from sb3_policyopt.hub.named_classes import python_source
 
 pytestmark = pytest.mark.fast
 

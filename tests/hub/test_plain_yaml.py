@@ -63,6 +63,8 @@ def test_published_yaml_is_read_back_by_a_safe_loader(mapping: Any) -> None:
         "dict(log_std_init=-2, ortho_init=False, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[256, 256]))",
         "{'optimizer_class': th.optim.RMSprop, 'eps': 1e-5}",
         "dict(\n  net_arch=[64],\n)",
+        "dict(features_extractor_class=get_class_by_name('stable_baselines3.common.torch_layers.FlattenExtractor'))",
+        "dict(optimizer_class=RMSpropTFLike)",
     ],
 )
 def test_literals_of_the_zoo(source: str) -> None:
@@ -87,6 +89,14 @@ def test_literals_of_the_zoo(source: str) -> None:
         "1 if True else 2",
         "a := 1",
         "import os",
+        "get_class_by_name('os.system')",
+        "get_class_by_name('stable_baselines3.common.torch_layers.th.load')",
+        "get_class_by_name('stable_baselines3.common.torch_layers.NatureCNN', 1)",
+        "get_class_by_name(name='stable_baselines3.common.torch_layers.NatureCNN')",
+        "get_class_by_name(open('x'))",
+        "get_class_by_name",
+        "get_class_by_name()",
+        "open",
         "(" * 500,
     ],
 )
@@ -113,6 +123,7 @@ def test_config_of_the_zoo_passes_and_others_do_not() -> None:
         {"env_wrapper": "gymnasium.wrappers.sys.FlattenObservation.x"},
         {"vec_env_wrapper": "builtins.eval"},
         {"callback": ["subprocess.run"]},
+        {"policy": "os.system"},
     ]
     for bad in wrong:
         with pytest.raises(ValueError, match="config"):
