@@ -50,6 +50,7 @@ def _push(args: argparse.Namespace) -> None:
     import torch as th
 
     from sb3_policyopt.hub.agent import agent_of_run, find_run
+    from sb3_policyopt.hub.environments import acts_at_random
     from sb3_policyopt.hub.evaluation import Protocol
     from sb3_policyopt.hub.push import push_agent
 
@@ -66,7 +67,7 @@ def _push(args: argparse.Namespace) -> None:
         env_kwargs=agent.env_kwargs | (args.env_kwargs or {}),
         imports=tuple(args.gym_packages),
         n_envs=args.n_envs,
-        deterministic=not args.stochastic and (args.deterministic or not _acts_at_random(args.env)),
+        deterministic=not args.stochastic and (args.deterministic or not acts_at_random(args.env)),
         seed=args.seed,
     )
     where = push_agent(
@@ -101,11 +102,6 @@ def _load(args: argparse.Namespace) -> None:
         safe=not args.trust,
     )
     print(run)
-
-
-def _acts_at_random(env_id: str) -> bool:
-    """Whether an evaluation samples actions: in Atari and MiniGrid, as rl-zoo3, where a deterministic agent may not move."""
-    return env_id.startswith(("ALE/", "MiniGrid-")) or "NoFrameskip" in env_id
 
 
 def _common_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -1,5 +1,7 @@
 """The model card: metadata for the Hub, and text for readers."""
 
+import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from sb3_policyopt import registry
 from sb3_policyopt.hub.agent import Agent
+from sb3_policyopt.hub.environments import acts_at_random
 from sb3_policyopt.hub.evaluation import Protocol, Score, requirement
 from sb3_policyopt.hub.named_classes import is_expression, own_classes
 from sb3_policyopt.hyperparams.zoo_yaml import dump_plain
@@ -259,8 +262,15 @@ def _zoo_code(card: Card) -> list[str]:
     trust = " --trust" if agent.needs_trust else ""
     return [
         f"sb3-policyopt load_from_hub {which} {where} -f logs/{revision}{trust}",
-        f"sb3-policyopt enjoy {which} -f logs/{_gym_packages(card)}",
+        f"sb3-policyopt enjoy {which} -f logs/{_actions(card)}{_gym_packages(card)}",
     ]
+
+
+def _actions(card: Card) -> str:
+    """The flag of ``enjoy`` for the actions of the evaluation, where they are not those that it takes by default."""
+    if card.protocol.deterministic != acts_at_random(card.agent.env_id):
+        return ""
+    return " --deterministic" if card.protocol.deterministic else " --stochastic"
 
 
 def _gym_packages(card: Card) -> str:
@@ -273,11 +283,18 @@ def _hyperparameters(card: Card) -> str:
     config = card.agent.config | ({"n_timesteps": steps} if isinstance(steps, int) and steps > 0 else {})
     block = dump_plain({card.agent.env_id: config}).splitlines()
     command = f"sb3-policyopt train --algo {card.agent.algo} --env {card.agent.env_id} -conf hyperparameters.yml"
-    command += _gym_packages(card)
+    command += _env_kwargs(card.agent.env_kwargs) + _gym_packages(card)
     return (
         "## Hyperparameters\n\nWhat is not listed has its default. To train such an agent again, save them as "
         f"`hyperparameters.yml` and run\n`{command}`.{_needed_classes(card)}\n\n{_fenced('yaml', block)}"
     )
+
+
+def _env_kwargs(arguments: Mapping[str, object]) -> str:
+    """The flag of ``train`` for the arguments of the environment: its environments for evaluations have them, too."""
+    written = {key: json.dumps(value) if isinstance(value, str) else repr(value) for key, value in arguments.items()}
+    pairs = [shlex.quote(f"{key}:{value}") for key, value in written.items()]
+    return f" --env-kwargs {' '.join(pairs)}" if pairs else ""
 
 
 def _needed_classes(card: Card) -> str:

@@ -92,6 +92,16 @@ def registering_modules(env_id: str) -> tuple[str, ...]:
     return (module,) if package in sys.modules and package not in ("gymnasium", "__main__") else ()
 
 
+def acts_at_random(env_id: str) -> bool:
+    """
+    Whether ``enjoy`` of rl-zoo3 samples actions: in Atari and MiniGrid, where a deterministic agent may not move.
+
+    :param env_id: Gymnasium id
+    :return: True for these two
+    """
+    return env_id.startswith(("ALE/", "MiniGrid-")) or "NoFrameskip" in env_id
+
+
 def is_of_a_script(env_id: str) -> bool:
     """
     Whether an environment is defined where nobody can import it from.

@@ -58,7 +58,7 @@ def build(
     tensorboard_log = agent.stored().get("tensorboard_log")
     if tensorboard_log:
         report(f"The zip, which is published unchanged, contains the path of your TensorBoard logs: {tensorboard_log}")
-    provenance = _write_records(agent, folder)
+    provenance = _write_records(agent, protocol, folder)
     try:
         model = registry.find(agent.algo).load_class().load(agent.zip_path, device=device)
         env = protocol.make_env(_statistics(agent))
@@ -74,7 +74,12 @@ def build(
         _film(agent, model, protocol, folder / "replay.mp4", video_length, report)
     has_picture = _draw(agent, folder / "training.png", report)
     card = Card(
-        replace(agent, config=without_private_facts(agent.config), zip_path=folder / agent.file_name),
+        replace(
+            agent,
+            config=without_private_facts(agent.config),
+            env_kwargs=without_private_facts(agent.env_kwargs),
+            zip_path=folder / agent.file_name,
+        ),
         replace(protocol, env_kwargs=without_private_facts(protocol.env_kwargs)),
         score,
         repo_id,
@@ -119,10 +124,15 @@ def _statistics(agent: Agent) -> "VecNormalize | None":
     return statistics
 
 
-def _write_records(agent: Agent, folder: Path) -> dict[str, object]:
-    """Write configuration, arguments, statistics, metrics and provenance; return the provenance."""
-    arguments = {"algo": agent.algo, "env": agent.env_id, "env_kwargs": None} | _public(agent.arguments)
-    for name, content in (("config.yml", agent.config), ("args.yml", arguments), ("env_kwargs.yml", agent.env_kwargs)):
+def _write_records(agent: Agent, protocol: Protocol, folder: Path) -> dict[str, object]:
+    """
+    Write configuration, arguments, statistics, metrics and provenance; return the provenance.
+
+    The arguments of the environment are those of the evaluation, in which ``enjoy`` is to run the agent.
+    """
+    arguments = {"algo": agent.algo, "env": agent.env_id} | _public(agent.arguments)
+    arguments["env_kwargs"] = protocol.env_kwargs or None
+    for name, content in (("config.yml", agent.config), ("args.yml", arguments), ("env_kwargs.yml", protocol.env_kwargs)):
         (folder / name).write_text(dump_plain(without_private_facts(content)), encoding="utf-8")
     if agent.is_safe:
         _write_json(folder / "config.json", read_description(agent.zip_path))
