@@ -67,7 +67,7 @@ def package_to_hub(
     """
     if local_repo_path is not None:
         warnings.warn("local_repo_path is not used: nothing is cloned", stacklevel=2)
-    _check(model, model_name, model_architecture, n_eval_episodes, video_length, logs)
+    _check(model, model_name, model_architecture, logs)
     env = eval_env if isinstance(eval_env, VecEnv) else _vectorised(eval_env)
     _check_id(env, env_id)
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,8 +100,6 @@ def _check(
     model: BaseAlgorithm,
     model_name: str,
     model_architecture: str,
-    n_eval_episodes: int,
-    video_length: int,
     logs: "str | Path | None",
 ) -> None:
     if not model_name or Path(model_name).name != model_name:
@@ -109,10 +107,6 @@ def _check(
     class_name = type(model).__name__
     if model_architecture.lower() != class_name.lower():
         raise ValueError(f"model_architecture must be {class_name!r}, the class of the model, not {model_architecture!r}")
-    if n_eval_episodes < 1:
-        raise ValueError(f"n_eval_episodes must be at least 1, not {n_eval_episodes}")
-    if video_length < 0:
-        raise ValueError(f"video_length must be at least 0, not {video_length}")
     if logs is not None and not Path(logs).is_dir():
         raise ValueError(f"logs must be a folder, and {str(logs)!r} is none")
 

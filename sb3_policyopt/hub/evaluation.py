@@ -63,6 +63,15 @@ class Protocol:
     deterministic: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("n_eval_episodes", self.n_episodes, 1),
+            ("n_envs", self.n_envs, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+
     @classmethod
     def from_config(cls, env_id: str, config: Mapping[str, object], **settings: "Unpack[Settings]") -> "Protocol":
         """

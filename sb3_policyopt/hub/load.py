@@ -82,6 +82,7 @@ def load_from_hub(
         ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. Its statistics are frozen (``training=False``).
         With ``filename``, the path of the file
     :raises ValueError: if ``filename`` is combined with an argument of the loading, or ``env`` has other observations
+        or a ``VecNormalize`` although the agent brings its own
     :raises HubError: if there is no such repository or file, or the Hub cannot be reached
     :raises PickleRequiredError: if the agent cannot be loaded without unpickling, and ``safe`` is True
     """

@@ -11,7 +11,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_shape_equal
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+    unwrap_vec_normalize,
+)
 
 from sb3_policyopt.saving.plain_json import decode, encode
 
@@ -67,9 +74,14 @@ def attached(statistics: VecNormalize, env: GymEnv, observation_space: "spaces.S
     :param env: as it was before normalisation, or with the frame stack around it
     :param observation_space: of the agent
     :return: the environment for the agent
-    :raises ValueError: if the observations have another shape than those of the training
+    :raises ValueError: if it has a ``VecNormalize`` already, or its observations another shape than those of the training
     """
     given = layer = BaseAlgorithm._wrap_env(env, verbose=0)
+    if unwrap_vec_normalize(given) is not None:
+        raise ValueError(
+            "env has a VecNormalize, and the agent brings its own, so that observations would be normalised twice: pass the "
+            "environment of the training without VecNormalize and VecFrameStack around it"
+        )
     while not _same_shape(layer.observation_space, statistics.observation_space):
         if not isinstance(layer, (VecFrameStack, VecTransposeImage)):
             raise ValueError(

@@ -69,7 +69,8 @@ def push_to_hub(
     :param license: licence of the agent, as the Hub abbreviates it
     :param dry_run: build everything in this folder, and send nothing
     :return: address of the commit, or the folder of the dry run
-    :raises ValueError: if ``config`` is not given and the model's environment has a wrapper that cannot be made again
+    :raises ValueError: if a number is out of its range, or ``config`` is not given and the model's environment has a wrapper
+        that cannot be made again
     :raises HubError: if anything else fails; the message is one sentence
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,13 +130,16 @@ def push_agent(
     :param device: where PyTorch evaluates the agent
     :param report: called with each message about the progress
     :return: address of the commit, or the folder of the dry run
-    :raises HubError: if anything fails; the message is one sentence
+    :raises ValueError: if ``video_length`` is negative
+    :raises HubError: if anything else fails; the message is one sentence
     """
+    if video_length < 0:
+        raise ValueError(f"video_length must be at least 0, not {video_length}")
     if repo_id.count("/") != 1:
         raise HubUserError(f"{repo_id!r} is not of the form name/repository")
     api = HfApi(token=token)
     if dry_run is None:
-        check_repository(api, repo_id, agent, private)
+        check_repository(api, repo_id, agent, private, revision)
     target = None if dry_run is None else _empty_folder(Path(dry_run))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "repository"

@@ -2,18 +2,25 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub import HfApi, ModelInfo
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from sb3_policyopt.errors import HubError, HubUserError
 from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.errors import one_sentence
 
 # Files of an earlier upload that the new one may lack; other files of the repository (.gitattributes, LICENSE) are kept.
-_OPTIONAL_FILES = ["replay.mp4", "training.png", "vec_normalize.pkl", "vec_normalize.npz", "train_eval_metrics.zip"]
+_OPTIONAL_FILES = [
+    "config.json",
+    "replay.mp4",
+    "training.png",
+    "vec_normalize.pkl",
+    "vec_normalize.npz",
+    "train_eval_metrics.zip",
+]
 
 
-def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> None:
+def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool, revision: "str | None" = None) -> None:
     """
     Check before the evaluation that the agent can be published.
 
@@ -21,12 +28,13 @@ def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> N
     :param repo_id: where the agent is to be published
     :param agent: the agent
     :param private: whether the repository is to be private
+    :param revision: the branch to commit to; by default the main one
     :raises HubError: if there is no valid token, or the repository holds another agent or is public although ``private``
     """
     with one_sentence(repo_id):
         api.whoami()
         try:
-            existing = api.repo_info(repo_id)
+            existing = _branch(api, repo_id, revision)
         except RepositoryNotFoundError:
             return
     if private and not existing.private:
@@ -37,6 +45,14 @@ def check_repository(api: HfApi, repo_id: str, agent: Agent, private: bool) -> N
         raise HubUserError(
             f"{repo_id} holds another agent ({', '.join(sorted(others))}): choose another name with --repo-name"
         )
+
+
+def _branch(api: HfApi, repo_id: str, revision: "str | None") -> ModelInfo:
+    """Describe the branch; if there is none of this name, the main one, of which it will be made."""
+    try:
+        return api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        return api.model_info(repo_id)
 
 
 def send(api: HfApi, folder: Path, repo_id: str, private: bool, revision: "str | None", commit_message: str) -> str:

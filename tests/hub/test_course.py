@@ -228,6 +228,14 @@ def test_mistakes_are_one_sentence(case: str, model: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "dry").exists()
 
 
+@pytest.mark.parametrize("wrong", [{"n_eval_episodes": 0}, {"video_length": -3}, {"seed": -1}])
+def test_numbers_out_of_range_are_named_by_push_to_hub(wrong: dict[str, int], model: Any, tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"n_eval_episodes": 1, "video_length": 0} | wrong
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least"):
+        push_to_hub(model, "me/x", dry_run=tmp_path / "dry", **numbers)
+    assert not (tmp_path / "dry").exists()
+
+
 def test_an_unused_argument_is_named_and_a_bad_repository_refused(model: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="local_repo_path is not used"), pytest.raises(HubError, match="name/repository"):
         package(model, tmp_path, repo_id="me", local_repo_path="hub")

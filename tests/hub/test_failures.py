@@ -155,7 +155,7 @@ def test_dry_run_sends_nothing(client: Client, hub: Hub, logs: Path, tmp_path: P
 def test_new_upload_replaces_stale_files_and_keeps_foreign_ones(client: Client, hub: Hub, logs: Path, files: Any) -> None:
     mine: dict[str, Any] = {"LICENSE": b"mine", "logs/notes.txt": b"of my own"}
     repo = publish(hub, files | {"replay.mp4": b"of an earlier agent", **mine})
-    assert client.command(*push(logs)).code == 0
+    assert client.command(*push(logs)).code == 0 and "config.json" in repo.files()
     assert "replay.mp4" not in repo.files() and mine.items() <= repo.files().items()
 
 
@@ -169,6 +169,21 @@ def test_revision(client: Client, hub: Hub, logs: Path, tmp_path: Path) -> None:
     assert client.command(*load(tmp_path / "v1", "--revision", "v1")).code == 0
     unknown = client.command(*load(tmp_path / "v2", "--revision", "v2"))
     assert unknown.code == 2 and "no branch, tag or commit 'v2'" in unknown.sentence
+
+
+def test_a_branch_of_another_agent(client: Client, hub: Hub, logs: Path, files: dict[str, bytes]) -> None:
+    others = dict(files)
+    others["trpo-Pendulum-v1.zip"] = others.pop("ppo-CartPole-v1.zip")
+    repo = publish(hub, files)
+    repo.commit("theirs", others, "Upload agent")
+    result = client.command(*push(logs, "--revision", "theirs"))
+    assert result.code == 2 and "holds another agent (trpo-Pendulum-v1.zip)" in result.sentence
+    assert "ppo-CartPole-v1.zip" not in repo.files("theirs")
+    assert client.command(*push(logs, "--revision", "new")).code == 0
+    repo.commit("main", {"trpo-Pendulum-v1.zip": b""}, "Upload agent")
+    assert client.command(*push(logs, "--revision", "new")).code == 0  # that branch has no other agent
+    result = client.command(*push(logs, "--revision", "newer"))  # it would be made of main
+    assert result.code == 2 and "holds another agent" in result.sentence
 
 
 # -- loading --------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from loopback import Hub
 
 PRELUDE = """
 import numpy as np
+from huggingface_hub import HfApi
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
@@ -61,8 +62,11 @@ OWN_POLICY = """
 class OwnPolicy(ActorCriticPolicy):
     pass
 
+push_to_hub(PPO("MlpPolicy", env(), **SMALL), "me/own", **ONCE)
+assert "config.json" in HfApi().list_repo_files("me/own")
 model = PPO(OwnPolicy, env(), **SMALL)
 push_to_hub(model, "me/own", **ONCE)
+assert "config.json" not in HfApi().list_repo_files("me/own")  # it described the agent that was there before
 try:
     load_from_hub("me/own", device="cpu")
 except PickleRequiredError as error:

@@ -213,6 +213,13 @@ except ValueError as error:
     assert "env has the observations" in str(error) and "without VecNormalize and VecFrameStack" in str(error), error
 else:
     raise AssertionError("another environment was taken")
+for given in (VecNormalize(env()), VecFrameStack(VecNormalize(env()), 3), VecNormalize(VecFrameStack(env(), 3))):
+    try:
+        load_from_hub("me/stacked", env=given, device="cpu")
+    except ValueError as error:
+        assert "env has a VecNormalize, and the agent brings its own" in str(error), error
+    else:
+        raise AssertionError("observations are normalised twice")
 """
 
 
