@@ -12,6 +12,7 @@ from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.environments import acts_at_random
 from sb3_policyopt.hub.evaluation import Protocol, Score, requirement
 from sb3_policyopt.hub.named_classes import is_expression, own_classes
+from sb3_policyopt.hub.wrappers import replaced_gamma
 from sb3_policyopt.hyperparams.zoo_yaml import dump_plain
 from sb3_policyopt.identity.kinds import PLAIN, PolicyKind, kind_of
 
@@ -286,7 +287,7 @@ def _hyperparameters(card: Card) -> str:
     command += _env_kwargs(card.agent.env_kwargs) + _gym_packages(card)
     return (
         "## Hyperparameters\n\nWhat is not listed has its default. To train such an agent again, save them as "
-        f"`hyperparameters.yml` and run\n`{command}`.{_needed_classes(card)}\n\n{_fenced('yaml', block)}"
+        f"`hyperparameters.yml` and run\n`{command}`.{_remarks(card)}\n\n{_fenced('yaml', block)}"
     )
 
 
@@ -297,8 +298,8 @@ def _env_kwargs(arguments: Mapping[str, object]) -> str:
     return f" --env-kwargs {' '.join(pairs)}" if pairs else ""
 
 
-def _needed_classes(card: Card) -> str:
-    """What a training with these hyperparameters needs beside packages that everybody can install."""
+def _remarks(card: Card) -> str:
+    """What a training with these hyperparameters needs beside packages that everybody can install, or does otherwise."""
     sentences = []
     names = own_classes(card.agent.config)
     of_scripts = [name for name in names if name.startswith("__main__.") or "<locals>" in name]
@@ -312,6 +313,9 @@ def _needed_classes(card: Card) -> str:
         )
     if not is_expression(card.agent.config.get("policy_kwargs")):
         sentences.append("`policy_kwargs` holds objects that cannot be written in this form: replace them by what makes them.")
+    gamma = replaced_gamma(card.agent.config)
+    if gamma is not None:
+        sentences.append(f"`VecNormalize` then has the `gamma` of the algorithm, and not {gamma} as here.")
     return "".join(f" {sentence}" for sentence in sentences)
 
 

@@ -132,5 +132,7 @@ def _with_own_statistics(agent: Agent, model: BaseAlgorithm, scratch: Path) -> A
         return agent
     own.save(str(scratch / "vecnormalize.pkl"))
     return replace(
-        agent, config=agent.config | {"normalize": normalization_of(own)}, statistics_path=scratch / "vecnormalize.pkl"
+        agent,
+        config=agent.config | {"normalize": normalization_of(own, agent.config)},
+        statistics_path=scratch / "vecnormalize.pkl",
     )

@@ -204,7 +204,7 @@ def agent_of_model(
         if isinstance(stacked, VecFrameStack):
             of_model["frame_stack"] = stacked.stacked_obs.n_stack
         if vec_normalize is not None:
-            of_model["normalize"] = normalization_of(vec_normalize)
+            of_model["normalize"] = normalization_of(vec_normalize, of_model)
         if spec is not None and env is not None and spec.id == env_id:
             wrappers = wrappers_of(env)
             if wrappers:

@@ -1,8 +1,10 @@
 """The wrappers of a script's environment as rl-zoo3's configuration names them, so that the evaluation makes them again."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
@@ -21,6 +23,7 @@ _REPRODUCED = (VecNormalize, VecFrameStack, VecTransposeImage, VecMonitor, VecCh
 # Wrappers of one environment that change neither observations, actions, rewards nor the end of episodes.
 _OBSERVERS = ("Monitor", "RecordVideo", "RecordEpisodeStatistics", "PassiveEnvChecker", "OrderEnforcing", "RenderCollection")
 _DEFAULTS = {"clip_obs": 10.0, "clip_reward": 10.0, "epsilon": 1e-8}
+_GAMMA = 0.99  # of a VecNormalize, and of every algorithm here
 
 
 def wrappers_of(env: VecEnv) -> list[dict[str, dict[str, object]]]:
@@ -53,16 +56,35 @@ def wrappers_of(env: VecEnv) -> list[dict[str, dict[str, object]]]:
     return [{one.entry_point.replace(":", "."): given} for one, given in zip(changing, arguments, strict=True)]
 
 
-def normalization_of(vec_normalize: VecNormalize) -> dict[str, object]:
+def normalization_of(vec_normalize: VecNormalize, config: Mapping[str, object]) -> dict[str, object]:
     """
     Describe a ``VecNormalize`` as rl-zoo3's entry ``normalize``.
 
     :param vec_normalize: it
+    :param config: the hyperparameters beside it; rl-zoo3 gives the ``VecNormalize`` their ``gamma``
     :return: its arguments, the rarer ones only where they differ from their defaults
     """
     rarer = {name: getattr(vec_normalize, name) for name, default in _DEFAULTS.items()}
     changed = {name: value for name, value in rarer.items() if not math.isclose(value, _DEFAULTS[name])}
+    gamma = config.get("gamma", _GAMMA)
+    if vec_normalize.norm_reward and vec_normalize.gamma != gamma:
+        changed["gamma"] = vec_normalize.gamma
+    keys, space = vec_normalize.norm_obs_keys, vec_normalize.observation_space
+    if vec_normalize.norm_obs and keys is not None and isinstance(space, spaces.Dict) and set(keys) != set(space.spaces):
+        changed["norm_obs_keys"] = list(keys)
     return {"norm_obs": vec_normalize.norm_obs, "norm_reward": vec_normalize.norm_reward, **changed}
+
+
+def replaced_gamma(config: Mapping[str, object]) -> object:
+    """
+    Find the ``gamma`` of a ``VecNormalize`` that rl-zoo3 replaces by that of the algorithm.
+
+    :param config: hyperparameters in rl-zoo3's form
+    :return: it; None if nothing is replaced by another number
+    """
+    normalize = config.get("normalize")
+    own = normalize.get("gamma") if isinstance(normalize, Mapping) else None
+    return own if "gamma" in config and own != config["gamma"] else None
 
 
 def is_plain(value: object) -> bool:

@@ -160,7 +160,7 @@ def test_push_to_hub_makes_the_environment_of_the_model_again(tmp_path: Path) ->
         {"gymnasium.wrappers.transform_action.RescaleAction": {"min_action": -1.0, "max_action": 1.0}}
     ]
     assert config["log_std_bounds"] == [-1.0, 0.5]
-    assert config["normalize"] == {"norm_obs": True, "norm_reward": True, "clip_obs": 5.0}
+    assert config["normalize"] == {"norm_obs": True, "norm_reward": True, "clip_obs": 5.0, "gamma": 0.9}
     assert "RescaleAction(env, min_action=-1.0, max_action=1.0)" in (folder / "README.md").read_text()
 
 

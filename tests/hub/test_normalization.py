@@ -12,7 +12,10 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
+from sb3_policyopt import PPO
+from sb3_policyopt.hub import push_to_hub
 from sb3_policyopt.hub.normalization import load_statistics, save_statistics, statistics_to_pickle
+from sb3_policyopt.hub.wrappers import normalization_of, replaced_gamma
 
 pytestmark = pytest.mark.fast
 
@@ -105,3 +108,40 @@ def test_damaged_files_are_reported(tmp_path: Path) -> None:
         load_statistics(path)
     with pytest.raises(FileNotFoundError):
         load_statistics(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize("of_agent", [None, 0.9, 0.99])
+@pytest.mark.parametrize(
+    ("make", "arguments", "rarer"),
+    [
+        (lambda: make_vec_env("Pendulum-v1", 1), {}, {}),
+        (lambda: make_vec_env("Pendulum-v1", 1), {"gamma": 0.5}, {"gamma": 0.5}),
+        (lambda: DummyVecEnv([DictEnv]), {"norm_obs_keys": ["position"]}, {"norm_obs_keys": ["position"]}),
+        (lambda: DummyVecEnv([DictEnv]), {"norm_obs_keys": ["position"], "norm_obs": False, "norm_reward": False}, {}),
+    ],
+    ids=["default", "gamma", "keys", "keys that mean nothing"],
+)
+def test_arguments_of_a_normalisation_that_differ_from_those_of_the_zoo(
+    make: Callable[[], VecEnv], arguments: dict[str, Any], rarer: dict[str, Any], of_agent: float | None
+) -> None:
+    env = VecNormalize(make(), **arguments)
+    config: dict[str, object] = {} if of_agent is None else {"gamma": of_agent}
+    if of_agent == 0.9 and env.norm_reward:  # which the zoo would insert
+        rarer = {"gamma": env.gamma, **rarer}
+    config["normalize"] = entry = normalization_of(env, config)
+    assert entry == {"norm_obs": env.norm_obs, "norm_reward": env.norm_reward, **rarer}
+    assert replaced_gamma(config) == (
+        env.gamma if of_agent is not None and env.gamma != of_agent and "gamma" in entry else None
+    )
+    again = VecNormalize(make(), **entry)  # type: ignore[arg-type]  # of the YAML
+    assert not again.norm_obs or again.norm_obs_keys == env.norm_obs_keys
+    assert not again.norm_reward or again.gamma == env.gamma
+
+
+def test_the_card_says_whose_gamma_a_training_takes(tmp_path: Path) -> None:
+    for gamma, remark in ((0.99, False), (0.9, True)):
+        env = VecNormalize(make_vec_env("Pendulum-v1", 1), gamma=0.5)
+        model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, gamma=gamma, device="cpu")
+        folder = push_to_hub(model, "me/x", n_eval_episodes=1, video_length=0, dry_run=tmp_path / str(gamma))
+        card = (Path(folder) / "README.md").read_text()
+        assert "    gamma: 0.5\n" in card and ("has the `gamma` of the algorithm, and not 0.5" in card) == remark
