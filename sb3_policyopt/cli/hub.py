@@ -54,6 +54,8 @@ def _push(args: argparse.Namespace) -> None:
     from sb3_policyopt.hub.evaluation import Protocol
     from sb3_policyopt.hub.push import push_agent
 
+    if args.n_timesteps < 0:
+        raise UserError(f"-n must be at least 0, not {args.n_timesteps}")
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
     checkpoint = (

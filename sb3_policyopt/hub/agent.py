@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
 from sb3_policyopt.hub.environments import split_id
 from sb3_policyopt.hub.named_classes import dotted_name, python_source
-from sb3_policyopt.hub.plain_yaml import check_config
+from sb3_policyopt.hub.plain_yaml import check_config, wrappers_in
 from sb3_policyopt.hub.wrappers import is_plain, plain
 from sb3_policyopt.hyperparams.zoo_yaml import load_plain
 from sb3_policyopt.saving.constructors import parameters_of
@@ -69,9 +70,15 @@ class Agent:
         Read the numbers and strings among the attributes in the zip; nothing is unpickled.
 
         :return: attributes of the saved model, by name
+        :raises HubUserError: if the file holds none
         """
-        with zipfile.ZipFile(self.zip_path) as archive:
-            data = json.loads(archive.read("data"))
+        try:
+            with zipfile.ZipFile(self.zip_path) as archive:
+                data = dict(json.loads(archive.read("data")))
+        except (KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise HubUserError(
+                f"{self.zip_path} is damaged, or was not saved by model.save() ({type(error).__name__}: {error})"
+            ) from error
         return {name: value for name, value in data.items() if isinstance(value, (int, float, str))}
 
     @property
@@ -151,12 +158,17 @@ def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") ->
     name = file_name_of(env_id)
     zip_path = _checkpoint(run, name, checkpoint)
     config = _read_yaml(run / name / "config.yml")
+    try:
+        for key in ("env_wrapper", "vec_env_wrapper"):
+            wrappers_in(config, key, str(run / name / "config.yml"))
+    except ValueError as error:
+        raise HubUserError(str(error)) from error
     arguments = _read_yaml(run / name / "args.yml")
     env_kwargs = arguments.get("env_kwargs") or config.get("env_kwargs")
     statistics = run / name / "vecnormalize.pkl"
     if config.get("normalize") and not statistics.is_file():
         raise HubUserError(f"the run normalised its observations or rewards, but {statistics} is missing")
-    return Agent(
+    agent = Agent(
         algo,
         split_id(env_id)[1],
         zip_path,
@@ -166,6 +178,8 @@ def agent_of_run(run: Path, algo: str, env_id: str, checkpoint: str = "last") ->
         statistics_path=statistics if config.get("normalize") else None,
         run_folder=run,
     )
+    agent.stored()
+    return agent
 
 
 def _checkpoint(run: Path, name: str, checkpoint: str) -> Path:

@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Iterable
 
+import gymnasium
 from gymnasium.envs.registration import EnvSpec, registry
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -71,6 +73,32 @@ def _unregistered(env_id: str, module: str) -> HubUserError:
         f"{env_id} is not registered in this process, also after an import of {module!r}: pass env_id='module:{env_id}' with "
         "the module that registers it"
     )
+
+
+def check_registered(env_id: str, modules: Iterable[str]) -> None:
+    """
+    Import the modules that register an environment, and check that one of them does.
+
+    :param env_id: Gymnasium id, without a module
+    :param modules: their names
+    :raises HubUserError: if a module cannot be imported, or the environment is not registered
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a module can raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise HubUserError(
+                f"{module}, which is to register {env_id}, cannot be imported ({reason}): install it, or name another module "
+                f"with --gym-packages (of a function env_id='module:{env_id}')"
+            ) from error
+    try:
+        gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        raise HubUserError(
+            f"there is no environment {env_id}: name the module that registers it with --gym-packages (of a function "
+            f"env_id='module:{env_id}')"
+        ) from error
 
 
 def registering_modules(env_id: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The evaluation of an agent: a function that runs it, and the same as code for the model card."""
 
-import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
@@ -13,9 +13,10 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_policyopt import registry
+from sb3_policyopt.errors import HubUserError
 from sb3_policyopt.evaluation import evaluate_policy
-from sb3_policyopt.hub.environments import is_of_a_script, registering_modules, split_id
-from sb3_policyopt.hub.plain_yaml import Wrappers, wrappers
+from sb3_policyopt.hub.environments import check_registered, is_of_a_script, registering_modules, split_id
+from sb3_policyopt.hub.plain_yaml import Wrappers, wrappers_in
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,8 +90,8 @@ class Protocol:
         settings["imports"] = tuple(dict.fromkeys((*given, *modules)))
         return cls(
             name,
-            env_wrappers=wrappers(config.get("env_wrapper")),
-            vec_env_wrappers=wrappers(config.get("vec_env_wrapper")),
+            env_wrappers=wrappers_in(config, "env_wrapper"),
+            vec_env_wrappers=wrappers_in(config, "vec_env_wrapper"),
             frame_stack=frame_stack if isinstance(frame_stack, int) else 0,
             **settings,
         )
@@ -102,16 +103,24 @@ class Protocol:
         :param statistics: a ``VecNormalize`` attached to no environment, whose statistics are to be used
         :param n_envs: another number of copies
         :return: the environment, seeded
+        :raises HubUserError: if the environment is not registered, or has no such arguments
         """
-        for module in self.imports:
-            importlib.import_module(module)
-        env: VecEnv = make_vec_env(
-            self.env_id,
-            n_envs=n_envs or self.n_envs,
-            seed=self.seed,
-            env_kwargs=self.env_kwargs,
-            wrapper_class=self._wrap if self.env_wrappers else None,
-        )
+        check_registered(self.env_id, self.imports)
+        try:
+            env: VecEnv = make_vec_env(
+                self.env_id,
+                n_envs=n_envs or self.n_envs,
+                seed=self.seed,
+                env_kwargs=self.env_kwargs,
+                wrapper_class=self._wrap if self.env_wrappers else None,
+            )
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in self.env_kwargs:
+                raise
+            raise HubUserError(
+                f"{self.env_id} has no argument {unknown[1]}: correct --env-kwargs (of a function env_kwargs=)"
+            ) from error
         for name, arguments in self.vec_env_wrappers:
             env = _wrapped(env, name, arguments)
         if statistics is not None:

@@ -150,7 +150,10 @@ def download_run(
             "another folder"
         )
     files = _files(repo_id, revision)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise HubUserError(f"{folder} is no folder, as a file has this name: choose another one with -f") from error
     # In the folder of the target: a complete download is renamed, an incomplete one is deleted.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
         new = Path(scratch) / "run"

@@ -63,7 +63,7 @@ def check_config(config: Mapping[str, object], name: str) -> None:
     if isinstance(policy, str) and "." in policy and policy not in class_names():  # which rl-zoo3 imports
         raise ValueError(f"policy in {name} names {policy}, which is not one of the known policies")
     for key in _WRAPPER_KEYS:
-        for wrapper, _ in wrappers(config.get(key)):
+        for wrapper, _ in wrappers_in(config, key, name):
             if not _KNOWN_WRAPPERS.fullmatch(wrapper):
                 raise ValueError(f"{key} in {name} names {wrapper}, which is not one of the known wrappers")
 
@@ -74,14 +74,34 @@ def wrappers(entry: object) -> Wrappers:
 
     :param entry: a dotted name, a mapping ``{name: arguments}``, a list of these, or None
     :return: dotted names with their keyword arguments, innermost first
+    :raises ValueError: if a wrapper has arguments without names
     """
     pairs: Wrappers = []
     for item in entry if isinstance(entry, list) else [entry]:
         if isinstance(item, Mapping):
-            pairs.extend((str(name), dict(arguments or {})) for name, arguments in item.items())
+            for name, arguments in item.items():
+                if not isinstance(arguments, Mapping | None):
+                    raise ValueError(f"{name} has {arguments!r}, and not a dictionary of its arguments by name")
+                pairs.append((str(name), {str(key): value for key, value in (arguments or {}).items()}))
         elif item is not None:
             pairs.append((str(item), {}))
     return pairs
+
+
+def wrappers_in(config: Mapping[str, object], key: str, name: str = "config") -> Wrappers:
+    """
+    Read the wrappers of one entry of a configuration.
+
+    :param config: hyperparameters in rl-zoo3's form
+    :param key: the entry, such as "env_wrapper"
+    :param name: what to call the configuration in an error
+    :return: see :func:`wrappers`
+    :raises ValueError: if a wrapper has arguments without names
+    """
+    try:
+        return wrappers(config.get(key))
+    except ValueError as error:
+        raise ValueError(f"{key} in {name}: {error}") from error
 
 
 def is_literal(source: str) -> bool:

@@ -22,6 +22,7 @@ from sb3_policyopt.hub.upload import check_repository, send
 from sb3_policyopt.hub.wrappers import normalization_of, wrappers_of
 from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.saving import generators
+from sb3_policyopt.setup.devices import check_name
 
 
 def push_to_hub(
@@ -130,11 +131,12 @@ def push_agent(
     :param device: where PyTorch evaluates the agent
     :param report: called with each message about the progress
     :return: address of the commit, or the folder of the dry run
-    :raises ValueError: if ``video_length`` is negative
+    :raises ValueError: if ``video_length`` is negative, or ``device`` is none
     :raises HubError: if anything else fails; the message is one sentence
     """
     if video_length < 0:
         raise ValueError(f"video_length must be at least 0, not {video_length}")
+    check_name(device)
     if repo_id.count("/") != 1:
         raise HubUserError(f"{repo_id!r} is not of the form name/repository")
     api = HfApi(token=token)

@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_policyopt import registry
-from sb3_policyopt.errors import HubError
+from sb3_policyopt.errors import HubError, HubUserError
 from sb3_policyopt.hub.agent import Agent
 from sb3_policyopt.hub.card import Card
 from sb3_policyopt.hub.evaluation import Protocol, Score
@@ -60,11 +60,13 @@ def build(
         report(f"The zip, which is published unchanged, contains the path of your TensorBoard logs: {tensorboard_log}")
     provenance = _write_records(agent, protocol, folder)
     try:
-        model = registry.find(agent.algo).load_class().load(agent.zip_path, device=device)
         env = protocol.make_env(_statistics(agent))
+        model = registry.find(agent.algo).load_class().load(agent.zip_path, device=device)
         report(f"Evaluating {protocol.n_episodes} episodes of {agent.env_id}")
         score = protocol.evaluate(model, env)
         env.close()
+    except HubError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise HubError(f"the agent does not run in {agent.env_id} ({type(error).__name__}: {reason})") from error
@@ -117,10 +119,12 @@ def _statistics(agent: Agent) -> "VecNormalize | None":
     """The statistics of the user's own training, read from the pickle that the training wrote."""
     if agent.statistics_path is None:
         return None
-    with agent.statistics_path.open("rb") as file:
-        statistics = pickle.load(file)
+    try:
+        statistics = pickle.loads(agent.statistics_path.read_bytes())
+    except Exception as error:  # a damaged pickle raises anything
+        raise HubUserError(f"{agent.statistics_path} is damaged ({type(error).__name__}: {error})") from error
     if not isinstance(statistics, VecNormalize):
-        raise HubError(f"{agent.statistics_path} does not hold a VecNormalize")
+        raise HubUserError(f"{agent.statistics_path} does not hold a VecNormalize")
     return statistics
 
 
@@ -174,17 +178,25 @@ def _provenance(agent: Agent) -> dict[str, object]:
     """The record of the training, or without one the versions that the zip names."""
     recorded = agent.run_folder / "provenance.json" if agent.run_folder else None
     if recorded is not None and recorded.is_file():
-        facts: dict[str, object] = dict(json.loads(recorded.read_text(encoding="utf-8")))
+        facts = _read_json(recorded)
         arguments = facts.get("arguments")
         facts["arguments"] = _public(arguments) if isinstance(arguments, dict) else {}
     else:
         stored = agent.stored()
         facts = {name: stored.get(key) for name, key in (("seed", "seed"), ("n_timesteps", "num_timesteps"))}
         with zipfile.ZipFile(agent.zip_path) as archive:
-            lines = archive.read("system_info.txt").decode().splitlines()
+            has_versions = "system_info.txt" in archive.namelist()
+            lines = archive.read("system_info.txt").decode().splitlines() if has_versions else []
         facts["versions"] = dict(line.removeprefix("- ").split(": ", 1) for line in lines if ": " in line)
     facts["zip_sha256"] = sha256(agent.zip_path.read_bytes()).hexdigest()
     return without_private_facts(facts)
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise HubUserError(f"{path} is damaged ({error}): remove it to publish the agent without it") from error
 
 
 def _write_results(protocol: Protocol, score: Score, folder: Path) -> None:

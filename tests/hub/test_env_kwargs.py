@@ -16,7 +16,6 @@ from runs import make_run
 from sb3_policyopt import PPO
 from sb3_policyopt.cli.main import main
 from sb3_policyopt.hub import push_to_hub
-from sb3_policyopt.hub.card import _env_kwargs
 from sb3_policyopt.hub.environments import acts_at_random
 
 
@@ -45,12 +44,18 @@ def test_the_card_trains_again_in_the_environment_of_the_training(tmp_path: Path
     assert set(np.load(run / "evaluations.npz")["ep_lengths"].flat) == {50}
 
 
-def test_strings_are_quoted_for_the_shell_and_for_python() -> None:
-    assert _env_kwargs({}) == ""
-    given = {"map_name": "8x8", "is_slippery": False, "desc": ["SF", "FG"]}
-    words = shlex.split(_env_kwargs(given))
-    assert words[0] == "--env-kwargs"
-    assert {word.partition(":")[0]: eval(word.partition(":")[2]) for word in words[1:]} == given
+def test_strings_are_quoted_for_the_shell_and_for_python(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", gym.make("FrozenLake-v1", map_name="8x8"), n_steps=32, batch_size=32, device="cpu")
+    cases: tuple[dict[str, object], ...] = (
+        {"map_name": "8x8"},
+        {"map_name": None, "is_slippery": False, "desc": ["SFFFFFFF"] * 7 + ["FFFFFFFG"]},
+    )
+    for arguments in cases:
+        folder = tmp_path / str(len(arguments))
+        push_to_hub(model, "me/x", env_kwargs=arguments, dry_run=folder, n_eval_episodes=1, video_length=0)
+        train = commands((folder / "README.md").read_text())["train"]
+        words = train[train.index("--env-kwargs") + 1 :]
+        assert {word.partition(":")[0]: eval(word.partition(":")[2]) for word in words} == arguments
 
 
 def test_arguments_of_the_push_hold_for_what_is_published(client: Client, hub: Hub, tmp_path: Path) -> None:

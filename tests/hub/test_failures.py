@@ -57,6 +57,67 @@ def test_missing_run(client: Client, hub: Hub, tmp_path: Path) -> None:
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--gym-packages", "nope"), "nope, which is to register CartPole-v1, cannot be imported (ModuleNotFoundError"),
+        (("--n-envs", "0"), "n_envs must be at least 1, not 0"),
+        (("--seed", "-1"), "seed must be at least 0, not -1"),
+        (("-n", "-3"), "-n must be at least 0, not -3"),
+        (("--device", "foo"), "device must be 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device, got 'foo'"),
+        (("--env-kwargs", "x:1"), "CartPole-v1 has no argument x: correct --env-kwargs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_on_the_command_line_is_not_the_agents(
+    client: Client, hub: Hub, logs: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    result = client.command(*push(logs, *options))
+    assert result.code == 2 and sentence in result.sentence
+    assert "Evaluating" not in result.out and not hub.repos
+
+
+def without_entry(path: Path, left_out: str) -> None:
+    """Write a zip again without one of its entries."""
+    content = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(content) as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.namelist():
+            if entry != left_out:
+                target.writestr(entry, source.read(entry))
+
+
+def test_damaged_files_of_a_run_are_named(client: Client, hub: Hub, logs: Path, tmp_path: Path) -> None:
+    run = Path("ppo", "CartPole-v1_1")
+    config, provenance, zip_path = run / "CartPole-v1" / "config.yml", run / "provenance.json", run / "CartPole-v1.zip"
+    wrong = "env_wrapper:\n- gymnasium.wrappers.TimeLimit: 3\n"
+    for number, (file, content, sentence) in enumerate(
+        (
+            (config, wrong, "env_wrapper in {file}: gymnasium.wrappers.TimeLimit has 3, and not a dictionary"),
+            (config, f"vec_{wrong}", "vec_env_wrapper in {file}: gymnasium.wrappers.TimeLimit has 3"),
+            (provenance, "{", "{file} is damaged (Expecting"),
+            (provenance, "3", "{file} is damaged ("),
+            (zip_path, None, "{file} is damaged, or was not saved by model.save() (KeyError"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(logs, folder)
+        if content is None:
+            without_entry(folder / file, "data")
+        else:
+            (folder / file).write_text(content)
+        result = client.command(*push(folder))
+        assert result.code == 2 and sentence.format(file=folder / file) in result.sentence, result.err
+        assert not hub.repos
+
+
+def test_statistics_that_are_damaged_are_named(client: Client, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "ppo", "CartPole-v1", normalize=True, records=False)
+    path = run / "CartPole-v1" / "vecnormalize.pkl"
+    path.write_bytes(path.read_bytes()[:100])
+    result = client.command(*push(tmp_path))
+    assert result.code == 2 and f"{path} is damaged" in result.sentence
+
+
 def test_damaged_zip(client: Client, logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs, tmp_path / "logs")
     (tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").write_bytes(b"half a z")
@@ -193,6 +254,15 @@ def test_missing_repository(client: Client, tmp_path: Path) -> None:
     result = client.command(*load(tmp_path / "logs"))
     assert result.code == 2 and "there is no repository me/ppo-CartPole-v1" in result.sentence
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_log_folder_that_is_a_file(client: Client, hub: Hub, files: Any, tmp_path: Path) -> None:
+    publish(hub, files)
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "logs"):
+        result = client.command(*load(folder))
+        assert result.code == 2 and f"{folder} is no folder, as a file has this name" in result.sentence
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_existing_run_folder_is_kept_without_force(client: Client, hub: Hub, files: Any, tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_modules_that_register_an_environment(tmp_path: Path, monkeypatch: pytes
     assert imports[3:] == [("private_carts",), ("other", "private_carts"), ("private_carts",)]
 
 
+def test_an_environment_that_nobody_registers(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", **SMALL)
+    for env_id, sentence in (
+        ("Maze-v0", "there is no environment Maze-v0: name the module that registers it with --gym-packages"),
+        ("private_mazes:Maze-v0", "private_mazes, which is to register Maze-v0, cannot be imported"),
+    ):
+        with pytest.raises(HubUserError, match=sentence):
+            push_to_hub(model, "me/x", env_id, dry_run=tmp_path / "dry", **ONCE)
+    with pytest.raises(HubUserError, match="CartPole-v1 has no argument gravity"):
+        push_to_hub(model, "me/x", env_kwargs={"gravity": 1}, dry_run=tmp_path / "dry", **ONCE)
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_agents_of_tensor_environments(normalized: bool, tmp_path: Path) -> None:
     env = TensorVecNormalize(TensorCartPole(4)) if normalized else TensorCartPole(4)
