@@ -19,7 +19,7 @@ from sb3_policyopt.hub.environments import register, spec_of, split_id
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.repository import Report, build, check
 from sb3_policyopt.hub.upload import check_repository, send
-from sb3_policyopt.hub.wrappers import normalization_of, wrappers_of
+from sb3_policyopt.hub.wrappers import normalization_of, plain_arguments, wrappers_of
 from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.saving import generators
 from sb3_policyopt.setup.devices import check_name
@@ -177,6 +177,7 @@ def agent_of_model(
     :param scratch: where to save it, with the statistics of the ``VecNormalize``
     :param env: the environment, if there is one
     :return: the agent
+    :raises ValueError: if an argument or a wrapper of the environment cannot be written down
     :raises HubError: if the algorithm is not of this package, or the environment has no id
     """
     entry = registry.of_class(type(model).__name__)
@@ -194,6 +195,7 @@ def agent_of_model(
         register(spec, module)
     if env_kwargs is None:
         env_kwargs = _changed_arguments(spec) if spec is not None and spec.id == env_id else {}
+    env_kwargs = plain_arguments(env_kwargs)
     if zip_path is None:
         zip_path = scratch / "agent.zip"
         model.save(zip_path)

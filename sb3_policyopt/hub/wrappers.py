@@ -101,6 +101,30 @@ def plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def plain_arguments(env_kwargs: Mapping[str, object]) -> dict[str, object]:
+    """
+    Write the arguments of an environment with Python's numbers in place of NumPy's.
+
+    :param env_kwargs: by name
+    :return: what YAML can hold
+    :raises ValueError: if one of them is no number, string, list or dictionary
+    """
+    return {name: _plain_argument(name, value) for name, value in env_kwargs.items()}
+
+
+def _plain_argument(name: str, value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain_argument(name, item) for key, item in value.items()}
+    if type(value) in (list, tuple) and isinstance(value, (list, tuple)):
+        return type(value)(_plain_argument(name, item) for item in value)
+    if not is_plain(value):
+        raise ValueError(
+            f"env_kwargs has {value!r} for {name}, and only numbers, strings, lists and dictionaries can be published: make "
+            "the environment with such arguments, or register one that needs none"
+        )
+    return plain(value)
+
+
 def _unknown(wrapper: str) -> ValueError:
     return ValueError(
         f"the environment has the wrapper {wrapper}, whose arguments are not known, so it cannot be made again: "

@@ -78,6 +78,15 @@ def test_arguments_of_the_push_hold_for_what_is_published(client: Client, hub: H
     assert not {"--stochastic", "--deterministic"} & set(commands(files["README.md"].decode())["enjoy"])
 
 
+def test_arguments_that_yaml_cannot_hold(tmp_path: Path) -> None:
+    env = gym.make("Pendulum-v1", g=np.float32(9))
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, device="cpu")
+    folder = Path(push_to_hub(model, "me/x", n_eval_episodes=1, video_length=0, dry_run=tmp_path / "dry"))
+    assert yaml.safe_load((folder / "env_kwargs.yml").read_text()) == {"g": 9.0}
+    with pytest.raises(ValueError, match=r"env_kwargs has <built-in function print> for g, and only numbers"):
+        push_to_hub(model, "me/x", env_kwargs={"g": print}, n_eval_episodes=1, video_length=0, dry_run=tmp_path / "no")
+
+
 def test_where_enjoy_samples_actions() -> None:
     assert acts_at_random("ALE/Pong-v5") and acts_at_random("PongNoFrameskip-v4") and acts_at_random("MiniGrid-Empty-5x5-v0")
     assert not acts_at_random("CartPole-v1")
