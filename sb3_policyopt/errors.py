@@ -36,6 +36,10 @@ class RankLostError(RuntimeError):
     """Another process of a distributed training failed or ended; the message names its rank and the reason."""
 
 
+class CommandFailedError(RuntimeError):
+    """A command of the zoo could not do its work although it was understood; the message is one sentence."""
+
+
 class UserError(Exception):
     """A mistake of the user of the command line: it is printed as one sentence, without a traceback."""
 

@@ -9,11 +9,11 @@ is printed with its traceback.
 import sys
 from collections.abc import Iterable
 
-from sb3_policyopt.errors import HubError, NonFiniteError, UserError
+from sb3_policyopt.errors import CommandFailedError, HubError, NonFiniteError, UserError
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
-EXPECTED = (UserError, NonFiniteError, HubError, ImportError, KeyboardInterrupt)
+EXPECTED = (UserError, NonFiniteError, HubError, CommandFailedError, ImportError, KeyboardInterrupt)
 """What a command may raise without a bug."""
 
 

@@ -15,7 +15,7 @@ import sb3_policyopt.zoo  # noqa: F401  registers the algorithms
 from sb3_policyopt import registry
 from sb3_policyopt.errors import UserError
 from sb3_policyopt.process import render_without_display, replaced
-from sb3_policyopt.zoo import preflight, shims
+from sb3_policyopt.zoo import films, preflight, shims
 from sb3_policyopt.zoo import torchrun as ranks
 from sb3_policyopt.zoo.agents import acting_with_masks
 from sb3_policyopt.zoo.experiment import VEC_ENVS, Experiment
@@ -70,6 +70,10 @@ def run(name: str, argv: list[str]) -> None:
     if not preflight.requests_help(argv):
         command.check(argv)
     with ExitStack() as context:
+        folder: Path | None = None
+        if name == "record_training" and not preflight.requests_help(argv):
+            folder = films.video_folder(argv)
+            argv = [*argv, "-o", str(folder)]
         if name == "train" and not preflight.requests_help(argv):
             context.enter_context(replaced(Experiment, "seed_is_given", ranks.given_seed(argv) is not None))
             argv = context.enter_context(ranks.training_options(argv))
@@ -78,6 +82,8 @@ def run(name: str, argv: list[str]) -> None:
             context.enter_context(our_vec_envs_among_choices())
         if shims.children_are_stock(name):
             context.enter_context(shims.our_children())
+        if folder is not None:
+            context.enter_context(films.joined_in(folder))
         if name == "benchmark":
             context.enter_context(shims.namespaced_environments())
         if command.records:

@@ -145,14 +145,14 @@ def with_own_runs(argv: list[str]) -> list[str]:
     return [*argv, "-f", LOGS] if options.folder is None and own else argv
 
 
-def check_agent(argv: list[str]) -> None:
+def agent_options(argv: list[str]) -> argparse.Namespace:
     """
-    Check that the agent exists which ``enjoy``, ``record_video`` or ``record_training`` will load.
+    Read which agent ``enjoy``, ``record_video`` or ``record_training`` will load.
 
     :param argv: the command line
-    :raises UserError: if it does not
+    :return: the values by option
     """
-    options = parse(
+    return parse(
         argv,
         ("--algo",),
         ("--env",),
@@ -165,6 +165,16 @@ def check_agent(argv: list[str]) -> None:
         folder=ZOO_FOLDER,
         exp_id="0",
     )
+
+
+def check_agent(argv: list[str]) -> None:
+    """
+    Check that the agent exists which ``enjoy``, ``record_video`` or ``record_training`` will load.
+
+    :param argv: the command line
+    :raises UserError: if it does not
+    """
+    options = agent_options(argv)
     check_algorithm(options.algo)
     check_environment(options.env, options.gym_packages)
     if not options.exp_id.lstrip("-").isdigit():
