@@ -15,7 +15,7 @@ import sb3_policyopt.zoo  # noqa: F401  registers the algorithms
 from sb3_policyopt import registry
 from sb3_policyopt.errors import UserError
 from sb3_policyopt.process import render_without_display, replaced
-from sb3_policyopt.zoo import films, preflight, shims
+from sb3_policyopt.zoo import evaluations, films, preflight, shims
 from sb3_policyopt.zoo import torchrun as ranks
 from sb3_policyopt.zoo.agents import acting_with_masks
 from sb3_policyopt.zoo.experiment import VEC_ENVS, Experiment
@@ -48,8 +48,8 @@ COMMANDS = {
     "record_video": ZooCommand("rl_zoo3.record_video", preflight.check_agent, records=True, acts=True),
     "record_training": ZooCommand("rl_zoo3.record_training", preflight.check_agent, records=True),
     "benchmark": ZooCommand("rl_zoo3.benchmark", preflight.check_benchmark),
-    "plot_train": ZooCommand("rl_zoo3.plots:plot_train", preflight.check_runs, draws=True),
-    "all_plots": ZooCommand("rl_zoo3.plots:all_plots", preflight.check_runs, draws=True),
+    "plot_train": ZooCommand("rl_zoo3.plots:plot_train", evaluations.check_training_curves, draws=True),
+    "all_plots": ZooCommand("rl_zoo3.plots:all_plots", evaluations.check_evaluations, draws=True),
     "plot_from_file": ZooCommand("rl_zoo3.plots:plot_from_file", preflight.check_input, draws=True),
 }
 
@@ -65,7 +65,7 @@ def run(name: str, argv: list[str]) -> None:
     command = COMMANDS[name]
     if command.check is preflight.check_agent:
         argv = preflight.with_own_runs(argv)
-    if command.check is preflight.check_runs:
+    if name in ("plot_train", "all_plots"):
         argv = preflight.with_folder_names(argv)
     if not preflight.requests_help(argv):
         command.check(argv)

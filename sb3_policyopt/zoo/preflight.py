@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import pickle
+import re
 from pathlib import Path
 
 import gymnasium as gym
@@ -49,6 +50,24 @@ def parse(
     parser.add_argument("--gym-packages", nargs="+", default=[])
     parser.set_defaults(**defaults)
     return parser.parse_known_args(argv)[0]
+
+
+def check_least(argv: list[str], names: tuple[str, ...], least: int, most: int | None = None) -> None:
+    """
+    Check the number that an option has.
+
+    :param argv: the command line
+    :param names: the spellings of the option; a value that is no whole number is left to rl-zoo3's parser
+    :param least: the smallest number allowed
+    :param most: the largest number allowed, None for any
+    :raises UserError: if it is smaller or larger
+    """
+    text = getattr(parse(argv, names), names[-1].lstrip("-").replace("-", "_"))
+    if text is None or re.fullmatch(r"-?\d+", text) is None:
+        return
+    if int(text) < least or (most is not None and int(text) > most):
+        limit = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{names[-1]} must be {limit}, got {text}")
 
 
 def requests_help(argv: list[str]) -> bool:
