@@ -81,9 +81,11 @@ def run(name: str, argv: list[str]) -> None:
         if name == "train":
             context.enter_context(our_vec_envs_among_choices())
         if shims.children_are_stock(name):
-            context.enter_context(shims.our_children())
+            context.enter_context(shims.our_children(preflight.parse(argv).gym_packages))
         if folder is not None:
             context.enter_context(films.joined_in(folder))
+        if name in ("record_video", "record_training", "benchmark"):
+            context.enter_context(shims.gym_packages_everywhere())
         if name == "benchmark":
             context.enter_context(shims.namespaced_environments())
         if command.records:

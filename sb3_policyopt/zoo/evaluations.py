@@ -1,12 +1,12 @@
 """Checks of ``all_plots`` and ``plot_train`` for what they would draw wrongly or report with a traceback."""
 
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from sb3_policyopt.cli.exit_codes import tell_skipped
 from sb3_policyopt.errors import UserError
 from sb3_policyopt.zoo import preflight
 
@@ -45,12 +45,10 @@ def check_evaluations(argv: list[str]) -> None:
             raise UserError(
                 f"there is no evaluation of {where} that can be drawn (train with --eval-freq, for two evaluations or more)"
             )
-        tell_skipped(
-            f"there is no evaluation of {algo} on {env} in {folder} that can be drawn; the table has 0.0 +/- 0.0 there"
-            for (folder, algo), runs in found.items()
-            if not runs
-        )
-        for runs in found.values():
+        for (folder, algo), runs in found.items():
+            if not runs:
+                missing = f"there is no evaluation of {algo} on {env} in {folder} that can be drawn"
+                print(f"sb3-policyopt: {missing}; the table has 0.0 +/- 0.0 there", file=sys.stderr)
             for path, evaluations in runs.items():
                 _check_key(path, evaluations, given.key)
                 _check_last_step(path, evaluations, given.max_timesteps)

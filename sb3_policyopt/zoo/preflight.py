@@ -92,6 +92,20 @@ def check_algorithm(algo: str) -> None:
         raise UserError(f"there is no algorithm {algo}{did_you_mean(algo.lower(), rl_zoo3.ALGOS, known)}")
 
 
+def import_packages(packages: list[str]) -> None:
+    """
+    Import the modules of ``--gym-packages``.
+
+    :param packages: modules that register environments
+    :raises UserError: if there is none of that name
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--gym-packages {package}: {error}") from error
+
+
 def check_environment(env_id: str, packages: list[str]) -> None:
     """
     Check that an environment is registered.
@@ -100,11 +114,7 @@ def check_environment(env_id: str, packages: list[str]) -> None:
     :param packages: modules that register environments
     :raises UserError: if it is not, or a module cannot be imported
     """
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            raise UserError(f"--gym-packages {package}: {error}") from error
+    import_packages(packages)
     if env_id in gym.envs.registry:
         return
     for part, distribution in PACKAGES.items():
@@ -306,6 +316,8 @@ def check_benchmark(argv: list[str]) -> None:
     :param argv: the command line
     :raises UserError: if there are none
     """
-    folder = Path(parse(argv, ("--log-dir",), log_dir="rl-trained-agents/").log_dir)
+    options = parse(argv, ("--log-dir",), log_dir="rl-trained-agents/")
+    import_packages(options.gym_packages)
+    folder = Path(options.log_dir)
     if not any(folder.glob("*/*/*/args.yml")):
         raise UserError(f"--log-dir {folder}: there is no run of the zoo in this folder")

@@ -18,11 +18,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, wraps
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import optuna
 from huggingface_sb3 import EnvironmentName
@@ -280,11 +280,12 @@ def children_are_stock(command: str) -> bool:
     return '["python", "-m", "rl_zoo3.record_video"' in text or '["python", "enjoy.py"' in text
 
 
-def own_command(arguments: str | list[str]) -> str | list[str]:
+def own_command(arguments: str | list[str], packages: Sequence[str] = ()) -> str | list[str]:
     """
     Rewrite the command line of a child process to the same command of this package.
 
     :param arguments: the command line that ``subprocess.call`` was given
+    :param packages: modules that register environments, which the child is to import too
     :return: the command line to run instead, or the same one if it is not one of rl-zoo3's
     """
     if not isinstance(arguments, list):
@@ -292,21 +293,45 @@ def own_command(arguments: str | list[str]) -> str | list[str]:
     # A normalised name (ALE-Pong-v5) becomes the registered id again (ALE/Pong-v5).
     words = [word.gym_id if isinstance(word, EnvironmentName) else word for word in arguments]
     ours = [sys.executable, "-m", "sb3_policyopt"]
+    modules = ["--gym-packages", *packages] if packages else []
     if words[:3] == ["python", "-m", "rl_zoo3.record_video"]:
-        return [*ours, "record_video", *words[3:]]
+        return [*ours, "record_video", *words[3:], *modules]
     if words[:2] == ["python", "enjoy.py"]:
-        return [*ours, "enjoy", *words[2:]]
+        return [*ours, "enjoy", *words[2:], *modules]
     return words
 
 
-def our_children() -> AbstractContextManager[None]:
+def our_children(packages: Sequence[str] = ()) -> AbstractContextManager[None]:
     """
     Within the context, the commands that rl-zoo3 starts as child processes are those of this package.
 
+    :param packages: modules that register environments, which the children are to import too
     :return: the context
     """
     original = subprocess.call
-    return replaced(subprocess, "call", lambda arguments, *rest, **options: original(own_command(arguments), *rest, **options))
+
+    def call(arguments: str | list[str], *rest: Any, **options: Any) -> int:
+        return original(own_command(arguments, packages), *rest, **options)
+
+    return replaced(subprocess, "call", call)
+
+
+def gym_packages_everywhere() -> AbstractContextManager[None]:
+    """
+    Within the context, the parser of any command takes ``--gym-packages``, also where rl-zoo3's has no such option.
+
+    The modules are imported by :mod:`sb3_policyopt.zoo.preflight`; the command itself ignores the value.
+
+    :return: the context
+    """
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(self: argparse.ArgumentParser, *arguments: Any, **named: Any) -> Any:
+        with contextlib.suppress(argparse.ArgumentError):  # it has the option
+            self.add_argument("--gym-packages", nargs="+", default=[], help="modules to import that register environments")
+        return original(self, *arguments, **named)
+
+    return replaced(argparse.ArgumentParser, "parse_args", parse_args)
 
 
 @contextmanager

@@ -56,6 +56,6 @@ def test_a_cell_without_evaluations_is_named(capsys: pytest.CaptureFixture[str])
     captured = capsys.readouterr()
     assert "1 +/- 0" in captured.out and Path("results.pkl").is_file()
     assert captured.err.splitlines() == [
-        "sb3-policyopt: left out: there is no evaluation of trpo on CartPole-v1 in logs that can be drawn; "
+        "sb3-policyopt: there is no evaluation of trpo on CartPole-v1 in logs that can be drawn; "
         "the table has 0.0 +/- 0.0 there"
     ]

@@ -7,8 +7,10 @@ Each fault of rl-zoo3 that is corrected, with a test that fails when the correct
 import argparse
 import inspect
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,6 +280,36 @@ def test_our_children(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ["-m", "sb3_policyopt", "enjoy", "--env", "ALE/Pong-v5"],
         ["status"],
     ]
+
+
+@pytest.mark.slow
+def test_environments_of_ones_own_are_filmed_and_evaluated(
+    tmp_path: Path, process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Only ``train`` and ``enjoy`` of rl-zoo3 take --gym-packages."""
+    for command in ("record_video", "record_training", "benchmark"):
+        assert "--gym-packages" not in shims.script_source(f"rl_zoo3.{command}"), GONE
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Mine(CartPoleEnv): pass\n"
+        "gymnasium.register('Mine', 'mine:Mine', max_episode_steps=20)\n"
+    )
+    agent = "--algo ppo --env Mine"
+    small = "-n 64 --eval-freq -1 -params n_envs:1 n_steps:64 batch_size:64 policy:'\"MlpPolicy\"'"
+    for command in (
+        f"train {agent} {small}",
+        f"record_video {agent} -n 5 -o video",
+        f"record_video {agent} -n 5 -o two --n-envs 2",
+        f"record_training {agent} -n 5 -o film",
+        "benchmark --log-dir logs --no-hub -n 50 --benchmark-dir evaluations",
+    ):
+        options = shlex.split(f"{command} --gym-packages mine")
+        result = process(["-m", "sb3_policyopt", *options], tmp_path, PYTHONPATH=os.pathsep.join([*sys.path, str(tmp_path)]))
+        assert result.returncode == 0, command + result.stdout[-2000:] + result.stderr[-3000:]
+    for folder, name in (("video", "final-model-ppo-Mine-step-0-to-step-5.mp4"), ("film", "training.mp4")):
+        assert (tmp_path / folder / name).is_file()
+    assert "|ppo" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_namespaced_environments(tmp_path: Path) -> None:
