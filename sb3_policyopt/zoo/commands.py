@@ -15,10 +15,11 @@ import sb3_policyopt.zoo  # noqa: F401  registers the algorithms
 from sb3_policyopt import registry
 from sb3_policyopt.errors import UserError
 from sb3_policyopt.process import render_without_display, replaced
+from sb3_policyopt.zoo import benchmark as benchmark_command
 from sb3_policyopt.zoo import evaluations, films, preflight, shims
 from sb3_policyopt.zoo import torchrun as ranks
 from sb3_policyopt.zoo.agents import acting_with_masks
-from sb3_policyopt.zoo.experiment import VEC_ENVS, Experiment
+from sb3_policyopt.zoo.experiment import VEC_ENVS, Experiment, unknown_argument
 
 
 class ZooCommand(NamedTuple):
@@ -44,9 +45,9 @@ FILE_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
 COMMANDS = {
     "train": ZooCommand("rl_zoo3.train:train", preflight.check_training),
-    "enjoy": ZooCommand("rl_zoo3.enjoy:enjoy", preflight.check_agent, acts=True),
-    "record_video": ZooCommand("rl_zoo3.record_video", preflight.check_agent, records=True, acts=True),
-    "record_training": ZooCommand("rl_zoo3.record_training", preflight.check_agent, records=True),
+    "enjoy": ZooCommand("rl_zoo3.enjoy:enjoy", preflight.check_playing, acts=True),
+    "record_video": ZooCommand("rl_zoo3.record_video", preflight.check_filming, records=True, acts=True),
+    "record_training": ZooCommand("rl_zoo3.record_training", preflight.check_filming, records=True),
     "benchmark": ZooCommand("rl_zoo3.benchmark", preflight.check_benchmark),
     "plot_train": ZooCommand("rl_zoo3.plots:plot_train", evaluations.check_training_curves, draws=True),
     "all_plots": ZooCommand("rl_zoo3.plots:all_plots", evaluations.check_evaluations, draws=True),
@@ -63,7 +64,7 @@ def run(name: str, argv: list[str]) -> None:
     :raises UserError: if an option names what is missing
     """
     command = COMMANDS[name]
-    if command.check is preflight.check_agent:
+    if command.check in (preflight.check_playing, preflight.check_filming):
         argv = preflight.with_own_runs(argv)
     if name in ("plot_train", "all_plots"):
         argv = preflight.with_folder_names(argv)
@@ -88,6 +89,7 @@ def run(name: str, argv: list[str]) -> None:
             context.enter_context(shims.gym_packages_everywhere())
         if name == "benchmark":
             context.enter_context(shims.namespaced_environments())
+            context.enter_context(benchmark_command.corrected(argv))
         if command.records:
             context.enter_context(shims.ffmpeg_on_path())
             render_without_display()
@@ -99,6 +101,11 @@ def run(name: str, argv: list[str]) -> None:
             call(command.target)
         except DependencyNotInstalled as error:
             raise UserError(f"{error} (pip install 'sb3-policyopt[envs]' installs what the environments need)") from error
+        except TypeError as error:
+            sentence = unknown_argument(error) if command.acts else None
+            if sentence is None:
+                raise
+            raise UserError(f"--env-kwargs: {sentence}") from error
 
 
 def call(target: str) -> None:

@@ -271,7 +271,7 @@ class Experiment(ExperimentManager):
         :param model: the model
         :raises KeyboardInterrupt: after that, if Ctrl-C has ended the training
         """
-        super().save_trained_model(model)
+        super().save_trained_model(_SavedAsZip(model))
         if self.interrupted:
             raise KeyboardInterrupt
 
@@ -290,6 +290,28 @@ class Experiment(ExperimentManager):
             raise UserError(f"no trial of the study came to its end: {error}") from error
 
 
+class _SavedAsZip:
+    """
+    A model that is saved with the ending .zip, which SB3 leaves out where the name has a dot, as that of ns/Cart.Pole-v0.
+
+    :param model: the model
+    """
+
+    def __init__(self, model: BaseAlgorithm) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._model, name)
+
+    def save(self, path: str) -> None:
+        """
+        Save the model.
+
+        :param path: where, without the ending
+        """
+        self._model.save(f"{path}.zip")
+
+
 def without_resuming(callbacks: object) -> list[object]:
     """
     Leave out the callback that continues a training.
@@ -301,6 +323,19 @@ def without_resuming(callbacks: object) -> list[object]:
     names = [str(next(iter(callback)) if isinstance(callback, dict) else callback) for callback in listed]
     unwanted = ResumableCheckpointCallback.__name__
     return [callback for callback, name in zip(listed, names, strict=True) if name.rpartition(".")[2] != unwanted]
+
+
+def unknown_argument(error: TypeError) -> str | None:
+    """
+    Describe an argument that the class of an environment does not have.
+
+    :param error: what was raised where environments were made
+    :return: a sentence, None if the error has another cause
+    """
+    if "got an unexpected keyword argument" not in str(error):
+        return None
+    first = error.__cause__ or error  # Gymnasium repeats what an environment raises
+    return str(error) if _raised_in(first, MAKERS_OF_ENVIRONMENTS) else None
 
 
 def _why_unreadable(error: Exception) -> str:

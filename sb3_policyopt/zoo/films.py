@@ -31,8 +31,6 @@ def video_folder(argv: list[str]) -> Path:
     given = preflight.parse(argv, ("-o", "--output-folder")).output_folder
     folder = _run_folder(options.folder, options.algo, options.env, int(options.exp_id)) / "videos" if given is None else given
     path = Path(os.path.abspath(folder))
-    if path.exists() and not path.is_dir():
-        raise UserError(f"-o {folder}: this is a file, not a folder")
     others = sorted(file.name for file in path.glob("*") if file.is_dir() or MADE.fullmatch(file.name) is None)
     if others:
         raise UserError(

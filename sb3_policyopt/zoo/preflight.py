@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import rl_zoo3
 import rl_zoo3.import_envs
+import torch as th
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_model_path
 
@@ -20,6 +21,9 @@ from sb3_policyopt.errors import UserError, did_you_mean
 
 #: Where rl-zoo3's commands look for agents, and where its ``train`` puts them.
 ZOO_FOLDER, LOGS = "rl-trained-agents", "logs"
+
+#: NumPy takes no larger seed.
+LARGEST_SEED = 2**32 - 1
 
 #: What to install for environments that are not registered, by a part of their id.
 PACKAGES = {
@@ -68,6 +72,20 @@ def check_least(argv: list[str], names: tuple[str, ...], least: int, most: int |
     if int(text) < least or (most is not None and int(text) > most):
         limit = f"at least {least}" if most is None else f"from {least} to {most}"
         raise UserError(f"{names[-1]} must be {limit}, got {text}")
+
+
+def check_folder(option: str, folder: str) -> None:
+    """
+    Check that a folder exists or can be made.
+
+    :param option: that names it
+    :param folder: the folder
+    :raises UserError: if it, or a folder that should contain it, is a file
+    """
+    path = Path(folder).absolute()
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{option} {folder}: {nearest.name} is a file, not a folder; name a folder")
 
 
 def requests_help(argv: list[str]) -> bool:
@@ -172,6 +190,48 @@ def with_own_runs(argv: list[str]) -> list[str]:
     options = parse(argv, ("--algo",), ("--env",), ("-f", "--folder"), algo="ppo", env="CartPole-v1")
     own = any(Path(LOGS, options.algo).glob(f"{EnvironmentName(options.env)}_*"))
     return [*argv, "-f", LOGS] if options.folder is None and own else argv
+
+
+def check_acting(argv: list[str]) -> None:
+    """
+    Check what ``enjoy`` and ``benchmark`` need to let an agent act.
+
+    :param argv: the command line
+    :raises UserError: if a number is out of range
+    """
+    check_least(argv, ("--n-envs",), 1)
+    check_least(argv, ("--seed",), 0, LARGEST_SEED)
+
+
+def check_playing(argv: list[str]) -> None:
+    """
+    Check the options of ``enjoy``.
+
+    :param argv: the command line
+    :raises UserError: if there is no such agent, or an option has an impossible value
+    """
+    check_agent(argv)
+    check_acting(argv)
+    device = parse(argv, ("--device",), device="auto").device
+    try:
+        th.device("cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: torch has no such device; write auto, cpu, cuda or cuda:0") from error
+
+
+def check_filming(argv: list[str]) -> None:
+    """
+    Check the options of ``record_video`` and ``record_training``.
+
+    :param argv: the command line
+    :raises UserError: if there is no such agent, or an option has an impossible value
+    """
+    check_agent(argv)
+    check_acting(argv)
+    check_least(argv, ("-n", "--n-timesteps"), 1)
+    folder = parse(argv, ("-o", "--output-folder")).output_folder
+    if folder is not None:
+        check_folder("-o", folder)
 
 
 def agent_options(argv: list[str]) -> argparse.Namespace:
@@ -318,6 +378,7 @@ def check_benchmark(argv: list[str]) -> None:
     """
     options = parse(argv, ("--log-dir",), log_dir="rl-trained-agents/")
     import_packages(options.gym_packages)
+    check_acting(argv)
     folder = Path(options.log_dir)
     if not any(folder.glob("*/*/*/args.yml")):
         raise UserError(f"--log-dir {folder}: there is no run of the zoo in this folder")

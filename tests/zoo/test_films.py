@@ -32,7 +32,8 @@ def one_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("-o logs", "-o logs: record_training deletes all"),
         ("-o logs/ppo/CartPole-v1_1", "it holds more than its videos (CartPole-v1.zip)"),
         ("--output-f holiday", "it holds more than its videos (beach.mp4); name a folder that is new or empty"),
-        ("-o file", "-o file: this is a file, not a folder"),
+        ("-o file/films", "-o file/films: file is a file"),
+        ("-o file", "-o file: file is a file, not a folder; name a folder"),
     ],
 )
 def test_a_folder_with_more_than_videos_is_refused(
