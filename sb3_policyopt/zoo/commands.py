@@ -119,6 +119,7 @@ def call(target: str) -> None:
         assert callable(function)
         function()
     else:
+        sys.modules.pop(target, None)  # else runpy warns that it was imported before
         runpy.run_module(target, run_name="__main__")
 
 

@@ -55,6 +55,18 @@ def test_an_impossible_option_is_one_sentence(command: str, expected: str, capsy
     assert error.startswith("sb3-policyopt: ") and expected in error
 
 
+def test_an_unknown_option_of_a_script_is_one_line(one_agent: Path, process: Process) -> None:
+    result = process(["-m", "sb3_policyopt", "record_video", "--nosuchflag"], one_agent)
+    assert result.returncode == 2
+    assert result.stderr.startswith("sb3-policyopt: record_video: unrecognized") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["record_video", "record_training", "benchmark"])
+def test_help_names_the_option_that_is_added(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert "--gym-packages" in capsys.readouterr().out
+
+
 def test_benchmark_without_the_hub_is_one_sentence(one_agent: Path, process: Process) -> None:
     result = process(["-m", "sb3_policyopt", "benchmark", "--log-dir", "logs"], one_agent, HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 1
