@@ -167,7 +167,7 @@ def test_every_command_is_parsed_by_its_program(tmp_path: Path) -> None:
             parsed.append((place, [program, *arguments] if arguments[1:] else [program, *arguments, "--help"]))
         else:
             faults.append(f"{place}: neither parsed nor in the table of skipped commands")
-    for name in ("my.yml", "config.yml"):  # what the readers of these pages have
+    for name in ("my.yml", "hyperparameters.yml"):  # what the readers of these pages have
         shutil.copy(ROOT / "hyperparams" / "ppo.yml", tmp_path / name)
     for algorithm in ("ppo", "trpo"):
         (tmp_path / "logs" / algorithm / "CartPole-v1_1").mkdir(parents=True)
