@@ -31,8 +31,8 @@ PUBLIC_ARGUMENTS = (
     "seed",
     "vec_env",
 )
-# Strings that rl-zoo3 passes to eval().
-EVALUATED = ("normalize", "policy_kwargs", "monitor_kwargs", "replay_buffer_kwargs", "replay_buffer_class")
+# Strings that rl-zoo3 passes to eval(), in its order.
+EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
 _WRAPPER_KEYS = ("env_wrapper", "vec_env_wrapper", "callback")
 _KNOWN_WRAPPERS = re.compile(
     r"(stable_baselines3\.common\.atari_wrappers\.\w+"

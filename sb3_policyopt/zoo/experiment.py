@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_policyopt import hyperparams, registry
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.errors import NonFiniteError, UserError, did_you_mean
+from sb3_policyopt.hub.plain_yaml import EVALUATED
 from sb3_policyopt.recording import RunRecorder
 from sb3_policyopt.saving.constructors import parameters_of
 from sb3_policyopt.zoo.torchrun import given_seed
@@ -32,9 +33,6 @@ VEC_ENVS = ("envpool", "shared")
 
 #: A ValueError or TypeError raised in these packages is about a hyperparameter.
 LIBRARIES = ("sb3_policyopt", "stable_baselines3", "sb3_contrib")
-
-#: Strings that rl-zoo3 evaluates, in its order.
-EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
 
 #: A TypeError about an unknown argument that is raised in these packages is about one of an environment or a wrapper.
 MAKERS_OF_ENVIRONMENTS = ("gymnasium", "rl_zoo3")

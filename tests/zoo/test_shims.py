@@ -280,6 +280,11 @@ def test_our_children(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ["-m", "sb3_policyopt", "enjoy", "--env", "ALE/Pong-v5"],
         ["status"],
     ]
+    with shims.our_children(["mine", "yours"]):
+        subprocess.call(["python", "-m", "rl_zoo3.record_video", "--env", "Mine"])
+        subprocess.call(["python", "enjoy.py", "--env", "Mine"])
+    for words in calls[3:]:
+        assert words[-3:] == ["--gym-packages", "mine", "yours"]
 
 
 @pytest.mark.slow
