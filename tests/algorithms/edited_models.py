@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch as th
 from edits import Edit
 from sb3_contrib import TRPO as StockTRPO
@@ -103,3 +104,11 @@ def check(cls: type, space: str, action: str, between: list[list[Edit]], during:
             where = f"{name} after update {round_}, engine {getattr(models[name], 'engine_in_use', None)}"
             assert difference(parameters, found[reference]) <= TOLERANCE * (round_ + 1), where
             assert all(th.isfinite(parameter).all() for parameter in parameters.values()), where
+
+
+ALGORITHMS = pytest.mark.parametrize("cls", [PPO, TRPO])
+SPACES = pytest.mark.parametrize("space", POLICIES)
+
+
+def model_of(cls: type, space: str = "box", action: str = "box_6", **options: Any) -> Any:
+    return cls(POLICIES[space], toy(OBSERVATION_SPACES[space], ACTION_SPACES[action]), **{**OPTIONS[cls], **options})

@@ -94,6 +94,13 @@ def parameter_vector(policy: th.nn.Module) -> th.Tensor:
     return th.cat([parameter.detach().flatten().clone() for parameter in policy.parameters()])
 
 
+def updated(model: Any) -> Any:
+    """Collect a rollout, update, return the log."""
+    collect(model)
+    model.train()
+    return {name.removeprefix("train/"): value for name, value in model.logger.name_to_value.items()}
+
+
 class Counting(gym.Env):
     """One action is allowed, that of the step's number; another ends with an error. Episodes have 7 steps."""
 

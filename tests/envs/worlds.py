@@ -1,6 +1,7 @@
 """Environments for the tests of VecEnvs, importable by worker processes."""
 
 import copy
+import multiprocessing
 import os
 import signal
 import time
@@ -146,3 +147,23 @@ def hang() -> None:
 
 def nap() -> None:
     time.sleep(1.0)
+
+
+START_METHODS = multiprocessing.get_all_start_methods()
+FASTEST = "fork" if "fork" in START_METHODS else "spawn"
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal in value and, but for the containers that VecEnvs return, in type."""
+    if isinstance(one, dict):
+        assert isinstance(other, dict) and list(one) == list(other)
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert isinstance(other, (list, tuple)) and len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert type(one) is type(other), (one, other)
+        assert getattr(one, "dtype", None) == getattr(other, "dtype", None)
+        np.testing.assert_array_equal(one, other)
