@@ -1,5 +1,5 @@
 """
-A change of PPO that was tried and did not enter it, as a callback of rl-zoo3's entries:
+Changes of PPO that were tried and did not enter it, most of them as a callback of rl-zoo3's entries:
 ``--entry "shared callback=benchmarks.scores.trials.RecomputedAdvantages"``. For one process and without resuming.
 """
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import FloatSchedule
+from torch import nn
 
 from sb3_policyopt.maths.advantages import gae
 from sb3_policyopt.rollout.batch import Batch
@@ -37,7 +40,8 @@ class RecomputedAdvantages(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        del self.model.passes  # a model with a function of its own could not be saved
+        model: Any = self.model
+        del model.passes  # a model with a function of its own could not be saved
 
 
 def recompute(model: Any) -> None:
@@ -59,3 +63,142 @@ def recompute(model: Any) -> None:
     buffer.values = values.reshape(buffer.values.shape)
     buffer.advantages = advantages.T.reshape(buffer.advantages.shape)
     buffer.returns = buffer.advantages + buffer.values
+
+
+class AdaptiveRate(BaseCallback):
+    """
+    A learning rate that follows the KL divergence of the update before, as in rl_games and rsl_rl, in place of the schedule:
+    above twice ``TARGET`` it is divided by 1.5, below half of it multiplied by 1.5, within ``BOUNDS``.
+    """
+
+    TARGET = 0.01
+    BOUNDS = (1e-5, 1e-2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    def _on_training_start(self) -> None:
+        self.rate = self.model.lr_schedule(1.0)
+        self._set()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        kl = self.logger.name_to_value.get("train/approx_kl", None)
+        if kl is not None:  # there has been an update
+            self.rate = adapted_rate(self.rate, kl, self.TARGET, self.BOUNDS)
+            self._set()
+
+    def _set(self) -> None:
+        self.model.lr_schedule = FloatSchedule(self.rate)
+
+
+def adapted_rate(rate: float, kl: float, target: float, bounds: tuple[float, float]) -> float:
+    """
+    :param rate: of the update before
+    :param kl: its mean KL divergence
+    :param target: the KL divergence wanted
+    :param bounds: lowest and highest rate
+    :return: the rate of the next update
+    """
+    factor = 1 / 1.5 if kl > 2 * target else 1.5 if kl < target / 2 else 1.0
+    return min(max(rate * factor, bounds[0]), bounds[1])
+
+
+class FasterCritic(BaseCallback):
+    """PPO with a rate of its own for the critic, ``FACTOR`` times that of the actor, by a second group of the optimizer."""
+
+    FACTOR = 3.0
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        policy, optimizer = model.policy, model.policy.optimizer
+        critic = {id(p) for part in (policy.mlp_extractor.value_net, policy.value_net) for p in part.parameters()}
+        (group,) = optimizer.param_groups
+        theirs = [p for p in group["params"] if id(p) in critic]
+        group["params"] = [p for p in group["params"] if id(p) not in critic]
+        optimizer.add_param_group({**group, "params": theirs})
+        update = model._update_learning_rate
+
+        def faster(optimizers: Any) -> None:
+            update(optimizers)
+            optimizer.param_groups[1]["lr"] *= self.FACTOR
+
+        model._update_learning_rate = faster
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        """The optimizer has one group again, as the saved model's will have."""
+        model: Any = self.model
+        del model._update_learning_rate  # which is that of its class again
+        optimizer = model.policy.optimizer
+        order = {id(parameter): i for i, parameter in enumerate(model.policy.parameters())}
+        first, second = optimizer.param_groups
+        first["params"] = sorted(first["params"] + second["params"], key=lambda parameter: order[id(parameter)])
+        del optimizer.param_groups[1]
+
+
+class NormedTanh(nn.Module):
+    """
+    LayerNorm without scale and shift, then tanh, as ``activation_fn``:
+    ``policy_kwargs=dict(activation_fn=importlib.import_module('benchmarks.scores.trials').NormedTanh)``.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: what the layer before returns, shape (..., units)
+        :return: of the same shape
+        """
+        return th.tanh(nn.functional.layer_norm(x, x.shape[-1:]))
+
+
+class ColouredNoise(BaseCallback):
+    """
+    The noise of a Gaussian policy's actions with the spectrum f^(-``BETA``) over the steps of each environment, in place of
+    white noise (Hollenstein et al. 2024). Its distribution at a step is the same.
+    """
+
+    BETA = 0.5
+    STEPS = 1024
+    """Steps that are drawn at a time."""
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        distribution, shape = model.policy.action_dist, (model.n_envs, *model.action_space.shape)
+        noise = coloured(np.random.default_rng(model.seed), self.BETA, self.STEPS, shape)
+
+        def sample() -> th.Tensor:
+            normal = distribution.distribution
+            return normal.mean + normal.stddev * th.as_tensor(next(noise), dtype=normal.mean.dtype)
+
+        distribution.sample = sample
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        model: Any = self.model
+        del model.policy.action_dist.sample  # which is that of its class again
+
+
+def coloured(rng: np.random.Generator, beta: float, n_steps: int, shape: tuple[int, ...]) -> Iterator[NDArray[np.float64]]:
+    """
+    Noise of mean 0 and variance 1 at every step, with a spectrum that falls as f^-beta.
+
+    :param rng: the generator
+    :param beta: 0 for white noise, 1 for pink
+    :param n_steps: even; length of the stretches, which are independent of each other
+    :param shape: of the noise of one step
+    :return: one step after the other, without end
+    """
+    frequency = np.fft.rfftfreq(n_steps)
+    scale = np.append(0.0, frequency[1:] ** (-beta / 2))  # the mean over a stretch would be one number for all its steps
+    weights = np.append(np.full(len(scale) - 1, 2.0), 1.0)  # each frequency but the last stands for a pair
+    scale /= np.sqrt((weights * scale**2).sum() / n_steps)
+    while True:
+        white = np.fft.rfft(rng.standard_normal((n_steps, *shape)), axis=0)
+        yield from np.fft.irfft(white * scale.reshape(-1, *[1] * len(shape)), n_steps, axis=0)
