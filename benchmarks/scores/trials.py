@@ -120,13 +120,12 @@ class FasterCritic(BaseCallback):
         theirs = [p for p in group["params"] if id(p) in critic]
         group["params"] = [p for p in group["params"] if id(p) not in critic]
         optimizer.add_param_group({**group, "params": theirs})
-        update = model._update_learning_rate
 
-        def faster(optimizers: Any) -> None:
-            update(optimizers)
-            optimizer.param_groups[1]["lr"] *= self.FACTOR
+        def faster(optimizer: th.optim.Optimizer, *step: object) -> None:
+            actor, critic = optimizer.param_groups
+            critic["lr"] = self.FACTOR * actor["lr"]
 
-        model._update_learning_rate = faster
+        self.hook = optimizer.register_step_pre_hook(faster)
 
     def _on_step(self) -> bool:
         return True
@@ -134,7 +133,7 @@ class FasterCritic(BaseCallback):
     def _on_training_end(self) -> None:
         """The optimizer has one group again, as the saved model's will have."""
         model: Any = self.model
-        del model._update_learning_rate  # which is that of its class again
+        self.hook.remove()
         optimizer = model.policy.optimizer
         order = {id(parameter): i for i, parameter in enumerate(model.policy.parameters())}
         first, second = optimizer.param_groups
