@@ -57,7 +57,8 @@ def train(run: Run, entry: entries.Entry, folder: Path, lock: int | None = None)
         if run.algo == "trpo":
             entry = entries.on_the_scale_of_contrib(entry, action_dimensions(run.env_id))
     configuration = folder / "entry.yml"
-    callbacks = [callback, *([entry["callback"]] if "callback" in entry else [])]
+    further = entry.get("callback", [])
+    callbacks = [callback, *(further if isinstance(further, list) else [further])]
     configuration.write_text(yaml.safe_dump({run.env_id: {**entry, "callback": callbacks}}), encoding="utf-8")
     command += ["--algo", run.algo, "--env", run.env_id, "--seed", str(run.seed), "-n", str(run.n_timesteps)]
     command += ["-f", str(folder), "-conf", str(configuration), "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1"]

@@ -68,14 +68,16 @@ def recompute(model: Any) -> None:
 class AdaptiveRate(BaseCallback):
     """
     A learning rate that follows the KL divergence of the update before, as in rl_games and rsl_rl, in place of the schedule:
-    above twice ``TARGET`` it is divided by 1.5, below half of it multiplied by 1.5, within ``BOUNDS``.
+    above twice the target it is divided by 1.5, below half of it multiplied by 1.5, within ``BOUNDS``.
+
+    :param target: KL divergence of an update, in nats
     """
 
-    TARGET = 0.01
     BOUNDS = (1e-5, 1e-2)
 
-    def __init__(self) -> None:
+    def __init__(self, target: float = 0.01) -> None:
         super().__init__()
+        self.target = target
         self.rate = 0.0
 
     def _on_training_start(self) -> None:
@@ -88,7 +90,7 @@ class AdaptiveRate(BaseCallback):
     def _on_rollout_end(self) -> None:
         kl = self.logger.name_to_value.get("train/approx_kl", None)
         if kl is not None:  # there has been an update
-            self.rate = adapted_rate(self.rate, kl, self.TARGET, self.BOUNDS)
+            self.rate = adapted_rate(self.rate, kl, self.target, self.BOUNDS)
             self._set()
 
     def _set(self) -> None:

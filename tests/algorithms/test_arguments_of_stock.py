@@ -20,6 +20,12 @@ from toy_environments import ACTION_SPACES, collect, copy_rollout, start, toy
 from sb3_policyopt import PPO, TRPO
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
+PASSES: dict[type[Any], dict[str, Any]] = {
+    StockPPO: {"n_epochs": 3},
+    PPO: {"n_epochs": 3},
+    ContribTRPO: {"n_critic_updates": 3},
+    TRPO: {"n_critic_updates": 3},
+}
 DISCRETE = ACTION_SPACES["discrete"]
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size", "ignore:Mean of empty slice")
 
@@ -129,7 +135,7 @@ def cases(table: dict[str, dict[str, Any]]) -> list[Any]:
 
 def pair(ours: type[Any], stock: type[Any], name: str, value: Any, **options: Any) -> list[Any]:
     """Models of stock and of ours with the same parameters, the value among their arguments."""
-    common: dict[str, Any] = {**SMALL, name: value}
+    common: dict[str, Any] = {**SMALL, **PASSES[ours], name: value}
     space = ACTION_SPACES["box_6"] if "sde" in name else DISCRETE
     if name == "sde_sample_freq":
         common["use_sde"] = True
@@ -183,7 +189,7 @@ def test_trpo_trains_with_it_and_its_critic_is_that_of_stock(name: str, value: A
 
 
 def learnt(cls: type[Any], name: str, value: Any) -> Any:
-    options: dict[str, Any] = {**SMALL, name: value}
+    options: dict[str, Any] = {**SMALL, **PASSES[cls], name: value}
     if name == "sde_sample_freq":
         options["use_sde"] = True
     return cls("MlpPolicy", toy(action=ACTION_SPACES["box_1"] if "sde" in name else DISCRETE), **options).learn(128)

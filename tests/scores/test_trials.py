@@ -94,7 +94,7 @@ def test_every_update_has_the_rate_that_the_divergence_before_asks_for() -> None
     (first, *rates), rate = [group for (group,) in seen.rates[1:]], 1e-3
     assert first == rate and len(rates) == 4
     for kl, used in zip(seen.divergences[:-1], rates, strict=True):
-        rate = adapted_rate(rate, kl, AdaptiveRate.TARGET, AdaptiveRate.BOUNDS)
+        rate = adapted_rate(rate, kl, target=0.01, bounds=AdaptiveRate.BOUNDS)
         assert used == rate
     assert rate != first  # it moved
 
