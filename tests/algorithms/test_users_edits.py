@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from edited_models import OPTIONS, POLICIES, check, parameters_of
+from edited_models import OPTIONS, check, parameters_of
 from edits import BETWEEN, DURING
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,16 +19,19 @@ from toy_environments import start
 
 from sb3_policyopt import PPO, TRPO
 
+MODELS = pytest.mark.parametrize(
+    ("cls", "space"),
+    [(PPO, "box"), (PPO, "dict"), (TRPO, "box"), pytest.param(TRPO, "dict", marks=pytest.mark.slow)],
+)
 
-@pytest.mark.parametrize("cls", [PPO, TRPO])
-@pytest.mark.parametrize("space", POLICIES)
+
+@MODELS
 @pytest.mark.parametrize("edit", BETWEEN, ids=lambda edit: edit.__name__)
 def test_an_edit_between_rollouts(edit: Callable[..., Any], space: str, cls: type[Any]) -> None:
     check(cls, space, "box_6", [[], [edit], []], [[], [], []])
 
 
-@pytest.mark.parametrize("cls", [PPO, TRPO])
-@pytest.mark.parametrize("space", POLICIES)
+@MODELS
 @pytest.mark.parametrize("edit", DURING, ids=lambda edit: edit.__name__)
 def test_an_edit_in_the_middle_of_a_rollout(edit: Callable[..., Any], space: str, cls: type[Any]) -> None:
     check(cls, space, "discrete", [[], []], [[], [(3, edit)]])

@@ -25,7 +25,9 @@ def others_end(what: str, unlucky: int, timeout: int) -> list[Ended]:
     "what, unlucky, timeout, said",
     [
         pytest.param("killed", 1, PATIENCE, "rank 1 exited without an error report: process", id="killed"),
-        pytest.param("raises", 1, PATIENCE, "rank 1 failed with ZeroDivisionError: the simulator fell over", id="raises"),
+        pytest.param(
+            "raises", 1, PATIENCE, "rank 1 failed with ZeroDivisionError: the simulator fell over", marks=slow, id="raises"
+        ),
         pytest.param(
             "disagrees", 1, PATIENCE, "n_steps differs between the ranks: 32 on rank 0, 40 on rank 1", marks=slow, id="parts"
         ),

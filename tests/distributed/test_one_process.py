@@ -48,7 +48,10 @@ assert not dist.is_initialized()
 """
 
 
-@pytest.mark.parametrize("launcher", [{"WORLD_SIZE": "8"}, LAUNCHER], ids=["no_launcher", "one_rank"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param({"WORLD_SIZE": "8"}, id="no_launcher", marks=pytest.mark.slow), pytest.param(LAUNCHER, id="one_rank")],
+)
 def test_nothing_is_initialised(launcher: dict[str, str]) -> None:
     subprocess.run([sys.executable, "-c", LEARN], env=surroundings(**launcher), check=True, timeout=600)
 

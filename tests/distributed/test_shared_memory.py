@@ -44,8 +44,15 @@ def on_all_ranks(n: int, speak: Any, check: Any = ignore) -> Any:
         return [ended.result() for ended in [pool.submit(speak, boxes[rank], rank) for rank in range(n)]]
 
 
-@pytest.mark.parametrize("way", [pytest.param("one_host", marks=here_only), "several_hosts"])
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(
+    ("n", "way"),
+    [
+        pytest.param(3, "one_host", marks=here_only),
+        (2, "several_hosts"),
+        pytest.param(2, "one_host", marks=[here_only, pytest.mark.slow]),
+        pytest.param(3, "several_hosts", marks=pytest.mark.slow),
+    ],
+)
 def test_all_exchanges_give_what_they_say(n: int, way: str) -> None:
     for ended in run(n, "exchanges.py", way):
         assert ended.code == 0, ended.output

@@ -33,8 +33,15 @@ def trained(algorithm: type[Any], make: Any, device: str, **options: Any) -> Any
     return model.learn(3 * 16 * 64)
 
 
-@pytest.mark.parametrize("make", [TensorCartPole, TensorPendulum])
-@pytest.mark.parametrize("algorithm", [PPO, TRPO])
+@pytest.mark.parametrize(
+    ("algorithm", "make"),
+    [
+        (PPO, TensorCartPole),
+        (TRPO, TensorPendulum),
+        pytest.param(PPO, TensorPendulum, marks=pytest.mark.slow),
+        pytest.param(TRPO, TensorCartPole, marks=pytest.mark.slow),
+    ],
+)
 def test_parameters_are_those_without_graphs(algorithm: Any, make: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if device == "cpu":
         monkeypatch.setattr(choice, "computes_as_on_gpu", lambda _: True)

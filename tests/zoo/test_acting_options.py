@@ -67,6 +67,7 @@ def test_help_names_the_option_that_is_added(name: str, capsys: pytest.CaptureFi
     assert "--gym-packages" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_benchmark_without_the_hub_is_one_sentence(one_agent: Path, process: Process) -> None:
     result = process(["-m", "sb3_policyopt", "benchmark", "--log-dir", "logs"], one_agent, HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 1
@@ -75,6 +76,7 @@ def test_benchmark_without_the_hub_is_one_sentence(one_agent: Path, process: Pro
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_benchmark_without_a_row_leaves_the_table_of_before(one_agent: Path, process: Process) -> None:
     (one_agent / "benchmark.md").write_text("before")
     (one_agent / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").unlink()

@@ -170,7 +170,7 @@ def test_training_goes_on_from_a_zip_in_subprocesses(tmp_path: Path, cli: Run, m
 SEARCH = "-optimize --n-trials 1 --n-startup-trials 1 --eval-episodes 1 --no-optim-plots -n 128"
 
 
-@pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db"])
+@pytest.mark.parametrize("storage", [pytest.param("study.log", marks=pytest.mark.slow), "sqlite:///study.db"])
 def test_a_search_and_its_first_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str) -> None:
     monkeypatch.chdir(tmp_path)
     study = f"--algo trpo --env CartPole-v1 --storage {storage} --study-name study"

@@ -25,6 +25,7 @@ def test_the_machine_is_what_it_says(tmp_path: Path, process: Any, gpu_machine: 
     assert hidden.stdout.split() == ["False", "0"]
 
 
+@pytest.mark.slow
 def test_small_networks_train_and_play_on_the_cpu(tmp_path: Path, cli: Any, gpu_machine: Any) -> None:
     trained = cli(tmp_path, f"train --algo trpo --env CartPole-v1 {SHORT}", **gpu_machine)
     assert "Using cpu device" in trained.stdout and "on the GPU" not in trained.stderr

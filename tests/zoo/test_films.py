@@ -57,7 +57,13 @@ def test_the_folder_of_videos_in_a_run_is_guarded_too(one_agent: Path, capsys: p
     assert list(one_agent.rglob("notes"))
 
 
-@pytest.mark.parametrize("options", ["-f logs -o 'my films/new'", "-f 'my logs'"], ids=["relative", "of the run"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param("-f logs -o 'my films/new'", id="relative"),
+        pytest.param("-f 'my logs'", id="of the run", marks=pytest.mark.slow),
+    ],
+)
 def test_a_folder_can_be_relative_and_have_a_space(options: str, one_agent: Path, process: Process) -> None:
     """The stock command says that it has saved the film, and has not."""
     folder = one_agent / ("my films/new" if "-o" in options else "my logs/ppo/CartPole-v1_1/videos")

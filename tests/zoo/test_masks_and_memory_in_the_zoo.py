@@ -117,7 +117,9 @@ def search(folder: Path, algo: str, env_id: str) -> optuna.Study:
     return optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend))
 
 
-@pytest.mark.parametrize(("algo", "env_id"), [("trpo_mask", "StrictRoute-v0"), ("ppo_lstm", "CartPoleNoVel-v1")])
+@pytest.mark.parametrize(
+    ("algo", "env_id"), [pytest.param("trpo_mask", "StrictRoute-v0", marks=pytest.mark.slow), ("ppo_lstm", "CartPoleNoVel-v1")]
+)
 def test_search(algo: str, env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The evaluations of trials use masks; the model of a trial with memory takes what was sampled."""
     monkeypatch.chdir(tmp_path)
