@@ -71,13 +71,15 @@ class AdaptiveRate(BaseCallback):
     above twice the target it is divided by 1.5, below half of it multiplied by 1.5, within ``BOUNDS``.
 
     :param target: KL divergence of an update, in nats
+    :param decays: whether the target falls linearly to 0 over the training
     """
 
     BOUNDS = (1e-5, 1e-2)
 
-    def __init__(self, target: float = 0.01) -> None:
+    def __init__(self, target: float = 0.01, decays: bool = False) -> None:
         super().__init__()
         self.target = target
+        self.decays = decays
         self.rate = 0.0
 
     def _on_training_start(self) -> None:
@@ -90,7 +92,8 @@ class AdaptiveRate(BaseCallback):
     def _on_rollout_end(self) -> None:
         kl = self.logger.name_to_value.get("train/approx_kl", None)
         if kl is not None:  # there has been an update
-            self.rate = adapted_rate(self.rate, kl, self.target, self.BOUNDS)
+            left = self.model._current_progress_remaining if self.decays else 1.0
+            self.rate = adapted_rate(self.rate, kl, self.target * left, self.BOUNDS)
             self._set()
 
     def _set(self) -> None:

@@ -88,13 +88,15 @@ def pendulum_agent(**arguments: Any) -> PPO:
     return PPO("MlpPolicy", env, n_steps=64, batch_size=64, device="cpu", seed=0, **arguments)
 
 
-def test_every_update_has_the_rate_that_the_divergence_before_asks_for() -> None:
+@pytest.mark.parametrize("decays", [False, True])
+def test_every_update_has_the_rate_that_the_divergence_before_asks_for(decays: bool) -> None:
     seen = RatesSeen()
-    pendulum_agent(n_epochs=3, learning_rate=1e-3).learn(6 * 128, callback=[AdaptiveRate(), seen])
+    pendulum_agent(n_epochs=3, learning_rate=1e-3).learn(6 * 128, callback=[AdaptiveRate(decays=decays), seen])
     (first, *rates), rate = [group for (group,) in seen.rates[1:]], 1e-3
     assert first == rate and len(rates) == 4
-    for kl, used in zip(seen.divergences[:-1], rates, strict=True):
-        rate = adapted_rate(rate, kl, target=0.01, bounds=AdaptiveRate.BOUNDS)
+    for i, (kl, used) in enumerate(zip(seen.divergences[:-1], rates, strict=True)):
+        target = 0.01 * (1 - (i + 1) / 6 if decays else 1)
+        rate = adapted_rate(rate, kl, target=target, bounds=AdaptiveRate.BOUNDS)
         assert used == rate
     assert rate != first  # it moved
 
