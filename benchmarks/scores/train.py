@@ -57,13 +57,23 @@ def train(run: Run, entry: entries.Entry, folder: Path, lock: int | None = None)
         if run.algo == "trpo":
             entry = entries.on_the_scale_of_contrib(entry, action_dimensions(run.env_id))
     configuration = folder / "entry.yml"
-    further = entry.get("callback", [])
-    callbacks = [callback, *(further if isinstance(further, list) else [further])]
-    configuration.write_text(yaml.safe_dump({run.env_id: {**entry, "callback": callbacks}}), encoding="utf-8")
+    configuration.write_text(yaml.safe_dump({run.env_id: with_callback(entry, callback)}), encoding="utf-8")
     command += ["--algo", run.algo, "--env", run.env_id, "--seed", str(run.seed), "-n", str(run.n_timesteps)]
     command += ["-f", str(folder), "-conf", str(configuration), "--eval-freq", "-1", "--device", "cpu", "--num-threads", "1"]
     child(module, command, folder, lock)
     return latest(folder / run.algo, run.env_id)
+
+
+def with_callback(entry: entries.Entry, callback: dict[str, Any]) -> entries.Entry:
+    """
+    An entry with one callback more.
+
+    :param entry: whose own callbacks are, as in rl-zoo3, none, one or a list
+    :param callback: called before those
+    :return: a new dictionary
+    """
+    own = entry.get("callback", [])
+    return {**entry, "callback": [callback, *(own if isinstance(own, list) else [own])]}
 
 
 def action_dimensions(env_id: str) -> int:

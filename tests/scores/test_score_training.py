@@ -30,6 +30,22 @@ def parameters(folder: Path) -> Any:
     return weights, statistics
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ("", []),
+        ("callback=a.B", ["a.B"]),
+        ('callback=[{"a.B":{"target":0.02}},"a.C"]', [{"a.B": {"target": 0.02}}, "a.C"]),
+    ],
+)
+def test_the_checkpoints_come_before_the_callbacks_of_an_entry(changes: str, expected: list[Any]) -> None:
+    entry = entries.load("ppo", ENV, f"shared {changes}")
+    changed = train.with_callback(entry, {"x.Y": {}})
+    assert changed.pop("callback") == [{"x.Y": {}}, *expected]
+    entry.pop("callback", None)
+    assert changed == entry
+
+
 @pytest.mark.slow
 def test_a_run_is_made_once_and_as_the_command_line_makes_it(
     tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
