@@ -45,7 +45,7 @@ test-lowest: ## the fast tests with the lowest versions that pyproject.toml admi
 test-python: ## the fast tests with the newest versions and another Python: make test-python PYTHON=python3.13
 	$(MAKE) test-fast VENV=.venv-$(VERSION) EXTRA=tests
 
-test-slow: install ## the tests that take minutes
+test-slow: install ## the tests that take minutes, and further cases of others
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: install ## the tests that need a GPU

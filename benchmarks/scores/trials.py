@@ -17,7 +17,14 @@ from sb3_policyopt.maths.advantages import gae
 from sb3_policyopt.rollout.batch import Batch
 
 
-class RecomputedAdvantages(BaseCallback):
+class Trial(BaseCallback):
+    """A callback that has nothing to do at a step."""
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class RecomputedAdvantages(Trial):
     """
     Advantages and value targets from the critic as it is before each pass of PPO (Andrychowicz et al. 2021), in place of
     the critic that collected the rollout. The value behind a time limit stays that of the rollout.
@@ -35,9 +42,6 @@ class RecomputedAdvantages(BaseCallback):
                 yield from passes(data, 1, normalized)
 
         model.passes = recomputing
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_training_end(self) -> None:
         model: Any = self.model
@@ -65,12 +69,13 @@ def recompute(model: Any) -> None:
     buffer.returns = buffer.advantages + buffer.values
 
 
-class AdaptiveRate(BaseCallback):
+class AdaptiveRate(Trial):
     """
     A learning rate that follows the KL divergence of the update before, as in rl_games and rsl_rl, in place of the schedule:
-    above twice the target it is divided by 1.5, below half of it multiplied by 1.5, within ``BOUNDS``.
+    above twice the target it is divided by 1.5, below half of it multiplied by 1.5, within ``BOUNDS``. The divergence is the
+    mean over all minibatches of the update, as this package logs it; SB3's ``train/approx_kl`` is that of the last pass.
 
-    :param target: KL divergence of an update, in nats
+    :param target: that divergence, in nats
     :param decays: whether the target falls linearly to 0 over the training
     """
 
@@ -86,9 +91,6 @@ class AdaptiveRate(BaseCallback):
         self.rate = self.model.lr_schedule(1.0)
         self._set()
 
-    def _on_step(self) -> bool:
-        return True
-
     def _on_rollout_end(self) -> None:
         kl = self.logger.name_to_value.get("train/approx_kl", None)
         if kl is not None:  # there has been an update
@@ -103,8 +105,8 @@ class AdaptiveRate(BaseCallback):
 def adapted_rate(rate: float, kl: float, target: float, bounds: tuple[float, float]) -> float:
     """
     :param rate: of the update before
-    :param kl: its mean KL divergence
-    :param target: the KL divergence wanted
+    :param kl: its KL divergence in nats
+    :param target: the one wanted
     :param bounds: lowest and highest rate
     :return: the rate of the next update
     """
@@ -112,7 +114,7 @@ def adapted_rate(rate: float, kl: float, target: float, bounds: tuple[float, flo
     return min(max(rate * factor, bounds[0]), bounds[1])
 
 
-class FasterCritic(BaseCallback):
+class FasterCritic(Trial):
     """PPO with a rate of its own for the critic, ``FACTOR`` times that of the actor, by a second group of the optimizer."""
 
     FACTOR = 3.0
@@ -131,9 +133,6 @@ class FasterCritic(BaseCallback):
             critic["lr"] = self.FACTOR * actor["lr"]
 
         self.hook = optimizer.register_step_pre_hook(faster)
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_training_end(self) -> None:
         """The optimizer has one group again, as the saved model's will have."""
@@ -160,7 +159,7 @@ class NormedTanh(nn.Module):
         return th.tanh(nn.functional.layer_norm(x, x.shape[-1:]))
 
 
-class ColouredNoise(BaseCallback):
+class ColouredNoise(Trial):
     """
     The noise of a Gaussian policy's actions with the spectrum f^(-``BETA``) over the steps of each environment, in place of
     white noise (Hollenstein et al. 2024). Its distribution at a step is the same.
@@ -180,9 +179,6 @@ class ColouredNoise(BaseCallback):
             return normal.mean + normal.stddev * th.as_tensor(next(noise), dtype=normal.mean.dtype)
 
         distribution.sample = sample
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_training_end(self) -> None:
         model: Any = self.model

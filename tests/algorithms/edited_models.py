@@ -105,6 +105,18 @@ def check(cls: type, space: str, action: str, between: list[list[Edit]], during:
             assert all(th.isfinite(parameter).all() for parameter in parameters.values()), where
 
 
+def update_twice(stock: Any, ours: Any) -> None:
+    """Each collects, then both update from stock's rollout with the same random numbers."""
+    for seed in range(2):
+        for model in (stock, ours):
+            collect(model, [])
+        copy_rollout(stock.rollout_buffer, ours.rollout_buffer)
+        for model in (stock, ours):
+            np.random.seed(seed)
+            th.manual_seed(seed)
+            model.train()
+
+
 ALGORITHMS = pytest.mark.parametrize("cls", [PPO, TRPO])
 SPACES = pytest.mark.parametrize("space", POLICIES)
 

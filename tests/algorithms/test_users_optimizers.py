@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from edited_models import OPTIONS, POLICIES, collect, difference, model_of, models_of, parameters_of
+from edited_models import OPTIONS, POLICIES, collect, difference, model_of, models_of, parameters_of, update_twice
 from stable_baselines3 import PPO as StockPPO
 from torch import nn
 from toy_environments import copy_rollout, start, toy
@@ -98,14 +98,7 @@ def test_a_loss_hook_may_change_the_optimizer(meddle: Callable[..., Any]) -> Non
     for model in models:
         model.meddle = meddle
         start(model)
-    for seed in range(2):
-        collect(stock, [])
-        collect(ours, [])
-        copy_rollout(stock.rollout_buffer, ours.rollout_buffer)
-        for model in models:
-            np.random.seed(seed)
-            th.manual_seed(seed)
-            model.train()
+    update_twice(stock, ours)
     assert stock.calls == ours.calls == 8
     assert difference(parameters_of(stock), parameters_of(ours)) <= 5e-6
 
