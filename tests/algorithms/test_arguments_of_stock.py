@@ -26,6 +26,7 @@ PASSES: dict[type[Any], dict[str, Any]] = {
     ContribTRPO: {"n_critic_updates": 3},
     TRPO: {"n_critic_updates": 3},
 }
+"""Where it counts that a model learns and not what: the comparisons with stock make all passes, which adds small errors up."""
 DISCRETE = ACTION_SPACES["discrete"]
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size", "ignore:Mean of empty slice")
 
@@ -135,7 +136,7 @@ def cases(table: dict[str, dict[str, Any]]) -> list[Any]:
 
 def pair(ours: type[Any], stock: type[Any], name: str, value: Any, **options: Any) -> list[Any]:
     """Models of stock and of ours with the same parameters, the value among their arguments."""
-    common: dict[str, Any] = {**SMALL, **PASSES[ours], name: value}
+    common: dict[str, Any] = {**SMALL, name: value}
     space = ACTION_SPACES["box_6"] if "sde" in name else DISCRETE
     if name == "sde_sample_freq":
         common["use_sde"] = True
