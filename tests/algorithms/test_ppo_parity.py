@@ -176,3 +176,22 @@ def test_P5_P6_an_update_in_torch_without_a_graph_is_sb3s(name: str, monkeypatch
 @pytest.mark.parametrize("name", names(OTHER_CASES))
 def test_P5_P6_an_update_of_other_policies_is_sb3s(name: str) -> None:
     assert_equal_to_rounding(OTHER_CASES[name])
+
+
+def steps_of_adam(model: StockPPO | PPO) -> float:
+    return float(next(iter(model.policy.optimizer.state_dict()["state"].values()))["step"])
+
+
+def test_the_update_stops_where_sb3_stops_whatever_the_target(engine: str) -> None:
+    """Targets 5 % apart, of which some lie just below, some just above what lets another minibatch pass."""
+    models = stock, ours = twins(Case({"learning_rate": 1e-3, "n_epochs": 2}), engine=engine)
+    first, stops = copy.deepcopy(stock.policy.state_dict()), [0.0]
+    for target in np.geomspace(5e-4, 1e-2, 60):
+        for model in models:
+            model.policy.load_state_dict(first)
+            model.target_kl = float(target)
+        update_both(stock, ours, seed=0)
+        steps = [steps_of_adam(model) for model in models]
+        assert steps[0] == steps[1], target
+        stops.append(steps[0])
+    assert len(set(np.diff(stops))) >= 4, "the targets decided nothing"
