@@ -270,8 +270,10 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
         :param reset_num_timesteps: False continues the count (and the schedules) of an earlier call
         :param progress_bar: whether to show one
         :return: the trained model, itself
+        :raises ValueError: if the model has no environment, or an argument makes no sense
         :raises RankLostError: if another rank of a distributed training failed or is gone
         """
+        arguments.check_learning(self.env, total_timesteps, callback, log_interval)
         with training_modes(), self.team.training(self), env_workers.guarded(self):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar

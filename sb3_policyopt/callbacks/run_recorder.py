@@ -33,7 +33,7 @@ class RunRecorder(BaseCallback):
     seed, arguments, hyperparameters. Steps, wall time and whether the training is complete are added by :meth:`save`, which
     the end of the training calls too. With several ranks it runs on rank 0.
 
-    :param folder: an existing folder
+    :param folder: where the files go; it is made if there is none
     :param hyperparameters: constructor arguments as they were written; the others are recorded as the algorithm has them
     :param facts: more entries for ``provenance.json``, such as the environment id
     """

@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from sb3_policyopt.distributions.family import ActionDistribution, Evaluation
-from sb3_policyopt.maths.arrays import ArrayT, indices, log_sum_exp, mean, namespace, row_sums
+from sb3_policyopt.maths.arrays import ArrayT, indices, log_sum_exp, mean, namespace, raise_to, row_sums
+
+LOWEST = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,13 @@ class Categorical(ActionDistribution):
 
 def log_softmax(logits: ArrayT) -> ArrayT:
     """
-    Logits normalised to log-probabilities.
+    Logits normalised to log-probabilities; that of an action that a logit of −∞ forbids is the lowest float32, so that
+    p ln p is 0.
 
     :param logits: shape (batch, n)
     :return: shape (batch, n)
     """
-    return logits - log_sum_exp(logits)[:, None]
+    return raise_to(logits - log_sum_exp(logits)[:, None], LOWEST)
 
 
 def _one_hot(actions: ArrayT, like: ArrayT) -> ArrayT:

@@ -70,10 +70,13 @@ def push_to_hub(
     :param license: licence of the agent, as the Hub abbreviates it
     :param dry_run: build everything in this folder, and send nothing
     :return: address of the commit, or the folder of the dry run
+    :raises TypeError: if ``model`` is no model
     :raises ValueError: if a number is out of its range, or ``config`` is not given and the model's environment has a wrapper
         that cannot be made again
     :raises HubError: if anything else fails; the message is one sentence
     """
+    if not isinstance(model, BaseAlgorithm):
+        raise TypeError(f"model must be a trained agent, such as PPO.load(path, env=env), got {model!r}")
     with tempfile.TemporaryDirectory() as scratch:
         agent = agent_of_model(
             model,

@@ -26,29 +26,32 @@ POLICY_METHODS = (
 )
 """The methods by which SB3's policies compute what an engine computes."""
 
-_FAMILY = ("proba_distribution", "log_prob", "entropy", "sample", "get_actions")
+FAMILY = ("proba_distribution", "log_prob", "entropy", "sample", "get_actions")
+"""The methods by which SB3's policies use their action distribution."""
 _TORCH_FAMILY = ("log_prob", "entropy", "sample")
 _ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Identity, nn.LeakyReLU, nn.ELU, nn.Softplus)
+CALLS = ("__call__", "_call_impl")
+"""The methods by which torch calls ``forward`` of a module."""
 _METHODS: dict[type, tuple[str, ...]] = {
     ActorCriticPolicy: POLICY_METHODS,
     BaseModel: ("extract_features",),
     MlpExtractor: ("forward", "forward_actor", "forward_critic"),
     **dict.fromkeys((FlattenExtractor, NatureCNN, CombinedExtractor), ("forward",)),
     nn.Conv2d: ("forward", "_conv_forward"),
-    nn.Module: ("__call__",),
+    nn.Module: CALLS,
     **dict.fromkeys((nn.Linear, nn.Sequential, nn.Flatten, *_ACTIVATIONS), ("forward",)),
-    distributions.DiagGaussianDistribution: _FAMILY,
-    distributions.CategoricalDistribution: _FAMILY,
-    distributions.MultiCategoricalDistribution: _FAMILY,
-    distributions.BernoulliDistribution: _FAMILY,
-    th.distributions.Normal: _TORCH_FAMILY,
+    distributions.DiagGaussianDistribution: FAMILY,
+    distributions.CategoricalDistribution: FAMILY,
+    distributions.MultiCategoricalDistribution: FAMILY,
+    distributions.BernoulliDistribution: FAMILY,
+    th.distributions.Normal: (*_TORCH_FAMILY, "rsample"),
     th.distributions.Categorical: _TORCH_FAMILY,
     th.distributions.Bernoulli: _TORCH_FAMILY,
     nn.LSTM: ("forward",),
     nn.GRU: ("forward",),
     th.optim.Optimizer: ("zero_grad",),
 }
-_MASKED_FAMILY = (*_FAMILY, "apply_masking")
+_MASKED_FAMILY = (*FAMILY, "apply_masking")
 _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "sb3_contrib.common.maskable.policies": {"MaskableActorCriticPolicy": POLICY_METHODS},
     "sb3_contrib.common.maskable.distributions": {
@@ -130,6 +133,16 @@ def is_original(thing: object, owner: type, *names: str) -> bool:
     return all(
         name not in vars(thing) and getattr_static(type(thing), name) is originals[owner, name] is not None for name in names
     )
+
+
+def is_called_as_usual(module: nn.Module) -> bool:
+    """
+    Whether calling a module is torch's way to its ``forward``.
+
+    :param module: any
+    :return: False if it, its class or torch has another ``__call__``
+    """
+    return is_original(module, nn.Module, *CALLS)
 
 
 def replaced_methods() -> list[str]:

@@ -27,7 +27,8 @@ def is_hooked(module: nn.Module) -> bool:
 
 class Structure:
     """
-    The children and parameters of some modules, by identity, the absence of hooks, and the absence of methods on the objects.
+    The children and parameters of some modules, by identity, their classes, the absence of hooks, and the absence of methods
+    on the objects.
 
     :param methods: for each module the names of the methods by which it computes
     """
@@ -39,6 +40,7 @@ class Structure:
         self._contents = [dictionary.values() for dictionary in dictionaries if dictionary]
         self._kept = [*chain.from_iterable(self._contents)]  # so that no other object can get the same id
         self._ids = [*map(id, self._kept)]
+        self._modules, self._classes = modules, [*map(type, modules)]
         self._hooks = [*GLOBAL_HOOKS, *(getattr(module, kind) for module in modules for kind in HOOKS)]
         named: list[tuple[dict[str, Any], str]] = [(vars(module), name) for module, names in pairs for name in names]
         self._attributes, self._names = [attributes for attributes, _ in named], [name for _, name in named]
@@ -55,6 +57,11 @@ class Structure:
         """
         Whether all modules still are and do what they were and did.
 
-        :return: False also once a hook or a method was set on an object
+        :return: False also once a hook, a method or another class was set on an object
         """
-        return self.has_same_contents() and not any(self._hooks) and not any(map(contains, self._attributes, self._names))
+        return (
+            self.has_same_contents()
+            and not any(self._hooks)
+            and not any(map(contains, self._attributes, self._names))
+            and [*map(type, self._modules)] == self._classes
+        )

@@ -123,6 +123,19 @@ def clip(array: ArrayT, low: float | ArrayT, high: float | ArrayT) -> ArrayT:
     return th.minimum(th.maximum(array, th.as_tensor(low)), th.as_tensor(high))  # clamp would wait for a tensor without axes
 
 
+def raise_to(array: ArrayT, low: float) -> ArrayT:
+    """
+    Raise the entries below a bound to it, in place.
+
+    :param array: any shape
+    :param low: the bound
+    :return: the array
+    """
+    if isinstance(array, np.ndarray):
+        return np.maximum(array, low, out=array)
+    return array.clamp_min_(low)
+
+
 @overload
 def total(array: NumpyArray) -> float: ...
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
-from sb3_policyopt.identity.originals import is_original
+from sb3_policyopt.identity.originals import is_called_as_usual, is_original
 from sb3_policyopt.identity.structure import GLOBAL_HOOKS, is_hooked
 from sb3_policyopt.maths.terms import value_of
 from sb3_policyopt.models.networks.actor_critic import ActorCriticNetworks, ActorPass
@@ -62,7 +62,8 @@ def _is_known(extractor: nn.Module) -> bool:
         return all(map(_may_stand_in_chain, extractor.modules()))
     parts = extractor.extractors
     plain = type(parts) is nn.ModuleDict and not is_hooked(parts) and not is_hooked(extractor)
-    return plain and is_original(extractor, CombinedExtractor, "forward") and all(map(_is_known, parts.values()))
+    plain = plain and is_original(extractor, CombinedExtractor, "forward") and is_called_as_usual(extractor)
+    return plain and all(map(_is_known, parts.values()))
 
 
 def _may_stand_in_chain(module: nn.Module) -> bool:
@@ -74,6 +75,8 @@ def _may_stand_in_chain(module: nn.Module) -> bool:
     """
     kind = type(module)
     if kind not in METHODS or is_hooked(module) or not is_original(module, kind, *METHODS[kind]):
+        return False
+    if not is_called_as_usual(module):
         return False
     return kind not in (nn.Conv2d, nn.Linear) or set(module._parameters) == {"weight", "bias"}
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.identity.kinds import is_own_gru, kind_of
-from sb3_policyopt.identity.originals import POLICY_METHODS, is_original, replaced_methods
+from sb3_policyopt.identity.originals import POLICY_METHODS, is_called_as_usual, is_original, replaced_methods
 from sb3_policyopt.identity.structure import GLOBAL_HOOKS, is_hooked
 from sb3_policyopt.models.networks.activations import constants_of_activation, make_activation
 from sb3_policyopt.models.networks.sb3_layout import (
@@ -54,6 +54,8 @@ def overridden_methods(policy: ActorCriticPolicy) -> str | None:
     for name in POLICY_METHODS:
         if not is_original(policy, owner, name):
             return f"{name} of the policy is not that of {owner.__name__}"
+    if not is_called_as_usual(policy):
+        return "__call__ of the policy is not that of nn.Module"
     replaced = replaced_methods()
     if replaced:
         return f"{', '.join(replaced)} was replaced"
@@ -141,7 +143,7 @@ def _unusual_memory(policy: ActorCriticPolicy) -> str | None:
     if policy.shared_lstm != (not memory_modules(policy)[1]):
         return "shared_lstm of the policy is not what its modules are made for"
     for module in (module for part in memory_modules(policy) for module in part):
-        if is_hooked(module) or "forward" in vars(module):
+        if _changed(module):
             return f"{type(module).__name__} has a hook or a method of its own"
         if type(module) is nn.Linear:
             continue
@@ -170,7 +172,8 @@ def _changed(module: nn.Module) -> bool:
     :param module: without its children
     :return: True if it has a hook, or a method on the object
     """
-    return is_hooked(module) or any(name in vars(module) for name in ("forward", "forward_actor", "forward_critic"))
+    own = any(name in vars(module) for name in ("forward", "forward_actor", "forward_critic"))
+    return own or is_hooked(module) or not is_called_as_usual(module)
 
 
 def _unusual_activations(policy: ActorCriticPolicy) -> str | None:
@@ -200,7 +203,12 @@ def _unusual_tensors(policy: ActorCriticPolicy, family: ActionDistribution) -> s
     layers = [module for module in _network_modules(policy) if isinstance(module, nn.Linear)]
     if any(len(layer._parameters) != 2 for layer in layers):
         return "a layer has other parameters than weight and bias"
-    mine = [parameter for layer in layers for parameter in (layer.weight, layer.bias)] + free_parameters(policy, family)
+    if [len(head.weight) for head in layers[-2:]] != [family.output_dim, 1]:
+        return "action_net or value_net has another width than SB3 gives it"
+    free = free_parameters(policy, family)
+    if any(parameter.shape not in ((family.output_dim,), (1, family.output_dim)) for parameter in free):
+        return f"{' and '.join(family.free)} of the policy has not one entry for each dimension of the action"
+    mine = [parameter for layer in layers for parameter in (layer.weight, layer.bias)] + free
     if len({id(parameter) for parameter in mine}) != len(mine):
         return "actor and critic share parameters, or two layers do"
     below = [*features_extractors(policy), *(module for part in memory_modules(policy) for module in part)]

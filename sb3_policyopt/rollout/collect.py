@@ -1,7 +1,7 @@
 """S5: the one loop that collects a rollout, for all algorithms and models, with SB3's callback contract."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -52,7 +52,7 @@ def collect(
     callback.on_rollout_start()  # before the first random draw, so that a checkpoint made here holds all that follows
 
     engine = self.prepare_engine()
-    to_env_action = action_converter(self.policy)
+    to_env_action = action_converter(self.policy, self.action_space)
     guard = RolloutGuard(rollout_buffer, n_rollout_steps, self.check_observations, is_stock(rollout_buffer, "reset", "add"))
     store = storing_function(rollout_buffer, guard)
     watched = runs_code_of_users(callback)  # else no other code changes modules before the rollout ends
@@ -90,6 +90,7 @@ def collect(
         if not callback.on_step():
             return shared.end(complete=False)
 
+        value, log_prob = values.numpy()[:, 0], log_probs.numpy()  # which a callback may have edited, as it may rewards
         self._update_info_buffer(infos, dones)
         n_steps += 1
         if discrete:
@@ -211,14 +212,14 @@ def draw_noise(policy: ActorCriticPolicy, n_envs: int) -> None:
         policy.reset_noise(n_envs)
 
 
-def action_converter(policy: ActorCriticPolicy) -> Callable[[NumpyArray], NumpyArray]:
+def action_converter(policy: ActorCriticPolicy, space: spaces.Space[Any]) -> Callable[[NumpyArray], NumpyArray]:
     """
     What turns a sampled action into one that the environment accepts.
 
-    :param policy: that samples
+    :param policy: that samples; one that squashes has bounds of its own
+    :param space: of the model's actions
     :return: a function of an array of shape (n_envs, *action_shape)
     """
-    space = policy.action_space
     if not isinstance(space, spaces.Box):
         return lambda actions: actions
     if policy.squash_output:

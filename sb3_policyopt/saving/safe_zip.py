@@ -249,18 +249,19 @@ class SelfDescribing(BaseAlgorithm):
         except (ValueError, TypeError) as error:
             if saved_by in (None, "", cls.__name__) or type(error) not in (ValueError, TypeError):
                 raise
-            raise type(error)(f"{_name(path)} was saved by {saved_by}, and not by {cls.__name__}: {error}") from error
+            by = f"{saved_by}, and not by {cls.__name__}: {error}; take {saved_by}.load"
+            raise type(error)(f"{_name(path)} was saved by {by}") from error
 
 
 def _algorithm_of(path: PathOrFile) -> str | None:
     """The class that saved a zip: None if another package did, "" if the file cannot be read, of which the loader tells."""
-    start = None if isinstance(path, (str, Path)) else path.tell()
+    start = path.tell() if hasattr(path, "tell") else None
     try:
         with _open_zip(path) as archive:
             if DESCRIPTION not in archive.namelist():
                 return None
             return str(json.loads(archive.read(DESCRIPTION)).get("algorithm", ""))
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return ""
     finally:
         if start is not None and not isinstance(path, (str, Path)):

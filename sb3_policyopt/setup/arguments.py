@@ -7,8 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
 Coefficient: TypeAlias = float | Schedule | str
 """A number, a callable of ``progress_remaining`` (1 at the start of training, 0 at its end), or "lin_0.01"."""
@@ -145,7 +148,10 @@ def coefficient(name: str, value: object, bounds: Bounds) -> float | Callable[[f
         except ValueError:
             first = None
         if first is None:
-            raise ValueError(f"{name}: the only schedule with a name is 'lin_X' with a number X, such as 'lin_0.01'")
+            raise ValueError(
+                f"{name} must be a number, a schedule, or 'lin_X' with a number X, such as 'lin_0.01', got {value!r}"
+                + (", which is a number without its quotes" if _is_number(value) else "")
+            )
         value = LinearSchedule(number(name, first, bounds), 0.0, 1.0)
     if not callable(value):
         return number(name, value, bounds)
@@ -153,12 +159,21 @@ def coefficient(name: str, value: object, bounds: Bounds) -> float | Callable[[f
     return schedule
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def passed_on(options: Mapping[str, Any]) -> dict[str, int]:
     """
-    Check what is passed on to SB3 and is a number or a flag.
+    Check what is passed on to SB3: numbers, flags and classes.
 
     :param options: the arguments
-    :return: those that were checked, as Python values
+    :return: the numbers and flags as Python values
+    :raises TypeError: if one is of the wrong type
+    :raises ValueError: if a number makes no sense
     """
     checked: dict[str, int] = {
         "use_sde": flag("use_sde", options["use_sde"]),
@@ -167,12 +182,82 @@ def passed_on(options: Mapping[str, Any]) -> dict[str, int]:
     }
     if options["stats_window_size"] is not None:  # None: over all episodes
         checked["stats_window_size"] = integer("stats_window_size", options["stats_window_size"], minimum=0)
-    activation = (options.get("policy_kwargs") or {}).get("activation_fn")
-    if isinstance(activation, str):
-        raise TypeError(f"policy_kwargs: activation_fn must be a class such as torch.nn.ReLU, got {activation!r}")
+    check_policy_kwargs(options.get("policy_kwargs"))
+    buffer_class = options.get("rollout_buffer_class")
+    if not (buffer_class is None or callable(buffer_class)):
+        raise TypeError(f"rollout_buffer_class must be a class of rollout buffers, got {buffer_class!r}")
     if options["seed"] is not None:
         checked["seed"] = integer("seed", options["seed"], minimum=0)
     return checked
+
+
+CLASSES = {
+    "activation_fn": "torch.nn.ReLU",
+    "optimizer_class": "torch.optim.Adam",
+    "features_extractor_class": "stable_baselines3.common.torch_layers.FlattenExtractor",
+}
+"""Arguments of policies that are classes, each with an example."""
+
+
+def check_policy_kwargs(policy_kwargs: object) -> None:
+    """
+    Look for what a policy would stumble over without naming it.
+
+    :param policy_kwargs: the arguments of a policy, None for none
+    :raises TypeError: if they are no dict, or the name of a class stands where a class should
+    """
+    if policy_kwargs is None:
+        return
+    if not isinstance(policy_kwargs, Mapping):
+        raise TypeError(f"policy_kwargs must be a dict with arguments of the policy, got {policy_kwargs!r}")
+    for name, example in CLASSES.items():
+        if isinstance(given := policy_kwargs.get(name), str):
+            raise TypeError(f"policy_kwargs: {name} must be a class such as {example}, got {given!r}")
+    if isinstance(net_arch := policy_kwargs.get("net_arch"), str):
+        raise TypeError(
+            f"policy_kwargs: net_arch must be a list such as [64, 64], or dict(pi=[64], vf=[64]), got {net_arch!r}"
+        )
+
+
+def check_env(env: object) -> None:
+    """
+    Look whether something is an environment.
+
+    :param env: what was given in place of one
+    :raises TypeError: if it is none, or vectorized by another library than SB3
+    """
+    if isinstance(env, (gym.Env, VecEnv)):
+        return
+    if isinstance(env, gym.vector.VectorEnv):
+        raise TypeError(
+            f"env: {type(env).__name__} is a vector environment of Gymnasium; wrap it by "
+            "sb3_policyopt.envs.tensors.from_gymnasium_vector, or make it by stable_baselines3.common.env_util.make_vec_env"
+        )
+    if not (hasattr(env, "reset") and hasattr(env, "step")):  # one of OpenAI Gym has both, and SB3 converts it
+        raise TypeError(
+            f"env must be an environment, a VecEnv or the name of an environment, got {env!r}; make_vec_env of "
+            "stable_baselines3.common.env_util makes a VecEnv of a name or a function"
+        )
+
+
+def check_learning(env: object, total_timesteps: object, callback: object, log_interval: object) -> None:
+    """
+    Check what a training needs, before it starts.
+
+    :param env: the environments of the model
+    :param total_timesteps: any number, which may be infinite
+    :param callback: as SB3 takes it
+    :param log_interval: iterations between two logs, None for no logs
+    :raises TypeError: if one is of the wrong type
+    :raises ValueError: if there is no environment, or a number makes no sense
+    """
+    if env is None:
+        raise ValueError("env: the model has none; give it one by load(path, env=env) or set_env(env) before learn()")
+    number("total_timesteps", total_timesteps, (-math.inf, math.inf))
+    if log_interval is not None:
+        integer("log_interval", log_interval)
+    if not (callback is None or isinstance(callback, (list, BaseCallback)) or callable(callback)):
+        raise TypeError(f"callback must be a callback of SB3, a list of them or a function, got {callback!r}")
 
 
 def check_batches(n_steps: int, n_envs: int, batch_size: int, normalize_advantage: bool) -> None:

@@ -13,13 +13,14 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt.distributions.masking import choices
+from sb3_policyopt.errors import did_you_mean
 from sb3_policyopt.identity.kinds import PLAIN, PolicyKind, kind_of, states_shape
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.rollout.context import Memory
 from sb3_policyopt.rollout.masks import Masks
 from sb3_policyopt.setup.buffers import new_buffer, suit_buffer
-from sb3_policyopt.setup.policies import name_of_policy, named_policy, with_choice_of_rnn
+from sb3_policyopt.setup.policies import NAMED, name_of_policy, named_policy, with_choice_of_rnn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +41,14 @@ class WithMasksAndMemory(OnPolicyAlgorithm):
 
         :param policy_name: such as "MlpPolicy" or "MlpLstmPolicy"
         :return: its class
+        :raises ValueError: if there is none of that name
         """
-        return named_policy(policy_name) or super()._get_policy_from_name(policy_name)
+        if (own := self.policy_aliases.get(policy_name) or named_policy(policy_name)) is not None:
+            return own
+        known = [*self.policy_aliases, *NAMED]
+        meant = next((name for name in known if name.lower() in (policy_name.lower(), f"{policy_name}policy".lower())), "")
+        hint = f", did you mean {meant}?" if meant else did_you_mean(policy_name, known, ".")
+        raise ValueError(f"Policy {policy_name} unknown{hint} A policy is a class or one of {', '.join(known)}")
 
     def name_of_policy(self, policy_class: type[BasePolicy]) -> str | None:
         """

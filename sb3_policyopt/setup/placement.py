@@ -8,12 +8,14 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt.parallel import launcher
 from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.rollout.tensors.env import is_tensor_env
 from sb3_policyopt.saving.safe_zip import PathOrFile, SelfDescribing
 from sb3_policyopt.setup import devices
+from sb3_policyopt.setup.arguments import check_env
 from sb3_policyopt.setup.buffers import new_buffer
 from sb3_policyopt.setup.devices import Iteration, Machine, Passes
 
@@ -22,9 +24,9 @@ PlacedT = TypeVar("PlacedT", bound="Placed")
 
 class Placed(SelfDescribing, OnPolicyAlgorithm):
     """
-    An on-policy algorithm of Stable-Baselines3, where ``device="auto"`` is the GPU whenever there is one.
+    An on-policy algorithm of Stable-Baselines3, where ``device="auto"`` is the device that is faster for the model.
 
-    Here "auto" is decided once the policy is built (:mod:`sb3_policyopt.setup.devices`). Everything is made in
+    That is decided once the policy is built (:mod:`sb3_policyopt.setup.devices`). Everything is made in
     SB3's order, from the same random numbers. ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` and every ``th.device`` keep
     SB3's meaning, so that "cuda" without a GPU is the CPU.
 
@@ -188,14 +190,29 @@ class Placed(SelfDescribing, OnPolicyAlgorithm):
         :param kwargs: attributes to change
         :return: the model
         :raises PickleRequiredError: if ``safe``, and something that is needed exists only as a pickle
-        :raises ValueError: if the file is no zip, or ``env`` has other spaces
+        :raises ValueError: if the file is no zip, ``env`` has other spaces, or torch has no such device
         """
+        devices.check_name(device)
         if isinstance(device, str) and device == "auto":
             device = "cpu"  # where the tensors are read, until _setup_model has decided
             kwargs["_device_is_auto"] = True
         model = super().load(path, env, device, custom_objects, print_system_info, force_reset, safe=safe, **kwargs)
         model._take_instead({**(custom_objects or {}), **kwargs})
         return model
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """
+        As SB3 wraps an environment that is given to the constructor, to ``load`` or to ``set_env``.
+
+        :param env: an environment or a ``VecEnv``
+        :param verbose: whether to say what is done
+        :param monitor_wrapper: whether to add a ``Monitor``
+        :return: the ``VecEnv``
+        :raises TypeError: if it is no environment
+        """
+        check_env(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _take_instead(self, given: Mapping[str, object]) -> None:
         """

@@ -98,7 +98,7 @@ def check_policy(policy: object, algorithm: str) -> None:
     if isinstance(policy, str) or kind.masks or kind.memory:
         return
     name = getattr(policy, "__name__", repr(policy))
-    why = _refused(policy, 3, use_sde=False)
+    why = _refused(policy, 3, use_sde=False) if callable(policy) else "which is neither a name nor a class"
     for method, arguments in CALLS.items() if inspect.isclass(policy) else ():
         function = getattr(policy, method, None)
         why = why or (f"it has no method {method}" if function is None else _refused(function, 1 + arguments))

@@ -62,6 +62,7 @@ class Checked(OnPolicyAlgorithm):
         "n_steps": integer_from(1),
         "gamma": fraction,
         "gae_lambda": fraction,
+        "seed": optional(integer_from(0)),
     }
     """The check of each setting, by name."""
     batch_size: int

@@ -138,8 +138,8 @@ def check_environment(env_id: str, packages: list[str]) -> None:
     for part, distribution in PACKAGES.items():
         if part in env_id and not any(part in known for known in gym.envs.registry):
             raise UserError(f"{env_id} is not registered: pip install {distribution}")
-    otherwise = " (--gym-packages MODULE imports the module that registers it)"
-    raise UserError(f"there is no environment {env_id}{did_you_mean(env_id, gym.envs.registry, otherwise)}")
+    own = "(--gym-packages MODULE imports the module that registers one of your own)"
+    raise UserError(f"there is no environment {env_id}{did_you_mean(env_id, gym.envs.registry)} {own}")
 
 
 def check_configuration(config: str | None) -> None:

@@ -21,6 +21,11 @@ def layers(model: Any) -> list[nn.Linear]:
     return [module for module in model.policy.modules() if type(module) is nn.Linear]
 
 
+class Louder(nn.Linear):
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return 2.0 * super().forward(x) + 1.0
+
+
 def keep(model: Any, thing: Any) -> None:
     """Hold a reference for the rest of the test, as a user's variable would."""
     vars(model.policy).setdefault("kept_by_the_user", []).append(thing)
@@ -185,6 +190,22 @@ def replace_method_of_policy(model: Any) -> None:
     policy.predict_values = lambda obs: type(policy).predict_values(policy, obs)
 
 
+def replace_class_of_head(model: Any) -> None:
+    model.policy.value_net.__class__ = Louder
+
+
+def replace_call_of_layer(model: Any) -> None:
+    """What torch's ``__call__`` of every module calls."""
+    layer: Any = layers(model)[0]
+    layer._call_impl = lambda x: 0.5 * nn.functional.linear(x, layer.weight, layer.bias)
+
+
+def replace_method_of_distribution(model: Any) -> None:
+    distribution = model.policy.action_dist
+    log_prob = type(distribution).log_prob
+    distribution.log_prob = lambda actions: log_prob(distribution, actions) - 1.0
+
+
 def replace_distribution(model: Any) -> None:
     other = copy.copy(model.policy.action_dist)
     kind: Any = type(other)
@@ -321,6 +342,9 @@ DURING: list[Edit] = [
     replace_forward_of_activation,
     replace_forward_of_head,
     replace_method_of_policy,
+    replace_class_of_head,
+    replace_call_of_layer,
+    replace_method_of_distribution,
     replace_distribution,
     hook,
 ]

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -114,8 +115,91 @@ def test_what_stock_answers_with_an_unrelated_error_is_named(cls: type[Any], env
         cls("MlpPolicy", None)
     with pytest.raises(ValueError, match=r"device must be 'auto', .*'gpu'"):
         cls("MlpPolicy", env, device="gpu")
-    with pytest.raises(TypeError, match=r"policy_kwargs: activation_fn must be a class .*'relu'"):
-        cls("MlpPolicy", env, policy_kwargs={"activation_fn": "relu"})
+    with pytest.raises(ValueError, match=r"learning_rate must be .*, got '1e-3', which is a number without its quotes"):
+        cls("MlpPolicy", env, learning_rate="1e-3")
+    with pytest.raises(TypeError, match=r"rollout_buffer_class must be a class of rollout buffers, got 'x'"):
+        cls("MlpPolicy", env, rollout_buffer_class="x")
+    for vectorized in (
+        gym.make_vec("CartPole-v1", 2),
+        gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"),
+    ):
+        with pytest.raises(
+            TypeError, match=r"env: \w+ is a vector environment of Gymnasium; wrap it by .*from_gymnasium_vector"
+        ):
+            cls("MlpPolicy", vectorized)
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("policy_kwargs", "message"),
+    [
+        ([1], r"policy_kwargs must be a dict .*got \[1\]"),
+        ({"activation_fn": "relu"}, r"policy_kwargs: activation_fn must be a class .*'relu'"),
+        ({"optimizer_class": "adam"}, r"policy_kwargs: optimizer_class must be a class .*'adam'"),
+        ({"features_extractor_class": "CNN"}, r"policy_kwargs: features_extractor_class must be a class .*'CNN'"),
+        ({"net_arch": "64,64"}, r"policy_kwargs: net_arch must be a list .*'64,64'"),
+    ],
+)
+def test_arguments_of_the_policy_are_named(cls: type[Any], policy_kwargs: Any, message: str, env: VecEnv) -> None:
+    with pytest.raises(TypeError, match=message):
+        cls("MlpPolicy", env, policy_kwargs=policy_kwargs)
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_a_policy_that_does_not_exist_is_named_with_those_that_do(cls: type[Any], env: VecEnv) -> None:
+    for name, meant in (("mlp", "MlpPolicy"), ("cnnpolicy", "CnnPolicy"), ("MlpLSTMPolicy", "MlpLstmPolicy")):
+        with pytest.raises(
+            ValueError, match=rf"Policy {name} unknown, did you mean {meant}\? A policy is a class or one of Mlp"
+        ):
+            cls(name, env)
+    with pytest.raises(ValueError, match=r"Policy 7 unknown\. A policy is .*MaskableMultiInputLstmPolicy$"):
+        cls("7", env)
+    for nothing in (None, 3):
+        with pytest.raises(
+            ValueError, match=rf"policy: {cls.__name__} does not serve {nothing} \(which is neither a name nor a"
+        ):
+            cls(nothing, env)
+
+
+@pytest.mark.parametrize("env", [lambda: None, [1], object()], ids=["function", "list", "object"])
+def test_what_is_no_environment_is_refused_wherever_it_is_given(env: Any, zips: Path) -> None:
+    model = PPO.load(zips / "PPO", device="cpu")
+    for give in (lambda: PPO("MlpPolicy", env), lambda: PPO.load(zips / "PPO", env=env), lambda: model.set_env(env)):
+        with pytest.raises(
+            TypeError, match=r"env must be an environment, a VecEnv or the name of an environment, got .*make_vec"
+        ):
+            give()
+
+
+def test_learn_names_what_it_cannot_take(zips: Path, env: VecEnv) -> None:
+    with pytest.raises(ValueError, match=r"env: the model has none; give it one by load\(path, env=env\) or set_env"):
+        PPO.load(zips / "PPO", device="cpu").learn(16)
+    model = PPO.load(zips / "PPO", env=env, device="cpu")
+    mistakes: list[tuple[type[Exception], str, Any]] = [
+        (TypeError, r"total_timesteps must be a number, got '100'", {"total_timesteps": "100"}),
+        (ValueError, r"total_timesteps must be a number, got nan", {"total_timesteps": NAN}),
+        (ValueError, r"log_interval must be at least 1, got 0", {"log_interval": 0}),
+        (TypeError, r"log_interval must be an integer, got '1'", {"log_interval": "1"}),
+        (TypeError, r"callback must be a callback of SB3, a list of them or a function, got 3", {"callback": 3}),
+    ]
+    for error, message, mistake in mistakes:
+        with pytest.raises(error, match=message):
+            model.learn(**{"total_timesteps": 16, **mistake})
+    assert model.num_timesteps == 0
+    model.learn(16, callback=[], log_interval=None)  # type: ignore[arg-type]  # no logs
+    assert model.num_timesteps == 16
+
+
+def test_load_names_what_it_cannot_take(zips: Path, env: VecEnv) -> None:
+    with pytest.raises(ValueError, match=r"device must be 'auto', .*'gpu'"):
+        PPO.load(zips / "PPO", device="gpu")
+    for nothing in (None, 3):
+        with pytest.raises(TypeError, match=r"Path .* parameter has invalid type"):  # stock's words
+            PPO.load(nothing)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"seed must be an integer, got 'x'"):
+        PPO.load(zips / "PPO", env=env, seed="x")
+    with pytest.raises(ValueError, match=r"PPO\.zip was saved by PPO, and not by TRPO: target_kl .*; take PPO\.load$"):
+        TRPO.load(zips / "PPO.zip", env=env, target_kl=NAN)
 
 
 @pytest.mark.parametrize("factor", [-1, 0, 1])
@@ -131,7 +215,7 @@ def test_schedules_have_their_words_in_load_too(zips: Path, env: VecEnv) -> None
     model.learn(32)
     assert model.lr_schedule(0.5) == pytest.approx(0.005) and model.clip_range(0.5) == pytest.approx(0.05)
     assert model.clip_range_vf(0.5) == pytest.approx(0.15)
-    with pytest.raises(ValueError, match=r"clip_range: .*lin_X"):
+    with pytest.raises(ValueError, match=r"clip_range must be .*lin_X"):
         PPO.load(zips / "PPO", env=env, clip_range="linear")
 
 

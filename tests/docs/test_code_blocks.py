@@ -169,6 +169,7 @@ def test_every_command_is_parsed_by_its_program(tmp_path: Path) -> None:
             faults.append(f"{place}: neither parsed nor in the table of skipped commands")
     for name in ("my.yml", "hyperparameters.yml"):  # what the readers of these pages have
         shutil.copy(ROOT / "hyperparams" / "ppo.yml", tmp_path / name)
+    (tmp_path / "reach.py").write_text(next(b.text for b in blocks("docs/own-environment.md") if b.language == "python"))
     for algorithm in ("ppo", "trpo"):
         (tmp_path / "logs" / algorithm / "CartPole-v1_1").mkdir(parents=True)
         (tmp_path / "logs" / algorithm / "CartPole-v1_1" / "CartPole-v1.zip").touch()

@@ -192,7 +192,10 @@ def test_a_process_exits_with_the_code_and_without_traceback(
 ) -> None:
     result = process(["-m", "sb3_policyopt", "train", "--env", "CartPol-v1"], empty_folder)
     assert result.returncode == 2
-    assert result.stderr == "sb3-policyopt: there is no environment CartPol-v1, did you mean CartPole-v1?\n"
+    assert result.stderr == (
+        "sb3-policyopt: there is no environment CartPol-v1, did you mean CartPole-v1? "
+        "(--gym-packages MODULE imports the module that registers one of your own)\n"
+    )
 
 
 MISSING = [

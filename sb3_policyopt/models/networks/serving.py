@@ -3,7 +3,7 @@
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_policyopt.identity.originals import POLICY_METHODS
+from sb3_policyopt.identity.originals import CALLS, FAMILY, POLICY_METHODS
 from sb3_policyopt.identity.structure import Structure
 from sb3_policyopt.models.networks.sb3_layout import memory_modules, read_off
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
@@ -27,13 +27,14 @@ class NetworksWatch:
         plain = [*chains, *memory, policy.action_net, policy.value_net]
         self.structure = Structure(
             [
-                (policy, (*POLICY_METHODS, "_process_sequence")),
-                (mlp, ("forward", "forward_actor", "forward_critic")),
-                *((module, ("forward",)) for module in plain),
-                *((module, ("forward", "_conv_forward")) for part in extractors for module in part.modules()),
+                (policy, (*CALLS, *POLICY_METHODS, "_process_sequence")),
+                (mlp, (*CALLS, "forward", "forward_actor", "forward_critic")),
+                *((module, (*CALLS, "forward")) for module in plain),
+                *((module, (*CALLS, "forward", "_conv_forward")) for part in extractors for module in part.modules()),
             ]
         )
         self._objects, self._names = zip(*read_off(policy), strict=True)
+        self._distribution = vars(policy.action_dist)  # of the object that read_off compares
         self.constants = self._constants()
 
     def fits(self, thorough: bool = True) -> bool:
@@ -49,7 +50,7 @@ class NetworksWatch:
         return not thorough or (self.structure.is_intact() and self._constants() == self.constants)
 
     def _constants(self) -> list[object]:
-        return list(map(getattr, self._objects, self._names))
+        return [*map(getattr, self._objects, self._names), *map(self._distribution.__contains__, FAMILY)]
 
     def serves(self) -> bool:
         """

@@ -6,6 +6,7 @@ No step waits for the device.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -58,7 +59,7 @@ def collect_tensors(
     callback.on_rollout_start()
 
     engine = self.prepare_engine()
-    to_env_action = tensor_action_converter(self.policy, env.device)
+    to_env_action = tensor_action_converter(self.policy, self.action_space, env.device)
     watched = runs_code_of_users(callback)
     shared, n_steps = team.rollout(self, env.num_envs), 0
     if self.use_sde:
@@ -121,15 +122,18 @@ def arrays_of(observations: Observations[th.Tensor]) -> Observations[NumpyArray]
     return to_host(observations)[0].copy()
 
 
-def tensor_action_converter(policy: ActorCriticPolicy, device: th.device) -> Callable[[th.Tensor], th.Tensor]:
+def tensor_action_converter(
+    policy: ActorCriticPolicy, space: spaces.Space[Any], device: th.device
+) -> Callable[[th.Tensor], th.Tensor]:
     """
     What turns a sampled action into one that the environment accepts.
 
-    :param policy: that samples
+    :param policy: that samples; one that squashes has bounds of its own
+    :param space: of the model's actions
     :param device: of the environments
     :return: a function of a tensor of shape (n_envs, *action_shape)
     """
-    space = policy.action_space
+    space = policy.action_space if policy.squash_output else space
     if not isinstance(space, spaces.Box):
         return lambda actions: actions.to(device, copy=True)  # a graph overwrites them
     low, high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
