@@ -34,7 +34,7 @@ CALLS = ("__call__", "_call_impl")
 """The methods by which torch calls ``forward`` of a module."""
 _METHODS: dict[type, tuple[str, ...]] = {
     ActorCriticPolicy: POLICY_METHODS,
-    BaseModel: ("extract_features",),
+    BaseModel: ("extract_features", "obs_to_tensor"),
     MlpExtractor: ("forward", "forward_actor", "forward_critic"),
     **dict.fromkeys((FlattenExtractor, NatureCNN, CombinedExtractor), ("forward",)),
     nn.Conv2d: ("forward", "_conv_forward"),

@@ -20,7 +20,7 @@ from sb3_policyopt.rollout.finiteness import RolloutGuard, is_finite
 from sb3_policyopt.rollout.learner import ActingModel, Learner, RolloutTeam
 from sb3_policyopt.rollout.step_tensors import StepTensors, tensors_of_observations
 from sb3_policyopt.rollout.storing import storing_function
-from sb3_policyopt.rollout.targets import bootstrapped, finish, time_limits
+from sb3_policyopt.rollout.targets import bootstrapped, finish, stacking, time_limits
 
 
 def collect(
@@ -103,7 +103,9 @@ def collect(
             cut_off = time_limits(infos, dones)
             if cut_off:
                 values_of = self.current_engine().values
-                rewards = bootstrapped(values_of, self.gamma, guard, rewards, infos, cut_off, of_step, lstm_states)
+                rewards = bootstrapped(
+                    values_of, self.gamma, guard, rewards, stacking(self.policy), infos, cut_off, of_step, lstm_states
+                )
 
         store(self._last_obs, actions, rewards, self._last_episode_starts, value, log_prob, context)
         guard.note_stored()

@@ -1,11 +1,14 @@
 """S3, S4, T10: what becomes of the rewards: bootstrapped at time limits, advantages, value targets."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 
+from sb3_policyopt.identity.originals import is_original
 from sb3_policyopt.maths.advantages import ValueTarget, gae, value_targets
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
@@ -35,6 +38,7 @@ def bootstrapped(
     gamma: float,
     guard: RolloutGuard,
     rewards: NumpyArray,
+    finals_of: Callable[[list[Observations[NumpyArray]]], Observations[NumpyArray]],
     infos: list[Info],
     cut_off: list[int],
     of_step: dict[str, Observations[NumpyArray]],
@@ -47,6 +51,7 @@ def bootstrapped(
     :param gamma: γ
     :param guard: of the rollout
     :param rewards: float32, shape (n_envs,)
+    :param finals_of: final observations ↦ a batch of them, see :func:`stacking`
     :param infos: of all environments
     :param cut_off: of :func:`time_limits`
     :param of_step: what else this step consists of, by the names that the guard knows
@@ -54,12 +59,7 @@ def bootstrapped(
     :return: float32, shape (n_envs,)
     :raises NonFiniteError: if a final observation or its value is not finite, or something before it
     """
-    finals = [infos[i]["terminal_observation"] for i in cut_off]
-    observations: Observations[NumpyArray]
-    if isinstance(finals[0], dict):
-        observations = {key: np.stack([final[key] for final in finals]) for key in finals[0]}
-    else:
-        observations = np.stack(finals)
+    observations = finals_of([infos[i]["terminal_observation"] for i in cut_off])
     context = NO_CONTEXT
     if memory is not None:
         context = Context(memory=memory.of_environments(cut_off), episode_starts=np.zeros(len(cut_off), bool))
@@ -70,6 +70,40 @@ def bootstrapped(
         guard.check(None, **of_step, reward=rewards)
         guard.check(cut_off, final_observation=observations, final_value=values, bootstrapped_reward=sums[cut_off])
     return sums
+
+
+def stacking(policy: ActorCriticPolicy) -> Callable[[list[Observations[NumpyArray]]], Observations[NumpyArray]]:
+    """
+    What makes a batch of final observations. SB3 gives them, and no others, to the policy's ``obs_to_tensor``, which does
+    nothing to what a VecEnv returns unless it is overridden.
+
+    :param policy: of the model
+    :return: a function of the observations, one of each environment
+    """
+    if is_original(policy, BaseModel, "obs_to_tensor"):
+        return stacked
+    return lambda finals: stacked([_first(policy.obs_to_tensor(final)[0]) for final in finals])
+
+
+def stacked(observations: list[Observations[NumpyArray]]) -> Observations[NumpyArray]:
+    """
+    A batch of observations.
+
+    :param observations: arrays, or dicts of arrays
+    :return: with a first axis for them
+    """
+    first = observations[0]
+    if isinstance(first, dict):
+        return {key: np.stack([cast(Any, one)[key] for one in observations]) for key in first}
+    return np.stack(cast("list[NumpyArray]", observations))
+
+
+def _first(tensors: th.Tensor | dict[str, th.Tensor]) -> Observations[NumpyArray]:
+    """The observation of a batch of one."""
+    if isinstance(tensors, dict):
+        return {key: tensor[0].cpu().numpy() for key, tensor in tensors.items()}
+    array: NumpyArray = tensors[0].cpu().numpy()
+    return array
 
 
 def finish(buffer: RolloutBuffer, value_target: ValueTarget, last_values: NumpyArray, dones: NumpyArray) -> None:

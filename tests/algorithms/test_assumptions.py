@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -13,7 +14,7 @@ from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
-from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from torch import nn
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, collect, start, toy
 
@@ -190,3 +191,26 @@ def test_a_bias_of_minus_infinity_forbids_an_action(action: str) -> None:
     assert th.isfinite(after["action_net.weight"]).all() and not th.equal(
         after["action_net.weight"], before["action_net.weight"]
     )
+
+
+class Shifted(ActorCriticPolicy):
+    """SB3 gives it final observations at time limits, and no others."""
+
+    def obs_to_tensor(self, observation: Any) -> Any:
+        tensor: Any
+        tensor, vectorized = super().obs_to_tensor(observation)
+        return tensor + 3.0, vectorized
+
+
+@pytest.mark.parametrize("policy", [Shifted, "MlpPolicy"])
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+def test_final_observations_go_through_the_policys_own_preparation(engine: str, policy: Any) -> None:
+    rewards = []
+    for cls, options in [(StockPPO, {}), (PPO, {"engine": engine})]:
+        env = DummyVecEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=3)] * 2)
+        model: Any = cls(policy, env, **OPTIONS[PPO], **options)  # type: ignore[arg-type]
+        model.policy.log_std.data.fill_(-20.0)  # so that actions differ by nothing
+        collect(model)
+        rewards.append(model.rollout_buffer.rewards)
+    np.testing.assert_allclose(rewards[1], rewards[0], rtol=1e-5, atol=1e-5)
+    assert len(rewards[0]) == 8
