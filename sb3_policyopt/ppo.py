@@ -181,7 +181,17 @@ class PPO(PolicyOptimization):
         super()._setup_model()
         for name in ("clip_range", "clip_range_vf"):
             if (given := getattr(self, name)) is not None:
-                setattr(self, name, FloatSchedule(arguments.coefficient(name, given, self.bounds[name])))
+                self._schedule(name, given)
+
+    def _schedule(self, name: str, given: arguments.Coefficient) -> None:
+        """
+        Set a clip range.
+
+        :param name: of the clip range
+        :param given: a number, a schedule, or "lin_X"
+        :raises ValueError: if it makes no sense
+        """
+        setattr(self, name, FloatSchedule(arguments.coefficient(name, given, self.bounds[name])))
 
     def _update_passes(self) -> list[Passes]:
         """The passes of one update: all epochs."""
@@ -249,9 +259,11 @@ class PPO(PolicyOptimization):
         """
         A clip range where training stands.
 
-        :param name: of the schedule
+        :param name: of the schedule, or of a number or "lin_X" that was assigned since
         :return: its value
         """
+        if not callable(given := getattr(self, name)):
+            self._schedule(name, given)
         return self._in_bounds(name, getattr(self, name)(self._current_progress_remaining))
 
     def ends_update(self, epoch: Means) -> bool:

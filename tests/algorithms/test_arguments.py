@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,26 @@ def test_load_names_what_it_cannot_take(zips: Path, env: VecEnv) -> None:
 def test_a_factor_of_one_or_less_takes_all_samples(factor: int) -> None:
     model = TRPO("MlpPolicy", toy(n_envs=2), n_steps=8, batch_size=16, sub_sampling_factor=factor, seed=0).learn(32)
     assert model.n_iterations == 2
+
+
+def test_a_clip_range_may_be_assigned(zips: Path) -> None:
+    load = partial(PPO.load, zips / "PPO", device="cpu")
+    models = [load(env=toy(n_envs=2), clip_range=0.05), load(env=toy(n_envs=2))]
+    models[1].clip_range = 0.05  # type: ignore[assignment]
+    for model in models:
+        np.random.seed(0)
+        th.manual_seed(0)
+        model.set_random_seed(0)
+        model.learn(32)
+    first, second = (th.nn.utils.parameters_to_vector(model.policy.parameters()) for model in models)
+    assert th.equal(first, second) and models[1].clip_range(0.5) == 0.05
+    models[1].clip_range_vf = "lin_0.2"  # type: ignore[assignment]
+    models[1].learn(16)
+    assert models[1].clip_range_vf is not None and models[1].clip_range_vf(0.5) == pytest.approx(0.1)
+    for nonsense in (-0.1, "fast", None):
+        models[1].clip_range = nonsense  # type: ignore[assignment]
+        with pytest.raises((ValueError, TypeError), match=r"\bclip_range\b"):
+            models[1].learn(16)
 
 
 def test_schedules_have_their_words_in_load_too(zips: Path, env: VecEnv) -> None:
