@@ -78,6 +78,7 @@ def draw(rows: Sequence[Row], panel: Panel, path: Path) -> None:
             axes.set_title(f"{algo.upper()} {env_id}", fontsize=9)
             if found is None:
                 axes.set_axis_off()
+                axes.text(0.5, 0.5, "not run", ha="center", fontsize=9, color="grey", transform=axes.transAxes)
                 continue
             panel(axes, found, stock_for(found, groups))
     figure.tight_layout()

@@ -38,9 +38,10 @@ def kind_of(policy: object) -> PolicyKind:
     """
     The kind of a policy, by the class that it inherits from.
 
-    :param policy: a policy, or its class
+    :param policy: a policy, one that ``torch.compile`` wrapped, or its class
     :return: :data:`PLAIN` for all that is of no other kind
     """
+    policy = getattr(policy, "_modules", {}).get("_orig_mod", policy)
     for module, name, masks, memory in _CLASSES:
         owner: Any = getattr(sys.modules.get(module), name, None)
         if isclass(owner) and (issubclass(policy, owner) if isclass(policy) else isinstance(policy, owner)):

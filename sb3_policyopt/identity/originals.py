@@ -131,7 +131,8 @@ def is_original(thing: object, owner: type, *names: str) -> bool:
     """
     originals = _originals()
     return all(
-        name not in vars(thing) and getattr_static(type(thing), name) is originals[owner, name] is not None for name in names
+        name not in vars(thing) and getattr_static(type(thing), name, None) is originals[owner, name] is not None
+        for name in names
     )
 
 
