@@ -170,14 +170,14 @@ def test_every_command_is_parsed_by_its_program(tmp_path: Path) -> None:
     for name in ("my.yml", "hyperparameters.yml"):  # what the readers of these pages have
         shutil.copy(ROOT / "hyperparams" / "ppo.yml", tmp_path / name)
     (tmp_path / "reach.py").write_text(next(b.text for b in blocks("docs/own-environment.md") if b.language == "python"))
-    for algorithm in ("ppo", "trpo"):
-        (tmp_path / "logs" / algorithm / "CartPole-v1_1").mkdir(parents=True)
-        (tmp_path / "logs" / algorithm / "CartPole-v1_1" / "CartPole-v1.zip").touch()
+    for algorithm, env_id in (("ppo", "CartPole-v1"), ("trpo", "CartPole-v1"), ("ppo", "Reach-v0")):
+        (tmp_path / "logs" / algorithm / f"{env_id}_1").mkdir(parents=True)
+        (tmp_path / "logs" / algorithm / f"{env_id}_1" / f"{env_id}.zip").touch()
     driver = [sys.executable, str(Path(__file__).parent / "parse_commands.py")]
     names = json.dumps([command for _, command in parsed])
-    done = subprocess.run(
-        driver, cwd=tmp_path, env=environment(tmp_path), input=names, capture_output=True, text=True, timeout=300
-    )
+    env = environment(tmp_path)
+    env["PYTHONPATH"] += os.pathsep + str(tmp_path)  # where the command would look for modules
+    done = subprocess.run(driver, cwd=tmp_path, env=env, input=names, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.rpartition("\x1e")[2])
     faults += [f"{place}: {answer}" for (place, _), answer in zip(parsed, answers, strict=True) if answer]
