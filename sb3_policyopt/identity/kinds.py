@@ -41,7 +41,9 @@ def kind_of(policy: object) -> PolicyKind:
     :param policy: a policy, one that ``torch.compile`` wrapped, or its class
     :return: :data:`PLAIN` for all that is of no other kind
     """
-    policy = getattr(policy, "_modules", {}).get("_orig_mod", policy)
+    compiled: Any = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    if isinstance(policy, compiled):
+        policy = policy._orig_mod
     for module, name, masks, memory in _CLASSES:
         owner: Any = getattr(sys.modules.get(module), name, None)
         if isclass(owner) and (issubclass(policy, owner) if isclass(policy) else isinstance(policy, owner)):

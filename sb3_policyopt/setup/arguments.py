@@ -1,4 +1,4 @@
-"""Checks of constructor arguments: each raises an error that names the argument."""
+"""Checks of the arguments of constructors and of ``learn``: each raises an error that names the argument."""
 
 import math
 import numbers

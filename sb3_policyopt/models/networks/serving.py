@@ -3,7 +3,7 @@
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_policyopt.identity.originals import CALLS, FAMILY, POLICY_METHODS
+from sb3_policyopt.identity.originals import FAMILY, POLICY_METHODS
 from sb3_policyopt.identity.structure import Structure
 from sb3_policyopt.models.networks.sb3_layout import memory_modules, read_off
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
@@ -25,12 +25,13 @@ class NetworksWatch:
         chains = [module for part in (mlp.policy_net, mlp.value_net) for module in part.modules()]
         memory = [module for part in memory_modules(policy) for module in part]
         plain = [*chains, *memory, policy.action_net, policy.value_net]
+        # Python looks for __call__ in the class, which the structure keeps, and torch for _call_impl on the object first.
         self.structure = Structure(
             [
-                (policy, (*CALLS, *POLICY_METHODS, "_process_sequence")),
-                (mlp, (*CALLS, "forward", "forward_actor", "forward_critic")),
-                *((module, (*CALLS, "forward")) for module in plain),
-                *((module, (*CALLS, "forward", "_conv_forward")) for part in extractors for module in part.modules()),
+                (policy, ("_call_impl", *POLICY_METHODS, "_process_sequence")),
+                (mlp, ("_call_impl", "forward", "forward_actor", "forward_critic")),
+                *((module, ("_call_impl", "forward")) for module in plain),
+                *((module, ("_call_impl", "forward", "_conv_forward")) for part in extractors for module in part.modules()),
             ]
         )
         self._objects, self._names = zip(*read_off(policy), strict=True)
