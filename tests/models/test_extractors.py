@@ -148,6 +148,12 @@ def other_convolution(policy: Any) -> None:
     conv._conv_forward = lambda x, weight, bias: own(x, weight - weight.mean(), bias)
 
 
+def called(policy: Any) -> None:
+    """What torch's ``__call__`` of every module calls."""
+    cnn = policy.features_extractor.cnn
+    cnn._call_impl = lambda x: 0.5 * type(cnn).forward(cnn, x)
+
+
 def computed_weight(policy: Any) -> None:
     conv = policy.features_extractor.cnn[0]
     weight = nn.Parameter(conv.weight.detach())
@@ -160,7 +166,7 @@ def normed(policy: Any) -> None:
     th.nn.utils.parametrizations.weight_norm(policy.features_extractor.cnn[0])
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, other_convolution, other_module, normed, Own])
+@pytest.mark.parametrize("change", [hooked, replaced, called, other_convolution, other_module, normed, Own])
 def test_what_is_not_known_is_left_to_torch(change: Any) -> None:
     options = {"features_extractor_class": Own} if change is Own else {}
     model = model_on("image", "discrete", nothing if change is Own else change, **options)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from emulated_graph import emulate
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from tensor_models import ThroughNumpy, model_on
 
@@ -54,6 +55,21 @@ def test_callbacks_see_arrays_and_infos_as_in_sb3(with_graphs: bool, monkeypatch
     assert len(rewards) == len(infos) == 5  # what was looked at stays
     assert all((values == then).all() for values, _, _, then in callback.tensors)  # tensors are the callback's own
     assert not any((one[2] == other[2]).all() for one, other in pairwise(callback.tensors))
+
+
+def test_actions_are_clipped_to_the_space_of_the_model() -> None:
+    """The policy's own may be another: the model's was narrowed."""
+    largest: list[float] = []
+
+    class Sees(BaseCallback):
+        def _on_step(self) -> bool:
+            largest.append(float(abs(self.locals["clipped_actions"]).max()))
+            return True
+
+    model = model_on(PPO, TensorPendulum(5, device="cpu", seed=0), batch_size=60)
+    model.action_space = spaces.Box(-0.1, 0.1, (1,))
+    model.learn(5 * 24, Sees())
+    assert max(largest) == np.float32(0.1)
 
 
 def test_what_was_not_looked_at_in_time_is_an_error_and_no_other_steps_number() -> None:
