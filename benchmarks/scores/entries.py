@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import yaml
+from gymnasium.envs.registration import EnvSpec
 from sb3_contrib import TRPO as StockTRPO
 from stable_baselines3 import PPO as StockPPO
 
@@ -34,7 +36,7 @@ def load(algo: str, env_id: str, name: str = SHIPPED, candidates: Path = CANDIDA
     """
     base, *changes = name.split()
     if base == SHIPPED:
-        entries, where, key = _shipped(algo), hyperparams.path(algo), env_id
+        entries, where, key = _shipped(algo), hyperparams.path(algo), _shipped_key(algo, env_id)
     else:
         entries, where, key = yaml.safe_load(candidates.read_text(encoding="utf-8"))[algo], candidates, base
     if key not in entries:
@@ -44,7 +46,20 @@ def load(algo: str, env_id: str, name: str = SHIPPED, candidates: Path = CANDIDA
 
 def is_listed(algo: str, env_id: str) -> bool:
     """Whether hyperparams/*.yml has an entry of its own for an environment."""
-    return env_id in _shipped(algo)
+    return _shipped_key(algo, env_id) in _shipped(algo)
+
+
+def _shipped_key(algo: str, env_id: str) -> str:
+    """The name of an environment's entry in hyperparams/*.yml: its own, else that of all Atari games, as in rl-zoo3."""
+    spec = None if env_id in _shipped(algo) else _spec(env_id)
+    return "atari" if spec is not None and "AtariEnv" in str(spec.entry_point) else env_id
+
+
+def _spec(env_id: str) -> EnvSpec | None:
+    """What Gymnasium knows about an environment, with rl-zoo3's imports; None if nothing."""
+    import rl_zoo3.import_envs  # noqa: F401
+
+    return gym.envs.registry.get(env_id)
 
 
 @cache

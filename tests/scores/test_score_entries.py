@@ -22,6 +22,13 @@ def test_shipped_is_what_the_command_line_reads(algo: str) -> None:
     assert entries.load(algo, "Hopper-v5") == hyperparams.load(algo)["Hopper-v5"]
 
 
+def test_atari_games_have_one_entry_and_a_version_that_nobody_tuned_has_none() -> None:
+    pytest.importorskip("ale_py")
+    assert entries.load("trpo", "PongNoFrameskip-v4") == hyperparams.load("trpo")["atari"]
+    assert entries.is_listed("ppo", "PongNoFrameskip-v4")
+    assert not entries.is_listed("ppo", "Hopper-v3")
+
+
 def test_every_candidate_is_one_that_the_algorithms_take() -> None:
     """Their keys are those of shipped entries and arguments of the algorithm; trainings test the values."""
     for algo, candidates in yaml.safe_load(entries.CANDIDATES.read_text()).items():
