@@ -8,6 +8,7 @@ other. Tests with the marker ``gpu`` see it, and are skipped where there is none
 import os
 import signal
 from collections.abc import Iterator
+from zlib import crc32
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A script started pytest in the background: processes that tests start and interrupt would ignore Ctrl-C, too.
@@ -32,6 +33,16 @@ HAS_GPU = th.cuda.is_available()
 
 for name, function in HIDDEN.items():  # now, for what is made while the tests are collected
     setattr(th.cuda, name, function)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but one in n cases of a test with ``thinned(n)``, whatever their order: their names decide."""
+    for item in items:
+        thinned = item.get_closest_marker("thinned")
+        if thinned is not None and item.get_closest_marker("fast") is None and crc32(item.name.encode()) % thinned.args[0]:
+            item.add_marker(pytest.mark.slow)
+
 
 ENGINES = ["autograd", "closed_form"]
 

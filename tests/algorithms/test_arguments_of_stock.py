@@ -168,6 +168,7 @@ def difference(stock: Any, ours: Any, part: str = "") -> float:
     return max(float((v - theirs[name]).abs().max()) for name, v in stock.policy.state_dict().items() if part in name)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("name", "value"), cases(OF_PPO))
 def test_ppo_trains_with_it_to_the_parameters_of_stock(name: str, value: Any, engine: str) -> None:
     stock, ours = pair(PPO, StockPPO, name, value, engine=engine)
@@ -217,6 +218,7 @@ LEARNING = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("ours", "stock", "name", "value"), LEARNING)
 def test_it_learns_and_its_zip_opens_in_stock(
     ours: type[Any], stock: type[Any], name: str, value: Any, tmp_path: Path
@@ -251,6 +253,7 @@ ASSIGNED = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("ours", "stock", "name", "value"), ASSIGNED, ids=lambda x: getattr(x, "__name__", str(x)))
 def test_it_may_be_assigned_between_updates(ours: type[Any], stock: type[Any], name: str, value: Any, engine: str) -> None:
     models = pair(ours, stock, "verbose", 0, engine=engine)

@@ -38,7 +38,9 @@ def test_masks_hold(cls: type[Any], policy: str) -> None:
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy", "MaskableMlpLstmPolicy"])
+@pytest.mark.parametrize(
+    "policy", ["MlpPolicy", pytest.param("MlpLstmPolicy", marks=pytest.mark.slow), "MaskableMlpLstmPolicy"]
+)
 def test_it_trains_as_the_policy_does(cls: type[Any], policy: str) -> None:
     found = []
     for wrap in (compiled, lambda kind, name, env, **options: kind(name, env, **OPTIONS, **options)):

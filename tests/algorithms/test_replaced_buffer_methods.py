@@ -40,6 +40,7 @@ def on_sb3s_class(model: Any, names: tuple[Any, ...], calls: dict[str, Any], mon
         monkeypatch.setattr(cls, name, staticmethod(method) if name == "swap_and_flatten" else method)
 
 
+@pytest.mark.thinned(2)
 @both
 @pytest.mark.parametrize("replace", [on_the_object, on_sb3s_class])
 @pytest.mark.parametrize("observation", ["box", "dict"])

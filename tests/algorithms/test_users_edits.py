@@ -21,7 +21,11 @@ from sb3_policyopt import PPO, TRPO
 
 MODELS = pytest.mark.parametrize(
     ("cls", "space"),
-    [(PPO, "box"), (PPO, "dict"), (TRPO, "box"), pytest.param(TRPO, "dict", marks=pytest.mark.slow)],
+    [
+        (PPO, "box"),
+        *(pytest.param(*model, marks=pytest.mark.thinned(2)) for model in ((PPO, "dict"), (TRPO, "box"))),
+        pytest.param(TRPO, "dict", marks=pytest.mark.slow),
+    ],
 )
 
 

@@ -45,6 +45,7 @@ def relative_difference(a: Any, b: Any) -> Any:
 
 @pytest.mark.parametrize("name", tape.CASES)
 class TestRanks:
+    @pytest.mark.thinned(2)
     def test_they_come_to_the_parameters_of_one_process(self, trained: Any, name: str, in_one_process: Any) -> None:
         # Float32 sums in another order: 3 updates of up to 36 steps, each with relative errors of some 1e-7.
         one = in_one_process(name, len(trained))

@@ -20,6 +20,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [th.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", masks_and_memory_tape.CASES)
 def test_two_ranks_come_to_the_parameters_of_one_process(trained: list[dict[str, Any]], name: str) -> None:
     """Float32 sums in another order, as in test_equality.py."""

@@ -49,6 +49,7 @@ def sampled_actions(
             yield array.copy
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("observations", SPACES)
 @given(
     actions=st.sampled_from(["discrete", "vector", "doubles", "multi_discrete", "multi_binary"]),

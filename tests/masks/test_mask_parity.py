@@ -52,6 +52,7 @@ CASES = {
 FAST = {*MASKABLE}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.fast) if n in FAST else n for n in CASES])
 def test_M1_an_update_is_sb3_contribs(name: str, engine: str) -> None:
     assert_equal_updates(CASES[name].twins(engine=engine), TOLERANCE)

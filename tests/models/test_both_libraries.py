@@ -86,7 +86,7 @@ def assert_same_updates(
                 assert other.logger.name_to_value[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", [pytest.param(a, marks=[pytest.mark.slow] * a.startswith("multi")) for a in ACTIONS])
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
 def test_parameters_and_log_after_a_whole_update(algorithm: type[Any], action: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same_updates(algorithm, toy(VECTOR, ACTIONS[action]), "MlpPolicy", monkeypatch)

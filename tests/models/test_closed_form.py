@@ -128,6 +128,7 @@ def test_T2_surrogate_and_kl_of_a_moved_policy(pair: Pair) -> None:
     assert regions[0].evaluate() == pytest.approx(exact, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
 @pytest.mark.parametrize(("clip_range_vf", "value_clipping"), [(None, "clipped"), (0.5, "clipped"), (0.5, "pessimistic")])
 def test_P5_gradient_and_terms(
