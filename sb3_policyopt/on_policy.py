@@ -207,15 +207,14 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
             print(f"Engine: {engine.name} ({engine.reason})")
         return engine
 
-    def current_engine(self, thorough: bool = True) -> AnyModel:
+    def current_engine(self) -> AnyModel:
         """
-        The model in the middle of a rollout; a new one if the policy was changed since the last step.
+        The model in the middle of a rollout; a new one if a callback or an environment changed the policy since the last step.
 
-        :param thorough: whether modules, hooks and methods may have changed, and not only the parameters' numbers and memory
         :return: the model, also in ``engine_in_use``
         """
         engine = self.engine_in_use
-        if engine is None or engine.policy is not self.policy or not engine.fits(thorough):
+        if engine is None or engine.policy is not self.policy or not engine.fits():
             return self.prepare_engine()
         return engine
 

@@ -226,11 +226,12 @@ class TRPO(PolicyOptimization):
         :param batch: all transitions of this process
         :return: what to log
         """
-        with model.threads(batch.size):
-            region = self.trust_region(model, batch)
-            terms = self.team.lead(partial(self.update_policy, model), region, model.actor_parameters)
-        model.flat.push()
-        return terms
+        try:
+            with model.threads(batch.size):
+                region = self.trust_region(model, batch)
+                return self.team.lead(partial(self.update_policy, model), region, model.actor_parameters)
+        finally:  # also what an interrupted line search restored
+            model.flat.push()
 
     def trust_region(self, model: Model[ArrayT], batch: Batch[ArrayT]) -> LocalTrustRegion[ArrayT]:
         """

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common import distributions
-from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from torch import nn
 
@@ -35,6 +35,7 @@ CALLS = ("__call__", "_call_impl")
 _METHODS: dict[type, tuple[str, ...]] = {
     ActorCriticPolicy: POLICY_METHODS,
     BaseModel: ("extract_features", "obs_to_tensor"),
+    BasePolicy: ("unscale_action",),
     MlpExtractor: ("forward", "forward_actor", "forward_critic"),
     **dict.fromkeys((FlattenExtractor, NatureCNN, CombinedExtractor), ("forward",)),
     nn.Conv2d: ("forward", "_conv_forward"),

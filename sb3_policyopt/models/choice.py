@@ -12,11 +12,10 @@ from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.models import obstacles
 from sb3_policyopt.models.closed_form import ClosedFormModel
 from sb3_policyopt.models.closed_form_tensors import TensorClosedForm
+from sb3_policyopt.models.extractors import are_known
 from sb3_policyopt.models.hybrid import HybridModel
 from sb3_policyopt.models.model import AnyModel
-from sb3_policyopt.models.networks.sb3_layout import (
-    features_extractors,
-)
+from sb3_policyopt.models.networks.sb3_layout import features_extractors
 from sb3_policyopt.models.recurrent import RecurrentModel
 from sb3_policyopt.models.split import split_parameters
 from sb3_policyopt.models.torch_policy import TorchModel
@@ -135,7 +134,7 @@ def _obstacles(
         of_both = of_both or "the policy has memory and is on a GPU"
     return {
         "closed_form": of_both or has_memory or obstacles.unusual_features(policy),
-        "hybrid": of_both or obstacles.unusual_optimizer(policy),
+        "hybrid": of_both or obstacles.unusual_optimizer(policy) or obstacles.unusual_rows(policy),
     }
 
 
@@ -159,13 +158,16 @@ def _takes_channels_last(policy: ActorCriticPolicy) -> bool:
     """
     Whether images may be handed to the policy with their channels last in memory.
 
-    SB3's own code takes them so. Somebody else's may look at the images as rows of numbers (``view``), which torch refuses.
+    SB3's own code takes them so. Somebody else's, a hook's or a module's, may look at the images as rows of numbers
+    (``view``), which torch refuses, or draw random numbers in the order of the memory.
 
     :param policy: any SB3 actor-critic policy
     :return: True for SB3's convolutions on the CPU, where they are up to 1.7 times as fast
     """
+    extractors = features_extractors(policy)
     return (
         policy.device.type == "cpu"
-        and all(type(extractor) in (NatureCNN, CombinedExtractor) for extractor in features_extractors(policy))
+        and all(type(extractor) in (NatureCNN, CombinedExtractor) for extractor in extractors)
+        and are_known(extractors)
         and obstacles.overridden_methods(policy) is None
     )

@@ -60,9 +60,9 @@ class ClosedFormModel(Model[Any]):
         known = {id(parameter) for parameter in self.flat.parameters}
         return trainable == known and self.watch.serves()
 
-    def fits(self, thorough: bool = True) -> bool:
+    def fits(self) -> bool:
         """The networks' modules and parameters are the same objects, without hooks or methods of their own."""
-        return self.watch.fits(thorough)
+        return self.watch.fits()
 
     # ------------------------------------------------------------------ rollout
 

@@ -90,9 +90,9 @@ class TensorClosedForm(TensorModel):
         """The networks fit, and the policy has the same modules and trainable parameters."""
         return self.torch.serves() and self.watch.serves()
 
-    def fits(self, thorough: bool = True) -> bool:
+    def fits(self) -> bool:
         """The networks' modules and parameters are the same objects, without hooks or methods of their own."""
-        return self.watch.fits(thorough)
+        return self.watch.fits()
 
     def _features(self, observations: Observations[th.Tensor], critic_only: bool = False) -> th.Tensor:
         """

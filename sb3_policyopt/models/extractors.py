@@ -120,6 +120,8 @@ def linearised(module: nn.Module, x: th.Tensor) -> tuple[th.Tensor, Tangent]:
     children: Any = ()
     if isinstance(module, NatureCNN):
         children = (module.cnn, module.linear)
+    elif isinstance(module, FlattenExtractor):
+        children = (module.flatten,)
     elif isinstance(module, nn.Sequential):
         children = module
     else:
@@ -139,7 +141,7 @@ def _tangent_of(module: nn.Module, x: th.Tensor, y: th.Tensor) -> Tangent:
         return _affine(module.weight, module.bias, x, F.linear)
     if isinstance(module, nn.ReLU):
         return lambda _, dx: None if dx is None else dx * (y > 0)
-    assert isinstance(module, (nn.Flatten, FlattenExtractor))
+    assert isinstance(module, nn.Flatten)
     return lambda _, dx: None if dx is None else module(dx)
 
 

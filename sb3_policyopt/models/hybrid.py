@@ -77,9 +77,9 @@ class HybridModel(Model[th.Tensor]):
         """The networks fit, and the policy has the same modules and trainable parameters."""
         return self.torch.serves() and self.watch.serves()
 
-    def fits(self, thorough: bool = True) -> bool:
+    def fits(self) -> bool:
         """The networks' modules and parameters are the same objects, without hooks or methods of their own."""
-        return self.watch.fits(thorough)
+        return self.watch.fits()
 
     def _extracted(self, observations: Observations[th.Tensor], *extractors: BaseFeaturesExtractor) -> list[th.Tensor]:
         """

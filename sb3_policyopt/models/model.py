@@ -105,11 +105,10 @@ class Model(ABC, Generic[ArrayT]):
         :return: False once a module or a parameter was replaced, added, frozen or moved to another device
         """
 
-    def fits(self, thorough: bool = True) -> bool:
+    def fits(self) -> bool:
         """
         Whether the next action can be computed from what the model has read off the policy; asked before every step.
 
-        :param thorough: whether to look at modules, hooks and methods too, and not only at the parameters' memory
         :return: False if the model has to be chosen anew
         """
         return True

@@ -89,6 +89,21 @@ def unusual_features(policy: ActorCriticPolicy) -> str | None:
     return None
 
 
+def unusual_rows(policy: ActorCriticPolicy) -> str | None:
+    """
+    Features extractors below a memory whose output for a row depends on the rows beside it. sb3-contrib shows them the
+    padding of sequences, too.
+
+    :param policy: any SB3 actor-critic policy
+    :return: the obstacle, None if there is none, or no memory
+    """
+    if kind_of(policy).memory:
+        for module in (module for extractor in features_extractors(policy) for module in extractor.modules()):
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+                return f"{type(module).__name__} of a features extractor sees all rows, and the padding of sequences"
+    return None
+
+
 def _unusual_actions(policy: ActorCriticPolicy) -> str | None:
     """
     Action spaces without a closed form here, and distributions with a method of their own.

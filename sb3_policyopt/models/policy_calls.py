@@ -185,7 +185,20 @@ def _padded(rows: th.Tensor, sequences: Sequences) -> th.Tensor:
 
 
 def _padded_observations(batch: Batch[th.Tensor], sequences: Sequences) -> Observations[th.Tensor]:
+    """
+    Observations of equal numbers of steps. Features extractors see the padding, which is of zeros, as in sb3-contrib.
+
+    :param batch: transitions
+    :param sequences: in which they lie
+    :return: first axis n_sequences · longest
+    """
+    padding = sequences.is_padding.flatten()
+
+    def padded(rows: th.Tensor) -> th.Tensor:
+        places = padding.to(rows.device).view(-1, *[1] * (rows.dim() - 1))
+        return _padded(rows, sequences).masked_fill(places, 0)
+
     observations = batch.observations
     if isinstance(observations, dict):
-        return {key: _padded(value, sequences) for key, value in observations.items()}
-    return _padded(observations, sequences)
+        return {key: padded(value) for key, value in observations.items()}
+    return padded(observations)

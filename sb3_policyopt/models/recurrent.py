@@ -19,10 +19,12 @@ from sb3_policyopt.distributions import ActionDistribution
 from sb3_policyopt.maths.arrays import NumpyArray, mean
 from sb3_policyopt.maths.recurrence import CELLS, Packing, Pass, Workspace
 from sb3_policyopt.maths.terms import value_of
+from sb3_policyopt.models import obstacles
 from sb3_policyopt.models.hybrid import HybridModel
 from sb3_policyopt.models.model import Decision
 from sb3_policyopt.models.networks.actor_critic import ActorPass
-from sb3_policyopt.models.networks.sb3_layout import flattens, make_features, memory_modules
+from sb3_policyopt.models.networks.sb3_layout import features_extractors, make_features, memory_modules
+from sb3_policyopt.models.networks.serving import NetworksWatch
 from sb3_policyopt.objectives.objective import slopes_of
 from sb3_policyopt.objectives.outputs import Outputs
 from sb3_policyopt.objectives.trust_region import SurrogateHook, surrogate_value
@@ -142,7 +144,10 @@ class RecurrentModel(HybridModel):
             self.linear = of_critic[0]
         elif of_critic:
             self.vf = RecurrentNetwork(_recurrent(of_critic[0]), self.flat)
-        self.to_features = make_features(policy) if flattens(policy) else None
+        self.to_features = None
+        if obstacles.unusual_features(policy) is None:
+            self.to_features = make_features(policy)
+            self.watch = NetworksWatch(policy, self.flat, *features_extractors(policy))
 
     # ------------------------------------------------------------------ rollout
 

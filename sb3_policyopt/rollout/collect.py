@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
@@ -55,7 +55,6 @@ def collect(
     to_env_action = action_converter(self.policy, self.action_space)
     guard = RolloutGuard(rollout_buffer, n_rollout_steps, self.check_observations, is_stock(rollout_buffer, "reset", "add"))
     store = storing_function(rollout_buffer, guard)
-    watched = runs_code_of_users(callback)  # else no other code changes modules before the rollout ends
     n_steps = 0
     shared = team.rollout(self, env.num_envs)
     discrete, continuous = (isinstance(self.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
@@ -72,7 +71,7 @@ def collect(
             draw_noise(self.policy, env.num_envs)
 
         obs_tensor = observation_tensors(n_steps, self._last_obs)
-        engine = self.current_engine(thorough=watched)
+        engine = self.current_engine()
         if masks is not None and masks.used:
             action_masks = masks.current(n_steps)
         if action_masks is not None or lstm_states is not None:
@@ -127,20 +126,6 @@ def collect(
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True
-
-
-def runs_code_of_users(callback: BaseCallback) -> bool:
-    """
-    Whether a callback contains code of the user, which may change the model.
-
-    :param callback: of a training
-    :return: False for SB3's empty callbacks and its progress bar
-    """
-    if type(callback) is CallbackList:
-        return any(map(runs_code_of_users, callback.callbacks))
-    if type(callback) is ConvertCallback:
-        return callback.callback is not None
-    return type(callback) is not ProgressBarCallback
 
 
 def observations_of(new_obs: VecEnvObs) -> Observations[NumpyArray]:

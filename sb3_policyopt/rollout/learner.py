@@ -69,7 +69,7 @@ class Learner(Protocol):
     def prepare_engine(self) -> ActingModel:
         """The model for the policy as it is now."""
 
-    def current_engine(self, thorough: bool = True) -> ActingModel:
+    def current_engine(self) -> ActingModel:
         """The model in the middle of a rollout."""
 
     def masks_of(self, env: VecEnv) -> Masks | None:

@@ -43,6 +43,11 @@ class Sequences:
         return th.from_numpy(rows)
 
     @cached_property
+    def is_padding(self) -> th.Tensor:
+        """Which entries of :attr:`padded` stand after their sequence's end, bool, shape (n_sequences, longest)."""
+        return th.from_numpy(np.arange(self.lengths.max(initial=0)) >= self.lengths[:, None])
+
+    @cached_property
     def places(self) -> th.Tensor:
         """Where each row stands in the flattened :attr:`padded`, int64, shape (n_rows,)."""
         longest = self.lengths.max(initial=0)

@@ -39,8 +39,10 @@ class StepTensors:
 
         :param step: number of the step
         :param array: shape (...,)
-        :return: the step's tensor, with the entries of the array
+        :return: the step's tensor, with the entries of the array; a tensor of its own for an array of another type
         """
+        if isinstance(array, np.ndarray) and array.dtype != self.array.dtype:
+            return th.from_numpy(array)
         self.array[step] = array
         return self.tensors[step]
 

@@ -6,9 +6,11 @@ from typing import Any, cast
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_policyopt.identity.kinds import PLAIN, kind_of, states_shape
+from sb3_policyopt.identity.originals import is_original
 from sb3_policyopt.parallel import current_team
 from sb3_policyopt.rollout.buffers import is_of_library
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
@@ -28,9 +30,10 @@ def new_buffer(model: OnPolicyAlgorithm, buffer_class: type[RolloutBuffer]) -> R
     if kind_of(model.policy).memory:
         layers, hidden_size = states_shape(model.policy)
         further["hidden_state_shape"] = (model.n_steps, layers, model.n_envs, hidden_size)
+    env = model.env
     return buffer_class(
         model.n_steps,
-        model.observation_space,
+        env.returned_space() if is_tensor_env(env) and buffer_class is TensorRolloutBuffer else model.observation_space,
         model.action_space,
         device=model.device,
         gamma=model.gamma,
@@ -58,8 +61,13 @@ def suit_buffer(model: OnPolicyAlgorithm) -> None:
         message = f"The environments give tensors, but rollouts go through NumPy arrays on the CPU: {reason}"
         warnings.warn(message, stacklevel=arguments.level_of_user())
     if is_tensor_env(env) and reason is None:
-        sizes = (model.rollout_buffer.buffer_size, model.rollout_buffer.n_envs)
-        if not has_tensors or sizes != (model.n_steps, env.num_envs):
+        buffer = model.rollout_buffer
+        fits = (buffer.buffer_size, buffer.n_envs, buffer.observation_space) == (
+            model.n_steps,
+            env.num_envs,
+            env.returned_space(),
+        )
+        if not has_tensors or not fits:
             model.rollout_buffer = new_buffer(model, TensorRolloutBuffer)
     elif has_tensors:
         of_dict = isinstance(model.observation_space, spaces.Dict)
@@ -91,4 +99,7 @@ def obstacle(model: OnPolicyAlgorithm) -> str | None:
         return f"rollout_buffer_class is {type(model.rollout_buffer).__name__}"
     if current_team().size > 1:
         return "several processes train together"
+    for owner, name in ((BasePolicy, "unscale_action"), (BaseModel, "obs_to_tensor")):
+        if not is_original(model.policy, owner, name):
+            return f"{name} of the policy is not that of {owner.__name__}"
     return None

@@ -7,6 +7,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
+from torch import nn
 from toy_environments import ACTION_SPACES, VECTOR, collect, copy_rollout, parameter_vector, start, toy
 
 from sb3_policyopt import PPO, TRPO
@@ -26,6 +27,26 @@ class RowsCNN(NatureCNN):
     def forward(self, observations: th.Tensor) -> th.Tensor:
         assert observations.view(len(observations), -1).shape[1] == observations[0].numel()
         return super().forward(observations)
+
+
+class Rows(nn.Module):
+    """Looks at images as rows of numbers."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return x + 0 * x.view(len(x), -1).mean()
+
+
+def rows_by_a_hook(cnn: nn.Sequential) -> None:
+    cnn[0].register_forward_hook(lambda _module, _input, output: output + 0 * output.view(len(output), -1).mean())
+
+
+def rows_by_a_module(cnn: nn.Sequential) -> None:
+    cnn.insert(2, Rows())
+
+
+def random_by_a_module(cnn: nn.Sequential) -> None:
+    """Draws its numbers in the order of the memory, so that they would be others than stock's."""
+    cnn.insert(2, nn.Dropout(0.3))
 
 
 class RowsPPO(PPO):
@@ -91,6 +112,10 @@ def test_code_that_is_not_of_sb3_gets_images_in_the_usual_order() -> None:
     assert not model.engine_in_use.channels_last
     model = RowsPPO("CnnPolicy", env, **SMALL).learn(16)
     assert not model.engine_in_use.channels_last
+    for change in (rows_by_a_hook, rows_by_a_module, random_by_a_module):
+        model = PPO("CnnPolicy", env, **SMALL)
+        change(model.policy.features_extractor.cnn)
+        assert not model.learn(16).engine_in_use.channels_last
     stock: Any = PPO("CnnPolicy", env, **SMALL)
     collect(stock)
     assert stock.engine_in_use.channels_last

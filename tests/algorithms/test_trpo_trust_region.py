@@ -228,6 +228,26 @@ def shared_model(share: bool = True) -> TRPO:
     return TRPO("MlpPolicy", toy(), policy_kwargs=policy_kwargs, n_steps=64, batch_size=64, seed=0, device="cpu")
 
 
+@pytest.mark.parametrize("owned", [True, False], ids=["own memory", "memory that somebody holds"])
+def test_an_interrupted_line_search_leaves_the_policy_bit_for_bit(owned: bool) -> None:
+    class Interrupted(TRPO):
+        interrupts = False
+
+        def surrogate(self, batch: Any, log_prob: th.Tensor) -> Any:
+            if self.interrupts and not th.is_grad_enabled():  # a candidate, whose parameters are in the policy
+                raise KeyboardInterrupt
+            return super().surrogate(batch, log_prob)
+
+    model = Interrupted("MlpPolicy", toy(VECTOR, ACTION_SPACES["discrete"]), **ARGUMENTS)
+    held = [] if owned else [parameter.detach().numpy() for parameter in model.policy.parameters()]
+    model.learn(160)
+    before, model.interrupts = parameter_vector(model.policy).clone(), True
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(160)
+    assert th.equal(parameter_vector(model.policy), before)
+    assert len(held) in (0, len(list(model.policy.parameters())))
+
+
 def test_an_actor_layer_named_value_embedding_trains() -> None:
     model: Any = shared_model()
     layer: Any = model.policy.features_extractor.value_embedding.weight

@@ -55,6 +55,35 @@ def test_any_edits_at_any_time(cls: type[Any], data: Any) -> None:
     check(cls, space, action, between, during)
 
 
+class Hooking(gym.Wrapper):
+    """An environment that sets a hook in its fourth step, and another module in its seventh, without a callback."""
+
+    policy: Any = None
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.steps == 4:
+            self.policy.value_net.register_forward_hook(lambda _module, _input, output: output + 100)
+        if self.steps == 7:
+            layer = th.nn.Linear(64, 1)
+            th.nn.init.constant_(layer.weight, 0.0)
+            th.nn.init.constant_(layer.bias, 7.0)
+            self.policy.value_net = layer
+        return super().step(action)
+
+
+@pytest.mark.parametrize("cls", [PPO, TRPO])
+def test_an_environment_may_set_hooks_and_modules(cls: type[Any]) -> None:
+    env = Hooking(gym.make("Pendulum-v1"))
+    model = cls("MlpPolicy", env, **{**OPTIONS[cls], "n_steps": 16})
+    env.policy = model.policy
+    start(model)
+    assert model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, 16)
+    values = model.rollout_buffer.values[:, 0]
+    assert (abs(values[:4]) < 10).all() and (abs(values[4:7] - 100) < 10).all() and (values[7:] == 7).all()
+
+
 class Editing(gym.Wrapper):
     """An environment that changes the policy in its seventh step, without a callback that could have done it."""
 

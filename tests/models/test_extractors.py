@@ -21,6 +21,7 @@ from sb3_policyopt.objectives.trust_region import fisher_product
 IMAGE = spaces.Box(0, 255, (2, 36, 36), np.uint8)
 OBSERVATIONS: dict[str, tuple[str, Any]] = {
     "image": ("CnnPolicy", IMAGE),
+    "vector": ("MlpPolicy", VECTOR),
     "dict": ("MultiInputPolicy", spaces.Dict({"vector": VECTOR, "image": IMAGE, "kind": spaces.Discrete(3)})),
     "two images": ("MultiInputPolicy", spaces.Dict({"left": IMAGE, "right": IMAGE})),
 }
@@ -100,6 +101,20 @@ def test_T5_layers_of_other_sizes_and_kinds() -> None:
     assert type(ours) is ExtractedPass
     v = th.randn(engine.n_actor, generator=th.Generator().manual_seed(0))
     assert relative(*(fisher_product(forward, 24)(v) for forward in (ours, theirs))) < 1e-4
+
+
+def flattens_into_layers(policy: Any) -> None:
+    policy.features_extractor.flatten = nn.Sequential(nn.Flatten(), nn.Linear(VECTOR.shape[0], VECTOR.shape[0]))
+
+
+def test_T5_layers_in_a_flatten_extractor() -> None:
+    """Their parameters move the outputs, too."""
+    ours, theirs, engine = passes_of(model_on("vector", "discrete", flattens_into_layers))
+    assert type(ours) is ExtractedPass
+    v = th.zeros(engine.n_actor)
+    v[: VECTOR.shape[0] * (VECTOR.shape[0] + 1)] = 1  # the extractor's alone
+    products = [fisher_product(forward, 24)(v) for forward in (ours, theirs)]
+    assert relative(*products) < 1e-4 and float(products[1].abs().max()) > 0
 
 
 def test_T5_the_actors_own_extractor() -> None:

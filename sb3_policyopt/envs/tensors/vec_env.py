@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.tensors.env import is_tensor_env as steps_tensors
+from sb3_policyopt.rollout.tensors.env import type_of_actions
 
 Bootstrap: TypeAlias = Literal["final", "previous", "none"]
 """What the value of a cut-off episode is taken from: see :class:`TensorVecEnv`."""
@@ -337,5 +338,4 @@ def actions_to_tensor(actions: NumpyArray, space: spaces.Space[Any], n_envs: int
     shape = (n_envs, *(space.shape or ()))
     if actions.shape != shape:
         raise ValueError(f"actions must have shape {shape}, got {actions.shape}")
-    integers = isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
-    return th.from_numpy(np.array(actions, np.int64 if integers else space.dtype)).to(device)
+    return th.tensor(actions, dtype=type_of_actions(space), device=device)

@@ -6,7 +6,6 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
@@ -81,21 +80,6 @@ def features_extractors(policy: ActorCriticPolicy) -> list[nn.Module]:
     :return: each once
     """
     return list(dict.fromkeys((policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor)))
-
-
-def flattens(policy: ActorCriticPolicy) -> bool:
-    """
-    Whether observations become features by flattening alone, as :func:`make_features` computes them.
-
-    :param policy: with SB3's modules, or sb3-contrib's
-    :return: True if so
-    """
-    space = policy.observation_space
-    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return False
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
-        return False
-    return all(type(extractor) is FlattenExtractor for extractor in features_extractors(policy))
 
 
 def activation_modules(policy: ActorCriticPolicy) -> list[nn.Module]:

@@ -38,17 +38,14 @@ class NetworksWatch:
         self._distribution = vars(policy.action_dist)  # of the object that read_off compares
         self.constants = self._constants()
 
-    def fits(self, thorough: bool = True) -> bool:
+    def fits(self) -> bool:
         """
         Whether modules and parameters are the same objects, without hooks or methods of their own, and the activations'
         constants, the spaces and the distribution are the same.
 
-        :param thorough: whether to look at more than the parameters' memory
         :return: False if they are not
         """
-        if not self.flat.pull(thorough):
-            return False
-        return not thorough or (self.structure.is_intact() and self._constants() == self.constants)
+        return self.flat.pull() and self.structure.is_intact() and self._constants() == self.constants
 
     def _constants(self) -> list[object]:
         return [*map(getattr, self._objects, self._names), *map(self._distribution.__contains__, FAMILY)]

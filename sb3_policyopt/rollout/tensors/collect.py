@@ -10,17 +10,17 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
-from sb3_policyopt.rollout.buffers import RESIZE
-from sb3_policyopt.rollout.collect import draw_noise, runs_code_of_users
+from sb3_policyopt.rollout.buffers import RESIZE, is_stock
+from sb3_policyopt.rollout.collect import draw_noise
 from sb3_policyopt.rollout.info import Info
 from sb3_policyopt.rollout.learner import Learner, RolloutTeam
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
-from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv
+from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv, type_of_actions
 from sb3_policyopt.rollout.tensors.lazy import LazyArray, LazyInfos, Moment
 from sb3_policyopt.rollout.tensors.rollout import TensorRollout, copied
 from sb3_policyopt.rollout.transfer import to_host
@@ -48,7 +48,7 @@ def collect_tensors(
     :param team: the processes that train together
     :return: False if a callback asked to stop, and the rollout is then incomplete
     :raises NonFiniteError: at the end of the rollout, if an observation, a reward, a value or an action in it is not finite
-    :raises ValueError: if the buffer is for another number of steps
+    :raises ValueError: if the buffer is for another number of steps, or its ``add`` was replaced
     """
     assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
     if n_rollout_steps != rollout_buffer.buffer_size:
@@ -57,10 +57,15 @@ def collect_tensors(
     self.policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()
+    if not is_stock(rollout_buffer, "add"):
+        raise ValueError(
+            "rollout_buffer.add was replaced, and rollouts of tensors do not call it. Pass a rollout_buffer_class of your "
+            "own: rollouts then go through arrays and its methods"
+        )
 
     engine = self.prepare_engine()
     to_env_action = tensor_action_converter(self.policy, self.action_space, env.device)
-    watched = runs_code_of_users(callback)
+    shows = runs_code_of_users(callback)
     shared, n_steps = team.rollout(self, env.num_envs), 0
     if self.use_sde:
         draw_noise(self.policy, env.num_envs)
@@ -72,14 +77,14 @@ def collect_tensors(
             draw_noise(self.policy, env.num_envs)
 
         obs_tensor = rollout.observations(n_steps)
-        engine = self.current_engine(thorough=watched)
+        engine = self.current_engine()
         sampled, values, log_probs, _ = engine.decide(obs_tensor)
         rollout.store_decision(n_steps, sampled, values, log_probs)
         given = env.step_tensors(to_env_action(sampled))
         rollout.store_step(n_steps, given)
         self.num_timesteps += shared.n_envs
 
-        if watched:
+        if shows:
             with Moment() as moment:
                 shown = shown_to_callbacks(moment, rollout, n_steps, sampled, to_env_action, given)
                 shown |= {"obs_tensor": copied(obs_tensor), "values": values[:, None].clone(), "log_probs": log_probs.clone()}
@@ -110,6 +115,20 @@ def collect_tensors(
     return True
 
 
+def runs_code_of_users(callback: BaseCallback) -> bool:
+    """
+    Whether a callback contains code of the user, which may look at local variables.
+
+    :param callback: of a training
+    :return: False for SB3's empty callbacks and its progress bar
+    """
+    if type(callback) is CallbackList:
+        return any(map(runs_code_of_users, callback.callbacks))
+    if type(callback) is ConvertCallback:
+        return callback.callback is not None
+    return type(callback) is not ProgressBarCallback
+
+
 def arrays_of(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:
     """
     Observations as arrays.
@@ -133,13 +152,14 @@ def tensor_action_converter(
     :param device: of the environments
     :return: a function of a tensor of shape (n_envs, *action_shape)
     """
+    kind = type_of_actions(space)
     space = policy.action_space if policy.squash_output else space
     if not isinstance(space, spaces.Box):
-        return lambda actions: actions.to(device, copy=True)  # a graph overwrites them
+        return lambda actions: actions.to(device, kind, copy=True)  # a graph overwrites them
     low, high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
     if policy.squash_output:
-        return lambda actions: low + 0.5 * (actions.to(device) + 1.0) * (high - low)  # as policy.unscale_action
-    return lambda actions: th.minimum(th.maximum(actions.to(device), low), high)
+        return lambda actions: (low + 0.5 * (actions.to(device) + 1.0) * (high - low)).to(kind)  # as policy.unscale_action
+    return lambda actions: th.minimum(th.maximum(actions.to(device), low), high).to(kind)
 
 
 def shown_to_callbacks(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias, TypeGuard
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
@@ -26,6 +27,20 @@ class TensorEnv(Protocol):
 
     def step_tensors(self, actions: th.Tensor) -> StepOfTensors:
         """Do a step in all environments."""
+
+    def returned_space(self) -> spaces.Space[Any]:
+        """The observation space with the types of what is returned."""
+
+
+def type_of_actions(space: spaces.Space[Any]) -> th.dtype:
+    """
+    The type of the actions that ``step_tensors`` takes.
+
+    :param space: of one action
+    :return: int64 for Discrete and MultiDiscrete, else the type of the space
+    """
+    integers = isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
+    return th.from_numpy(np.empty(0, np.int64 if integers else space.dtype)).dtype
 
 
 def resets_of(env: object, extras: Mapping[str, Any]) -> th.Tensor | None:
