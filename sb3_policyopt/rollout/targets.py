@@ -115,13 +115,14 @@ def finish(buffer: RolloutBuffer, value_target: ValueTarget, last_values: NumpyA
     :param last_values: V of the observations after the last step, shape (n_envs,)
     :param dones: whose episode ended with the last step, shape (n_envs,)
     """
-    if not is_stock(buffer, "compute_returns_and_advantage"):
+    own = not is_stock(buffer, "compute_returns_and_advantage")
+    if own:
         buffer.compute_returns_and_advantage(last_values=th.from_numpy(last_values), dones=dones)
         if value_target == "td_lambda":
             return
     ended = np.concatenate((buffer.episode_starts[1:], dones[None].astype(np.float32)))
     rollout = (buffer.rewards, buffer.values, last_values, ended, buffer.gamma)
-    if is_stock(buffer, "compute_returns_and_advantage"):
+    if not own:
         buffer.advantages[:] = gae(*rollout, buffer.gae_lambda)
     if value_target == "td_lambda":
         buffer.returns = buffer.advantages + buffer.values

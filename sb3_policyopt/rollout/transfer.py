@@ -3,6 +3,7 @@
 import torch as th
 
 from sb3_policyopt.maths.arrays import NumpyArray
+from sb3_policyopt.rollout.batch import Observations
 
 
 def to_host(*tensors: th.Tensor) -> list[NumpyArray]:
@@ -23,3 +24,15 @@ def to_host(*tensors: th.Tensor) -> list[NumpyArray]:
         arrays.append(piece.view(th.empty(0, dtype=tensor.dtype).numpy().dtype).reshape(tuple(tensor.shape)))
         start += len(part)
     return arrays
+
+
+def observations_to_host(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:
+    """
+    Observations as arrays, see :func:`to_host`.
+
+    :param observations: a tensor, or a dict of such
+    :return: on the CPU the same memory
+    """
+    if isinstance(observations, dict):
+        return dict(zip(observations, to_host(*observations.values()), strict=True))
+    return to_host(observations)[0]

@@ -146,7 +146,6 @@ def suited_to_policy(model: OnPolicyAlgorithm, sequence_length: int | None) -> I
     policy_class, buffer_class = model.policy_class, model.rollout_buffer_class
     if kind.masks:
         choices(model.action_space)
-    if kind.masks:
         if model.use_sde:
             raise ValueError("use_sde is for actions of a Box, and a policy with masks has none; leave it out")
         model.policy_class = cast("type[BasePolicy]", _without_sde(policy_class))

@@ -70,7 +70,7 @@ class TensorRolloutBuffer(RolloutBuffer):
         """
         columns: Observations[th.Tensor] = self.observations
         kept: Observations[th.Tensor] | None = vars(self).get("_final")
-        if kept is None or next(iter(_parts(kept))).device != self.rewards.device:
+        if kept is None or next(iter(parts_of(kept))).device != self.rewards.device:
             if isinstance(columns, dict):
                 kept = {name: th.zeros_like(column) for name, column in columns.items()}
             else:
@@ -139,7 +139,13 @@ class TensorRolloutBuffer(RolloutBuffer):
                 yield RolloutBufferSamples(some.observations, *columns)
 
 
-def _parts(observations: Observations[th.Tensor]) -> list[th.Tensor]:
+def parts_of(observations: Observations[th.Tensor]) -> list[th.Tensor]:
+    """
+    The tensors of observations.
+
+    :param observations: one tensor, or a dict of such
+    :return: one or several
+    """
     return [*observations.values()] if isinstance(observations, dict) else [observations]
 
 

@@ -4,6 +4,7 @@ S5 on tensors: the loop of :mod:`sb3_policyopt.rollout.collect` for environments
 No step waits for the device.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
 from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv, type_of_actions
 from sb3_policyopt.rollout.tensors.lazy import LazyArray, LazyInfos, Moment
 from sb3_policyopt.rollout.tensors.rollout import TensorRollout, copied
-from sb3_policyopt.rollout.transfer import to_host
+from sb3_policyopt.rollout.transfer import observations_to_host, to_host
 
 
 def collect_tensors(
@@ -136,9 +137,7 @@ def arrays_of(observations: Observations[th.Tensor]) -> Observations[NumpyArray]
     :param observations: first axis n_envs
     :return: with memory of their own
     """
-    if isinstance(observations, dict):
-        return dict(zip(observations, (array.copy() for array in to_host(*observations.values())), strict=True))
-    return to_host(observations)[0].copy()
+    return copy.deepcopy(observations_to_host(observations))
 
 
 def tensor_action_converter(

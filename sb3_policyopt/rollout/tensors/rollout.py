@@ -16,9 +16,9 @@ from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.buffers import is_stock
 from sb3_policyopt.rollout.finiteness import check_rows, explain
 from sb3_policyopt.rollout.info import Info
-from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, observations_at, store_observations, targets_of
+from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, observations_at, parts_of, store_observations, targets_of
 from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv, resets_of
-from sb3_policyopt.rollout.transfer import to_host
+from sb3_policyopt.rollout.transfer import observations_to_host, to_host
 
 ValuesOf = Callable[[Observations[th.Tensor]], th.Tensor]
 
@@ -168,7 +168,7 @@ class TensorRollout:
         self._write_targets(value_target, last_values, recorder)
         looked_at = [buffer.values, buffer.actions, buffer.log_probs, buffer.rewards, last_values]
         if check_observations:
-            looked_at += [*_parts(buffer.observations), *_parts(self.last)]
+            looked_at += [*parts_of(buffer.observations), *parts_of(self.last)]
         if not bool(th.stack([_all_finite(tensor) for tensor in looked_at]).all()):
             self._explain(last_values, rows, before, final_values, check_observations)
         return self.episodes.infos(*episodes), last_values
@@ -244,12 +244,12 @@ class TensorRollout:
         buffer = self.buffer
         arrays = {name: to_host(getattr(buffer, name))[0].copy() for name in ("values", "actions", "log_probs", "rewards")}
         arrays["rewards"][rows[0], rows[1]] = to_host(before)[0]
-        shown = SimpleNamespace(observations=_arrays(buffer.observations), **arrays)
+        shown = SimpleNamespace(observations=observations_to_host(buffer.observations), **arrays)
         check_rows(cast(RolloutBuffer, shown), 0, buffer.buffer_size, check_observations)
         error = explain(
             buffer.buffer_size,
             check_observations=check_observations,
-            observation=_arrays(self.last),
+            observation=observations_to_host(self.last),
             value=to_host(last_values)[0],
         )
         if error is None and rows.size:
@@ -377,16 +377,6 @@ def copied(observations: Observations[th.Tensor], device: th.device | None = Non
     if isinstance(observations, dict):
         return {name: tensor.to(device, copy=True) for name, tensor in observations.items()}
     return observations.to(device, copy=True)
-
-
-def _parts(observations: Observations[th.Tensor]) -> list[th.Tensor]:
-    return [*observations.values()] if isinstance(observations, dict) else [observations]
-
-
-def _arrays(observations: Observations[th.Tensor]) -> Observations[NumpyArray]:
-    if isinstance(observations, dict):
-        return {name: to_host(tensor)[0] for name, tensor in observations.items()}
-    return to_host(observations)[0]
 
 
 def _all_finite(tensor: th.Tensor) -> th.Tensor:
