@@ -16,6 +16,7 @@ from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError
 from sb3_policyopt.evaluation import evaluate_policy
 from sb3_policyopt.hub.environments import check_registered, is_of_a_script, registering_modules, split_id
+from sb3_policyopt.hub.normalization import freeze
 from sb3_policyopt.hub.plain_yaml import Wrappers, wrappers_in
 
 if TYPE_CHECKING:
@@ -125,9 +126,7 @@ class Protocol:
             env = _wrapped(env, name, arguments)
         if statistics is not None:
             statistics.set_venv(env)
-            statistics.training = False
-            statistics.norm_reward = False
-            env = statistics
+            env = freeze(statistics)
         return VecFrameStack(env, self.frame_stack) if self.frame_stack else env
 
     def _wrap(self, env: Env) -> Env:

@@ -95,7 +95,9 @@ def build(
         report(f"The zip contains, also as it is published, the path of your TensorBoard logs: {tensorboard_log}")
     provenance = _write_records(agent, protocol, folder)
     try:
-        env = protocol.make_env(_statistics(agent))
+        statistics = _statistics(agent)
+        norm_reward = None if statistics is None else statistics.norm_reward
+        env = protocol.make_env(statistics)
         model = registry.find(agent.algo).load_class().load(agent.zip_path, device=device)
         report(f"Evaluating {protocol.n_episodes} episodes of {agent.env_id}")
         score = protocol.evaluate(model, env)
@@ -127,6 +129,7 @@ def build(
         has_video=(folder / "replay.mp4").is_file(),
         has_picture=has_picture,
         policy_class=type(model.policy),
+        norm_reward=norm_reward,
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
