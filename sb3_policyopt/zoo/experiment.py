@@ -222,23 +222,25 @@ class Experiment(ExperimentManager):
         Train, and update the records, also if the training ends by an exception. Ctrl-C ends it here without one.
 
         :param model: the model
-        :raises UserError: if it cannot be trained with its hyperparameters or environments; its run folder is then removed
+        :raises UserError: if it cannot be trained with its hyperparameters or environments; its run folder is then removed,
+            as it is after any error before the first step
         """
         given = given_seed(sys.argv[1:]) is not None if self.seed_is_given is None else self.seed_is_given
         for callback in self.callbacks:
             if isinstance(callback, ResumableCheckpointCallback):
                 callback.any_seed = not given
-        updates = getattr(model, "_n_updates", None)
+        updates, steps = getattr(model, "_n_updates", None), model.num_timesteps
         try:
             with self._noticing_interrupts():
                 super().learn(model)
         except BaseException as error:
             has_begun = updates is None or getattr(model, "_n_updates", None) != updates or isinstance(error, NonFiniteError)
             sentence = None if has_begun else self._mistake(error)
+            if sentence is not None or model.num_timesteps in (0, steps):  # learn() sets it to 0 before the first step
+                self._remove_run_folder()
+                self.recorder = None
             if sentence is None:
                 raise
-            self._remove_run_folder()
-            self.recorder = None
             raise UserError(sentence) from error
         finally:
             if self.recorder is not None:
