@@ -15,11 +15,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_n
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError
 from sb3_policyopt.hub.agent import Agent, config_of_model
-from sb3_policyopt.hub.environments import register, spec_of, split_id
+from sb3_policyopt.hub.environments import NO_TIME_LIMIT, register, spec_of, split_id
 from sb3_policyopt.hub.evaluation import Protocol
 from sb3_policyopt.hub.repository import Report, build, check, without_training_state
 from sb3_policyopt.hub.upload import check_repository, send
-from sb3_policyopt.hub.wrappers import normalization_of, plain_arguments, wrappers_of
+from sb3_policyopt.hub.wrappers import is_same, normalization_of, plain_arguments, wrappers_of
 from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.saving import generators
 from sb3_policyopt.setup.devices import check_name
@@ -243,9 +243,11 @@ def _generators_kept() -> Iterator[None]:
 def _changed_arguments(spec: EnvSpec) -> dict[str, object]:
     """The arguments of an environment that differ from those with which it is registered."""
     registered = gym.spec(spec.id).kwargs | {"render_mode": spec.kwargs.get("render_mode")}
-    changed = {name: value for name, value in spec.kwargs.items() if name not in registered or registered[name] != value}
-    if spec.max_episode_steps not in (None, gym.spec(spec.id).max_episode_steps):
-        changed["max_episode_steps"] = spec.max_episode_steps
+    changed = {
+        name: value for name, value in spec.kwargs.items() if name not in registered or not is_same(registered[name], value)
+    }
+    if spec.max_episode_steps != gym.spec(spec.id).max_episode_steps:
+        changed["max_episode_steps"] = NO_TIME_LIMIT if spec.max_episode_steps is None else spec.max_episode_steps
     return changed
 
 
