@@ -182,8 +182,7 @@ class Experiment(ExperimentManager):
         if isinstance(error, TypeError) and unknown is not None:
             if unknown[1] in {kind.__name__ for kind in ALGOS[self.algo].__mro__}:
                 return f"{self.algo} has no hyperparameter {unknown[2]}{did_you_mean(unknown[2], known)}"
-            first = error.__cause__ or error  # Gymnasium repeats what an environment raises
-            return str(error) if _raised_in(first, (*LIBRARIES, *MAKERS_OF_ENVIRONMENTS)) else None
+            return unknown_argument(error, (*LIBRARIES, *MAKERS_OF_ENVIRONMENTS))
         if isinstance(error, (ValueError, TypeError)) and _raised_in(error, LIBRARIES):
             return str(error)
         return None
@@ -325,17 +324,18 @@ def without_resuming(callbacks: object) -> list[object]:
     return [callback for callback, name in zip(listed, names, strict=True) if name.rpartition(".")[2] != unwanted]
 
 
-def unknown_argument(error: TypeError) -> str | None:
+def unknown_argument(error: TypeError, packages: tuple[str, ...] = MAKERS_OF_ENVIRONMENTS) -> str | None:
     """
     Describe an argument that the class of an environment does not have.
 
     :param error: what was raised where environments were made
+    :param packages: in which such an error is about an argument that the user gave
     :return: a sentence, None if the error has another cause
     """
     if "got an unexpected keyword argument" not in str(error):
         return None
     first = error.__cause__ or error  # Gymnasium repeats what an environment raises
-    return str(error) if _raised_in(first, MAKERS_OF_ENVIRONMENTS) else None
+    return str(error) if _raised_in(first, packages) else None
 
 
 def _why_unreadable(error: Exception) -> str:
