@@ -50,7 +50,7 @@ def forget_lost_best_models(callbacks: Iterable[object]) -> None:
 
     :param callbacks: those of ``EvalCallback`` are changed
     """
-    for callback in callbacks:
-        folder = callback.best_model_save_path if isinstance(callback, EvalCallback) else None
-        if isinstance(callback, EvalCallback) and folder is not None and not (Path(folder) / "best_model.zip").is_file():
+    for callback in (one for one in callbacks if isinstance(one, EvalCallback)):
+        folder = callback.best_model_save_path
+        if folder is not None and not (Path(folder) / "best_model.zip").is_file():
             callback.best_mean_reward = -np.inf

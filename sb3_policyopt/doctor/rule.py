@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.plots.runs import STEPS
+from sb3_policyopt.plots.runs import NONFINITE, STEPS
 
 Severity = Literal["error", "warning"]
 Settings = Mapping[str, object]
@@ -80,21 +80,22 @@ def number(settings: Settings, name: str) -> float | None:
 
     :param settings: the settings
     :param name: of the setting
-    :return: None if it is missing or not a number
+    :return: None if it is missing, or not a finite number
     """
     value = settings.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return float(value)  # YAML 1.1 reads 1e6 as a string
-    except ValueError:
+        converted = float(value)  # YAML 1.1 reads 1e6 as a string
+    except (ValueError, OverflowError):
         return None
+    return converted if np.isfinite(converted) else None
 
 
 def _has_values(log: pd.DataFrame, column: str) -> bool:
-    """Whether a metric has a finite value, or a column of words a word."""
-    if column in log and not pd.api.types.is_numeric_dtype(log[column]):
-        return bool(log[column].notna().any())
+    """Whether a metric has a finite value, or the column with the names of metrics that are not finite a row."""
+    if column == NONFINITE:
+        return column in log and bool(log[column].notna().any())
     return len(values(log, column)) > 0
 
 
@@ -111,6 +112,20 @@ def values(log: pd.DataFrame, column: str) -> np.ndarray:
     numbers: np.ndarray = log[column].to_numpy(dtype=float)
     finite: np.ndarray = numbers[np.isfinite(numbers)]
     return finite
+
+
+def as_numbers(log: pd.DataFrame, column: str) -> pd.Series:
+    """
+    The values of a metric, row by row.
+
+    :param log: the log
+    :param column: metric
+    :return: NaN where it was not logged, or is not a number
+    """
+    if column not in log:
+        return pd.Series(np.nan, index=log.index)
+    numbers: pd.Series = pd.to_numeric(log[column], errors="coerce")
+    return numbers
 
 
 def latter_half(numbers: np.ndarray) -> np.ndarray:

@@ -127,8 +127,7 @@ class EnvPoolVecEnv(VecEnv):
 
         :return: first observations, ``(num_envs, ...)``
         """
-        if self._closed:
-            raise RuntimeError("this EnvPool is closed: make a new one")
+        self._check_not_closed()
         if self._waiting:
             self._opened().recv()
             self._waiting = False
@@ -147,9 +146,14 @@ class EnvPoolVecEnv(VecEnv):
 
     def _opened(self) -> Pool:
         """EnvPool's environments, which the first reset makes."""
+        self._check_not_closed()
         if self._pool is None:
-            raise RuntimeError("this EnvPool is closed: make a new one" if self._closed else "call reset() before step()")
+            raise RuntimeError("call reset() before step()")
         return self._pool
+
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("this EnvPool is closed: make a new one")
 
     def _new_pool(self, seeds: list[int]) -> Pool:
         with warnings.catch_warnings():

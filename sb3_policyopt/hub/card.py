@@ -36,6 +36,7 @@ class Card:
     :param has_video: whether there is a ``replay.mp4``
     :param has_picture: whether there is a ``training.png``
     :param policy_class: class of the agent's policy, which says whether it has masks or memory; None for neither
+    :param norm_reward: whether ``VecNormalize`` normalised rewards in the training; None without ``VecNormalize``
     """
 
     agent: Agent
@@ -49,6 +50,7 @@ class Card:
     has_video: bool
     has_picture: bool
     policy_class: "type | None" = None
+    norm_reward: "bool | None" = None
 
     @property
     def kind(self) -> PolicyKind:
@@ -149,10 +151,31 @@ def _usage(card: Card) -> str:
         blocks.append(("With the RL Zoo", '"sb3-policyopt[zoo,hub]"', "bash", _zoo_code(card)))
     environment = requirement(card.agent.env_id)
     environment = f' "{environment}"' if environment else ""
-    return f"## Use it\n\n{_needs(card)}" + "\n\n".join(
+    ways = [
         f"### {title}\n\n{_fenced('bash', [f'pip install {packages}{environment}'])}\n\n{_fenced(language, code)}"
         for title, packages, language, code in blocks
+    ]
+    further = [_training_further(card)] if card.norm_reward is not None else []
+    return f"## Use it\n\n{_needs(card)}" + "\n\n".join([*ways, *further])
+
+
+def _training_further(card: Card) -> str:
+    """How to train an agent with ``VecNormalize`` further, which is loaded as an evaluation needs it."""
+    return (
+        "### Train it further\n\nThe agent is loaded for an evaluation: its statistics are frozen, and rewards are not "
+        "normalised. To train it further with sb3-policyopt, make `env` as in the training, without `VecNormalize` and frame "
+        f"stack; then `{_load_call(card, 'env=env')}`, `vec_normalize.training = True`, "
+        f"`vec_normalize.norm_reward = {card.norm_reward}` as in the training, and "
+        "`model.learn(100_000, reset_num_timesteps=False)`."
     )
+
+
+def _load_call(card: Card, *more: str) -> str:
+    """The call of ``load_from_hub`` for this agent."""
+    arguments = [f'"{card.repo_id}"', *more] + ([f'revision="{card.revision}"'] if card.revision else [])
+    if not card.agent.is_safe:
+        arguments.append("safe=False")
+    return f"model, vec_normalize = load_from_hub({', '.join(arguments)})"
 
 
 def _needs(card: Card) -> str:
@@ -168,12 +191,8 @@ def _needs(card: Card) -> str:
 
 def _own_code(card: Card) -> list[str]:
     """Code that loads the agent with this package and evaluates it as it was evaluated."""
-    arguments = [f'"{card.repo_id}"'] + ([f'revision="{card.revision}"'] if card.revision else [])
-    if not card.agent.is_safe:
-        arguments.append("safe=False")
     attach = ["vec_normalize.set_venv(env)", "env = vec_normalize"] if card.agent.statistics_path else []
     imports, env = card.protocol.code(attach)
-    load = f"model, vec_normalize = load_from_hub({', '.join(arguments)})"
     if card.kind.masks:
         imports.append("from sb3_policyopt.evaluation import MaskingVecEnv, evaluate_policy")
     else:
@@ -181,7 +200,7 @@ def _own_code(card: Card) -> list[str]:
     return [
         *_imports(card, *imports, "from sb3_policyopt.hub import load_from_hub"),
         "",
-        load,
+        _load_call(card),
         *env,
         *_evaluation_code(card),
         *_steps(card, ["env = MaskingVecEnv(env)"], "env.action_masks()"),

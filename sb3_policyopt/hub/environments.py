@@ -22,6 +22,10 @@ _FAMILIES = {
 """Modules that register environments, by a part of their ids."""
 
 
+NO_TIME_LIMIT = -1
+"""The ``max_episode_steps`` with which ``gymnasium.make`` leaves out the time limit that an environment is registered with."""
+
+
 def split_id(env_id: str) -> tuple[str, str]:
     """
     Split an id as ``gymnasium.make`` takes it.

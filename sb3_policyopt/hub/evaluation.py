@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError
 from sb3_policyopt.evaluation import evaluate_policy
-from sb3_policyopt.hub.environments import check_registered, is_of_a_script, registering_modules, split_id
+from sb3_policyopt.hub.environments import NO_TIME_LIMIT, check_registered, is_of_a_script, registering_modules, split_id
+from sb3_policyopt.hub.normalization import freeze
 from sb3_policyopt.hub.plain_yaml import Wrappers, wrappers_in
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 Env = gym.Env[object, object]
 AnyEnv = TypeVar("AnyEnv", Env, VecEnv)
+
+#: Steps after which an episode without time limit is taken for one that never ends.
+LONGEST_EPISODE = 100_000
 
 
 class Settings(TypedDict, total=False):
@@ -125,9 +129,7 @@ class Protocol:
             env = _wrapped(env, name, arguments)
         if statistics is not None:
             statistics.set_venv(env)
-            statistics.training = False
-            statistics.norm_reward = False
-            env = statistics
+            env = freeze(statistics)
         return VecFrameStack(env, self.frame_stack) if self.frame_stack else env
 
     def _wrap(self, env: Env) -> Env:
@@ -142,12 +144,26 @@ class Protocol:
         :param model: the agent
         :param env: what :meth:`make_env` returned, not used before
         :return: its returns, without normalisation
+        :raises HubUserError: if an environment without time limit does not end
         """
         set_random_seed(self.seed)
         returns, lengths = evaluate_policy(
-            model, env, n_eval_episodes=self.n_episodes, deterministic=self.deterministic, return_episode_rewards=True
+            model,
+            env,
+            n_eval_episodes=self.n_episodes,
+            deterministic=self.deterministic,
+            return_episode_rewards=True,
+            callback=self._check_length if self.env_kwargs.get("max_episode_steps") == NO_TIME_LIMIT else None,
         )
         return Score([float(value) for value in np.asarray(returns)], [int(value) for value in np.asarray(lengths)])
+
+    def _check_length(self, local: Mapping[str, Any], _: Mapping[str, Any]) -> None:
+        """Refuse an episode that is too long; SB3 passes the local variables of its evaluation."""
+        if local["current_lengths"].max() >= LONGEST_EPISODE:
+            raise HubUserError(
+                f"an episode of {self.env_id} without time limit has not ended after {LONGEST_EPISODE} steps: name a limit "
+                "for the evaluation with --env-kwargs max_episode_steps:NUMBER (of a function env_kwargs=)"
+            )
 
     def code(self, normalize: list[str]) -> tuple[list[str], list[str]]:
         """

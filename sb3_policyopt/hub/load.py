@@ -17,7 +17,7 @@ from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError, PickleRequiredError
 from sb3_policyopt.hub.agent import file_name_of, latest_run
 from sb3_policyopt.hub.errors import is_network_error, one_sentence
-from sb3_policyopt.hub.normalization import attached, load_statistics, statistics_to_pickle
+from sb3_policyopt.hub.normalization import attached, freeze, load_statistics, statistics_to_pickle
 from sb3_policyopt.hub.plain_yaml import check_config
 from sb3_policyopt.hyperparams.zoo_yaml import dump_plain, load_plain
 from sb3_policyopt.saving.safe_zip import SelfDescribing, read_description
@@ -79,8 +79,10 @@ def load_from_hub(
     :param safe: pass False to unpickle, which runs any code that the files contain; only for authors you trust
     :param kwargs: further arguments of the algorithm's ``load``
     :return: the agent, and its normalisation (or None). Without ``env`` the normalisation is attached to no environment:
-        ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. Its statistics are frozen (``training=False``).
-        With ``filename``, the path of the file
+        ``normalize_obs()`` works, ``set_venv(venv)`` attaches it. It is set as an evaluation needs it, with ``training=False``
+        (the statistics are frozen) and ``norm_reward=False`` (rewards are the environment's own). Before training further, set
+        ``vec_normalize.training = True``, and ``vec_normalize.norm_reward = True`` if rewards were normalised in the training,
+        as the model card says. With ``filename``, the path of the file
     :raises ValueError: if ``filename`` is combined with an argument of the loading, or ``env`` has other observations
         or a ``VecNormalize`` although the agent brings its own
     :raises HubError: if there is no such repository or file, or the Hub cannot be reached
@@ -264,16 +266,12 @@ def _class_of(path: str, filename: str, safe: bool) -> type[SelfDescribing]:
 
 def _load_statistics(download: Callable[[str], str], files: list[str], repo_id: str, safe: bool) -> "VecNormalize | None":
     if "vec_normalize.npz" in files:
-        statistics = load_statistics(download("vec_normalize.npz"))
-    elif "vec_normalize.pkl" not in files:
+        return freeze(load_statistics(download("vec_normalize.npz")))
+    if "vec_normalize.pkl" not in files:
         return None
-    elif safe:
+    if safe:
         raise _only_pickled(repo_id)
-    else:
-        statistics = pickle.loads(Path(download("vec_normalize.pkl")).read_bytes())
-    statistics.training = False
-    statistics.norm_reward = False
-    return statistics
+    return freeze(pickle.loads(Path(download("vec_normalize.pkl")).read_bytes()))
 
 
 def _only_pickled(repo_id: str) -> PickleRequiredError:

@@ -66,6 +66,20 @@ def statistics_to_pickle(path: "str | Path", target: "str | Path") -> None:
     _load_attached(path).save(str(target))
 
 
+def freeze(statistics: VecNormalize) -> VecNormalize:
+    """
+    Set what an evaluation needs: the statistics do not change, and rewards are the environment's own.
+
+    ``evaluate_policy`` sums the rewards that it gets where an environment has no ``Monitor``, so they must not be normalised.
+
+    :param statistics: the wrapper, which is changed
+    :return: the wrapper
+    """
+    statistics.training = False
+    statistics.norm_reward = False
+    return statistics
+
+
 def attached(statistics: VecNormalize, env: GymEnv, observation_space: "spaces.Space[object]") -> VecEnv:
     """
     Wrap an environment in the statistics of an agent, and in its frame stack if it was trained with one.

@@ -37,7 +37,7 @@ _WRAPPER_KEYS = ("env_wrapper", "vec_env_wrapper", "callback")
 _KNOWN_WRAPPERS = re.compile(
     r"(stable_baselines3\.common\.atari_wrappers\.\w+"
     r"|stable_baselines3\.common\.vec_env\.(vec_frame_stack\.)?VecFrameStack"
-    r"|(rl_zoo3|sb3_policyopt)\.wrappers\.\w+"
+    r"|rl_zoo3\.wrappers\.\w+"
     r"|minigrid\.wrappers\.\w+"
     r"|gymnasium\.wrappers\.(\w+\.)?(ClipAction|ClipReward|DelayObservation|DtypeObservation|FilterObservation|FlattenObservation"
     r"|FrameStackObservation|GrayscaleObservation|MaxAndSkipObservation|NormalizeObservation|NormalizeReward|RescaleAction"

@@ -15,11 +15,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_n
 from sb3_policyopt import registry
 from sb3_policyopt.errors import HubUserError
 from sb3_policyopt.hub.agent import Agent, config_of_model
-from sb3_policyopt.hub.environments import register, spec_of, split_id
+from sb3_policyopt.hub.environments import NO_TIME_LIMIT, register, spec_of, split_id
 from sb3_policyopt.hub.evaluation import Protocol
-from sb3_policyopt.hub.repository import Report, build, check
+from sb3_policyopt.hub.repository import Report, build, check, without_training_state
 from sb3_policyopt.hub.upload import check_repository, send
-from sb3_policyopt.hub.wrappers import normalization_of, plain_arguments, wrappers_of
+from sb3_policyopt.hub.wrappers import is_same, normalization_of, plain_arguments, wrappers_of
 from sb3_policyopt.identity.kinds import kind_of
 from sb3_policyopt.saving import generators
 from sb3_policyopt.setup.devices import check_name
@@ -57,7 +57,8 @@ def push_to_hub(
     :param env_kwargs: arguments of the environment; by default those of the model's environment
     :param config: hyperparameters in rl-zoo3's form, with ``env_wrapper`` and ``frame_stack`` if there are any; by default
         taken from the model
-    :param zip_path: the zip to publish, if the model is saved already; it is uploaded byte for byte
+    :param zip_path: the zip to publish, if the model is saved already; it is uploaded byte for byte, except
+        that the state of the training is left out of a checkpoint of ``ResumableCheckpointCallback``
     :param run_folder: folder with the logs of the training (``progress.csv``, monitor files, ``provenance.json``), if any
     :param n_eval_episodes: how many episodes are counted
     :param deterministic: whether actions are the mode of the policy, or sampled
@@ -149,6 +150,7 @@ def push_agent(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "repository"
         folder.mkdir()
+        agent = without_training_state(agent, Path(scratch), report)
         with _generators_kept():
             build(agent, protocol, folder, repo_id, revision, license, video_length, device, report)
         check(folder, agent)
@@ -241,9 +243,11 @@ def _generators_kept() -> Iterator[None]:
 def _changed_arguments(spec: EnvSpec) -> dict[str, object]:
     """The arguments of an environment that differ from those with which it is registered."""
     registered = gym.spec(spec.id).kwargs | {"render_mode": spec.kwargs.get("render_mode")}
-    changed = {name: value for name, value in spec.kwargs.items() if name not in registered or registered[name] != value}
-    if spec.max_episode_steps not in (None, gym.spec(spec.id).max_episode_steps):
-        changed["max_episode_steps"] = spec.max_episode_steps
+    changed = {
+        name: value for name, value in spec.kwargs.items() if name not in registered or not is_same(registered[name], value)
+    }
+    if spec.max_episode_steps != gym.spec(spec.id).max_episode_steps:
+        changed["max_episode_steps"] = NO_TIME_LIMIT if spec.max_episode_steps is None else spec.max_episode_steps
     return changed
 
 

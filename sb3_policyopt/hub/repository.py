@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -23,9 +24,43 @@ from sb3_policyopt.hub.plain_yaml import PUBLIC_ARGUMENTS, without_private_facts
 from sb3_policyopt.hub.video import record_video
 from sb3_policyopt.hyperparams.zoo_yaml import dump_plain
 from sb3_policyopt.process import render_without_display
+from sb3_policyopt.saving.checkpoint_file import STATE_ENTRY
 from sb3_policyopt.saving.safe_zip import read_description
 
 Report = Callable[[str], None]
+
+
+def without_training_state(agent: Agent, scratch: Path, report: Report) -> Agent:
+    """
+    Leave out what a checkpoint of ``ResumableCheckpointCallback`` holds of the training.
+
+    These are attributes of callbacks, log files and states of environments, which may contain secrets.
+
+    :param agent: the agent
+    :param scratch: where to write the zip without it
+    :param report: called with a message if there is something to leave out
+    :return: the agent with the zip to publish, which is its own if that holds nothing of the kind
+    :raises HubUserError: if the zip is damaged
+    """
+    agent.stored()
+    with zipfile.ZipFile(agent.zip_path) as archive:
+        if STATE_ENTRY not in archive.namelist():
+            return agent
+    path = scratch / "without_training_state.zip"
+    try:
+        _copy_zip(agent.zip_path, path, without=STATE_ENTRY)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise HubUserError(f"{agent.zip_path} is damaged ({error})") from error
+    report(f"{STATE_ENTRY} of {agent.zip_path} is not published: it is there to resume the training, and may hold secrets")
+    return replace(agent, zip_path=path)
+
+
+def _copy_zip(source: Path, target: Path, without: str) -> None:
+    """Copy all entries of a zip but those of one name."""
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
+        for entry in archive.infolist():
+            if entry.filename != without:
+                copy.writestr(entry, archive.read(entry))
 
 
 def build(
@@ -57,10 +92,12 @@ def build(
     shutil.copyfile(agent.zip_path, folder / agent.file_name)
     tensorboard_log = agent.stored().get("tensorboard_log")
     if tensorboard_log:
-        report(f"The zip, which is published unchanged, contains the path of your TensorBoard logs: {tensorboard_log}")
+        report(f"The zip contains, also as it is published, the path of your TensorBoard logs: {tensorboard_log}")
     provenance = _write_records(agent, protocol, folder)
     try:
-        env = protocol.make_env(_statistics(agent))
+        statistics = _statistics(agent)
+        norm_reward = None if statistics is None else statistics.norm_reward
+        env = protocol.make_env(statistics)
         model = registry.find(agent.algo).load_class().load(agent.zip_path, device=device)
         report(f"Evaluating {protocol.n_episodes} episodes of {agent.env_id}")
         score = protocol.evaluate(model, env)
@@ -92,6 +129,7 @@ def build(
         has_video=(folder / "replay.mp4").is_file(),
         has_picture=has_picture,
         policy_class=type(model.policy),
+        norm_reward=norm_reward,
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 

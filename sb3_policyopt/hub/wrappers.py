@@ -101,6 +101,26 @@ def plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def is_same(one: object, other: object) -> bool:
+    """
+    Whether two arguments of an environment are equal, of which arrays may be a part.
+
+    :param one: an argument
+    :param other: another
+    :return: False also for an array and a list of its numbers, and for what cannot be compared
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return type(one) is type(other) and np.array_equal(one, other)  # type: ignore[arg-type]
+    try:
+        return bool(one == other)
+    except (ValueError, RuntimeError):  # as of a tensor, which is compared element by element
+        return False
+
+
 def plain_arguments(env_kwargs: Mapping[str, object]) -> dict[str, object]:
     """
     Write the arguments of an environment with Python's numbers in place of NumPy's.

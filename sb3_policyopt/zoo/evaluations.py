@@ -22,7 +22,7 @@ def check_training_curves(argv: list[str]) -> None:
     :raises UserError: if there are no runs, or the window has no episode
     """
     preflight.check_runs(argv)
-    preflight.check_least(argv, ("-w", "--episode-window"), 1)
+    preflight.check_number(argv, ("-w", "--episode-window"), 1)
 
 
 def check_evaluations(argv: list[str]) -> None:

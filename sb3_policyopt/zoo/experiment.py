@@ -182,8 +182,7 @@ class Experiment(ExperimentManager):
         if isinstance(error, TypeError) and unknown is not None:
             if unknown[1] in {kind.__name__ for kind in ALGOS[self.algo].__mro__}:
                 return f"{self.algo} has no hyperparameter {unknown[2]}{did_you_mean(unknown[2], known)}"
-            first = error.__cause__ or error  # Gymnasium repeats what an environment raises
-            return str(error) if _raised_in(first, (*LIBRARIES, *MAKERS_OF_ENVIRONMENTS)) else None
+            return unknown_argument(error, (*LIBRARIES, *MAKERS_OF_ENVIRONMENTS))
         if isinstance(error, (ValueError, TypeError)) and _raised_in(error, LIBRARIES):
             return str(error)
         return None
@@ -222,23 +221,25 @@ class Experiment(ExperimentManager):
         Train, and update the records, also if the training ends by an exception. Ctrl-C ends it here without one.
 
         :param model: the model
-        :raises UserError: if it cannot be trained with its hyperparameters or environments; its run folder is then removed
+        :raises UserError: if it cannot be trained with its hyperparameters or environments; its run folder is then removed,
+            as it is after any error before the first step
         """
         given = given_seed(sys.argv[1:]) is not None if self.seed_is_given is None else self.seed_is_given
         for callback in self.callbacks:
             if isinstance(callback, ResumableCheckpointCallback):
                 callback.any_seed = not given
-        updates = getattr(model, "_n_updates", None)
+        updates, steps = getattr(model, "_n_updates", None), model.num_timesteps
         try:
             with self._noticing_interrupts():
                 super().learn(model)
         except BaseException as error:
             has_begun = updates is None or getattr(model, "_n_updates", None) != updates or isinstance(error, NonFiniteError)
             sentence = None if has_begun else self._mistake(error)
+            if sentence is not None or model.num_timesteps in (0, steps):  # learn() sets it to 0 before the first step
+                self._remove_run_folder()
+                self.recorder = None
             if sentence is None:
                 raise
-            self._remove_run_folder()
-            self.recorder = None
             raise UserError(sentence) from error
         finally:
             if self.recorder is not None:
@@ -323,17 +324,18 @@ def without_resuming(callbacks: object) -> list[object]:
     return [callback for callback, name in zip(listed, names, strict=True) if name.rpartition(".")[2] != unwanted]
 
 
-def unknown_argument(error: TypeError) -> str | None:
+def unknown_argument(error: TypeError, packages: tuple[str, ...] = MAKERS_OF_ENVIRONMENTS) -> str | None:
     """
     Describe an argument that the class of an environment does not have.
 
     :param error: what was raised where environments were made
+    :param packages: in which such an error is about an argument that the user gave
     :return: a sentence, None if the error has another cause
     """
     if "got an unexpected keyword argument" not in str(error):
         return None
     first = error.__cause__ or error  # Gymnasium repeats what an environment raises
-    return str(error) if _raised_in(first, MAKERS_OF_ENVIRONMENTS) else None
+    return str(error) if _raised_in(first, packages) else None
 
 
 def _why_unreadable(error: Exception) -> str:

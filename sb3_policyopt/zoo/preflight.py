@@ -56,21 +56,21 @@ def parse(
     return parser.parse_known_args(argv)[0]
 
 
-def check_least(argv: list[str], names: tuple[str, ...], least: int, most: int | None = None) -> None:
+def check_number(argv: list[str], names: tuple[str, ...], least: int | None = None, most: int | None = None) -> None:
     """
     Check the number that an option has.
 
     :param argv: the command line
     :param names: the spellings of the option; a value that is no whole number is left to rl-zoo3's parser
-    :param least: the smallest number allowed
+    :param least: the smallest number allowed, None for any
     :param most: the largest number allowed, None for any
     :raises UserError: if it is smaller or larger
     """
     text = getattr(parse(argv, names), names[-1].lstrip("-").replace("-", "_"))
     if text is None or re.fullmatch(r"-?\d+", text) is None:
         return
-    if int(text) < least or (most is not None and int(text) > most):
-        limit = f"at least {least}" if most is None else f"from {least} to {most}"
+    if (least is not None and int(text) < least) or (most is not None and int(text) > most):
+        limit = f"at most {most}" if least is None else f"at least {least}" if most is None else f"from {least} to {most}"
         raise UserError(f"{names[-1]} must be {limit}, got {text}")
 
 
@@ -170,14 +170,28 @@ def check_training(argv: list[str]) -> None:
     :param argv: the command line
     :raises UserError: if one of them names what is missing
     """
-    options = parse(
-        argv, ("--algo",), ("--env",), ("-conf", "--conf-file"), ("-i", "--trained-agent"), algo="ppo", env="CartPole-v1"
-    )
+    names: list[tuple[str, ...]] = [
+        ("--algo",),
+        ("--env",),
+        ("-conf", "--conf-file"),
+        ("-i", "--trained-agent"),
+        ("--n-jobs",),
+    ]
+    names += [("-f", "--log-folder"), ("-tb", "--tensorboard-log"), ("--optimization-log-path",)]
+    options = parse(argv, *names, algo="ppo", env="CartPole-v1", log_folder=LOGS)
     check_algorithm(options.algo)
     check_environment(options.env, options.gym_packages)
     check_configuration(options.conf_file)
     if options.trained_agent and not (options.trained_agent.endswith(".zip") and Path(options.trained_agent).is_file()):
         raise UserError(f"-i {options.trained_agent}: there is no such .zip file")
+    check_folder("-f", options.log_folder)
+    check_folder("--tensorboard-log", options.tensorboard_log or ".")
+    check_folder("--optimization-log-path", options.optimization_log_path or ".")
+    check_number(argv, ("--seed",), most=LARGEST_SEED)  # a negative one is drawn
+    check_number(argv, ("--n-eval-envs",), 1)
+    check_number(argv, ("--n-evaluations",), 1)
+    if options.n_jobs != "-1":  # one for each core
+        check_number(argv, ("--n-jobs",), 1)
 
 
 def with_own_runs(argv: list[str]) -> list[str]:
@@ -199,8 +213,8 @@ def check_acting(argv: list[str]) -> None:
     :param argv: the command line
     :raises UserError: if a number is out of range
     """
-    check_least(argv, ("--n-envs",), 1)
-    check_least(argv, ("--seed",), 0, LARGEST_SEED)
+    check_number(argv, ("--n-envs",), 1)
+    check_number(argv, ("--seed",), 0, LARGEST_SEED)
 
 
 def check_playing(argv: list[str]) -> None:
@@ -228,7 +242,7 @@ def check_filming(argv: list[str]) -> None:
     """
     check_agent(argv)
     check_acting(argv)
-    check_least(argv, ("-n", "--n-timesteps"), 1)
+    check_number(argv, ("-n", "--n-timesteps"), 1)
     folder = parse(argv, ("-o", "--output-folder")).output_folder
     if folder is not None:
         check_folder("-o", folder)

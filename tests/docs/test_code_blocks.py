@@ -37,6 +37,14 @@ PRELUDES = {
 }
 # The same in the middle of a page: before the block that has the word in it.
 INSERTED: dict[str, dict[str, str]] = {
+    "docs/hub.md": {
+        "vec_normalize.norm_reward": (  # the agent to train further
+            "from stable_baselines3.common.env_util import make_vec_env\n"
+            "from stable_baselines3.common.vec_env import VecNormalize\n"
+            "normalized = PPO('MlpPolicy', VecNormalize(make_vec_env('Pendulum-v1')), n_steps=64, batch_size=64)\n"
+            "push_to_hub(normalized, 'YOUR_NAME/ppo-Pendulum-v1', n_eval_episodes=1, video_length=0)\n"
+        ),
+    },
     # Simulators that need a GPU, as fakes with their methods.
     "docs/tensors.md": {
         "from_isaaclab": (

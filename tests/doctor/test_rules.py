@@ -277,6 +277,26 @@ def test_no_log_breaks_a_rule(data: Any) -> None:
         assert "cannot be judged" in str(error)
 
 
+@pytest.mark.parametrize("column", [*COLUMNS, "time/iterations"])
+@pytest.mark.parametrize("algo", ["ppo", "trpo"])
+def test_a_column_of_words_breaks_no_rule(tmp_path: Path, column: str, algo: str) -> None:
+    """Whatever wrote them: the rules that need it are not made."""
+    numbers = dict.fromkeys(COLUMNS, 0.5)
+    folder = write(tmp_path, [{STEPS: i, "time/iterations": i, **numbers, column: "words"} for i in range(1, 8)])
+    (folder / "provenance.json").write_text(json.dumps({"algo": algo, "hyperparameters": {"batch_size": 48}}))
+    report = examine(read_run(folder))
+    assert len(report.made) > 5
+    assert not [rule.name for rule in rules_of(algo) if rule.columns == (column,) and rule.name in report.made]
+
+
+@pytest.mark.parametrize("batch_size", ["inf", "nan", "-inf", 10**400], ids=["inf", "nan", "minus inf", "huge"])
+def test_a_setting_that_is_no_finite_number_is_not_known(tmp_path: Path, batch_size: object) -> None:
+    hyperparameters = {"batch_size": batch_size, "n_steps": 100, "n_timesteps": batch_size}
+    write(tmp_path, [{STEPS: i, "train/approx_kl": 0.01} for i in range(1, 6)])
+    (tmp_path / "provenance.json").write_text(json.dumps({"n_envs": 1, "hyperparameters": hyperparameters}))
+    assert not {"truncated_minibatch", "stopped_early"} & set(found(tmp_path))
+
+
 @pytest.mark.parametrize(("log_std_init", "is_found"), [(2.0, True), (0.0, False), (-5.0, True)])
 def test_first_standard_deviation_and_the_range_of_actions(tmp_path: Path, log_std_init: float, is_found: bool) -> None:
     """Pendulum's actions are in [-2, 2], one half-range is 2: e^2 is 3.7 half-ranges, e^0 half of one, e^-5 is 0.003."""

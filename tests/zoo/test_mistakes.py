@@ -56,6 +56,10 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train -params gamma:2.0", "gamma must be at least 0 and at most 1, got 2.0"),
         ("train -params policy:MlpPolicy", "a string in quotes of its own"),
         ("train --env HumanoidStandup-v2", "mujoco"),  # Gymnasium's own sentence, of mujoco_py or of where it went
+        ("train --seed 99999999999", "--seed must be at most 4294967295, got 99999999999"),
+        ("train --n-eval-envs 0", "--n-eval-envs must be at least 1, got 0"),
+        ("train -optimize --n-jobs 0", "--n-jobs must be at least 1, got 0"),
+        ("train -optimize --n-evaluations 0", "--n-evaluations must be at least 1, got 0"),
         ("enjoy --algo trpo -f logs", "The logs/trpo folder was not found"),
         ("record_video --algo ppo -f logs --exp-id 3", "The logs/ppo/CartPole-v1_3 folder was not found"),
         ("record_training --algo ppo -f logs", "The logs/ppo folder was not found"),
@@ -175,6 +179,65 @@ def test_a_bug_of_an_environment_keeps_its_traceback(empty_folder: Path, monkeyp
     with pytest.raises(TypeError, match="size"):
         main(["train", "--env", "Buggy-v0", "--gym-packages", "buggy", *options])
     assert not list(empty_folder.glob("logs/*/*"))
+
+
+@pytest.mark.parametrize(
+    "option", ["-f", "--log-folder", "-tb", "--tensorboard-log", "-optimize --n-trials 1 --optimization-log-path"]
+)
+def test_a_folder_of_train_that_is_a_file(option: str, capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
+    Path("afile").touch()
+    names = {"--log-folder": "-f", "-tb": "--tensorboard-log"}
+    for folder in ("afile", "afile/logs"):
+        assert main([*shlex.split(f"train --env CartPole-v1 -n 64 {option}"), folder]) == 2
+        error = capsys.readouterr().err.strip()
+        name = names.get(option, option.split()[-1])
+        assert error == f"sb3-policyopt: {name} {folder}: afile is a file, not a folder; name a folder"
+    assert [path.name for path in empty_folder.iterdir()] == ["afile"]
+
+
+@pytest.mark.parametrize("broken", ["reset", "step"])
+def test_a_training_that_fails_before_its_first_step_leaves_no_folder(
+    broken: str, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails later leaves its logs, for whoever looks for the reason."""
+    (empty_folder / f"broken_{broken}.py").write_text(
+        textwrap.dedent(f"""
+        import gymnasium as gym
+        from gymnasium.envs.classic_control import CartPoleEnv
+
+        class Broken(CartPoleEnv):
+            steps = 0
+
+            def reset(self, **options):
+                if {broken == "reset"}:
+                    raise RuntimeError("a bug")
+                return super().reset(**options)
+
+            def step(self, action):
+                self.steps += 1
+                if self.steps > 20:
+                    raise RuntimeError("a bug")
+                return super().step(action)
+
+        gym.register("Broken-{broken}-v0", Broken)
+        """)
+    )
+    monkeypatch.syspath_prepend(str(empty_folder))
+    options = ["-params", "n_envs:1", "policy:'MlpPolicy'", "n_timesteps:64", "--eval-freq", "-1"]
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train", "--env", f"Broken-{broken}-v0", "--gym-packages", f"broken_{broken}", "-i", trained(), *options])
+    assert bool(list(empty_folder.glob("logs/*/*"))) == (broken == "step")
+
+
+def trained() -> str:
+    """A model of which a training goes on, which has made more steps than the new training will."""
+    PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64, n_epochs=1, device="cpu").learn(128).save("trained.zip")
+    return "trained.zip"
+
+
+def test_numbers_of_train_that_are_allowed() -> None:
+    for options in ("--seed -1", "--seed 4294967295", "-optimize --n-jobs -1", "--n-jobs 2"):
+        preflight.check_training(options.split())
 
 
 def test_a_checkpoint_of_another_seed_is_one_sentence(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, learning, number, rule, values
+from sb3_policyopt.doctor.rule import Finding, Settings, as_numbers, learning, number, rule, values
 from sb3_policyopt.plots.runs import NONFINITE, STEPS
 
 
@@ -137,10 +137,8 @@ def _rollout_size(log: pd.DataFrame, settings: Settings) -> int:
     n_steps, n_envs = settings.get("n_steps"), settings.get("n_envs")
     if isinstance(n_steps, int) and isinstance(n_envs, int):
         return n_steps * n_envs
-    if "time/iterations" not in log:
-        return 0
-    rows = log[[STEPS, "time/iterations"]].dropna()
-    sizes = (rows[STEPS].diff() / rows["time/iterations"].diff()).dropna().unique()
+    rows = pd.DataFrame({"steps": log[STEPS], "iterations": as_numbers(log, "time/iterations")}).dropna()
+    sizes = (rows["steps"].diff() / rows["iterations"].diff()).dropna().unique()
     return int(sizes[0]) if len(sizes) == 1 and float(sizes[0]).is_integer() else 0
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, number, rule, values
+from sb3_policyopt.doctor.rule import Finding, Settings, as_numbers, number, rule, values
 from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
 
 _KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
@@ -20,10 +20,10 @@ _ADVICE = {
 
 def _steps(log: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The accepted steps: columns kl, bound, predicted (NaN where not logged)."""
-    table = pd.DataFrame({"kl": log.get(_KL), "predicted": log.get(_PREDICTED)}, index=log.index).astype(float)
+    table = pd.DataFrame({"kl": as_numbers(log, _KL), "predicted": as_numbers(log, _PREDICTED)})
     constant = number(settings, "target_kl")
-    table["bound"] = log[_BOUND].astype(float) if _BOUND in log else np.nan if constant is None else constant
-    return table[log[SUCCESS].astype(float) > 0.5] if SUCCESS in log else table
+    table["bound"] = as_numbers(log, _BOUND) if _BOUND in log else np.nan if constant is None else constant
+    return table[as_numbers(log, SUCCESS) > 0.5] if SUCCESS in log else table
 
 
 @rule(columns=(SUCCESS,))
