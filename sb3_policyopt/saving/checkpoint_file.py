@@ -28,9 +28,12 @@ from sb3_policyopt.saving.attributes import Changes
 from sb3_policyopt.saving.files import write_atomically
 from sb3_policyopt.saving.generators import GeneratorStates
 from sb3_policyopt.saving.logs import LogState
+from sb3_policyopt.saving.policy_state import PolicyChanges
 from sb3_policyopt.saving.step_context import StepContext
 
 STATE_ENTRY = "training_state.pkl"
+FORMAT = 2
+"""Of that entry; it grows when an older one can no longer be continued."""
 _NAME = re.compile(r"rl_model_(\d+)_steps(\.resumable)?\.zip")
 
 
@@ -38,11 +41,13 @@ class RankState(TypedDict):
     """
     What SB3's zip does not hold of the training on one rank.
 
+    :param format: of the entry
     :param run: what must be the same in the run that resumes
     :param configuration: what the script had configured; missing in checkpoints of older versions
     :param device: of the model
     :param elapsed: nanoseconds of training
     :param trained: changed attributes of the model and its wrappers, pickled
+    :param policy: changes of the policy that neither its parameters nor its attributes hold
     :param environments: None if their state cannot be kept
     :param callbacks: changed attributes of the other callbacks, pickled
     :param their_environments: of the other callbacks, by attribute
@@ -52,11 +57,13 @@ class RankState(TypedDict):
     :param context: what a policy with memory or masks needs for the next step; missing in checkpoints of older versions
     """
 
+    format: int
     run: dict[str, object]
     configuration: dict[str, str]
     device: str
     elapsed: float
     trained: Changes
+    policy: PolicyChanges
     environments: object
     callbacks: Changes
     their_environments: dict[str, object]
