@@ -85,7 +85,12 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"ResumableCheckpointCallback needs PPO or TRPO of sb3_policyopt, got {type(self.model).__module__}."
                 f"{type(self.model).__name__}, which draws random numbers before a rollout's callbacks"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"path is {self.path}, which cannot be a folder, as a file is there: choose another one"
+            ) from error
 
     # ------------------------------------------------------------------ when
 

@@ -192,6 +192,7 @@ def newest(folder: Path) -> Checkpoint | None:
     :param folder: may be missing
     :return: None if there is none
     :raises OSError: if a file cannot be read now, which says nothing about what it holds
+    :raises ValueError: if the newest is whole, but refers to something that is not there
     """
     for path in reversed(checkpoints(folder)):
         content = path.read_bytes()
@@ -212,12 +213,34 @@ def _read(path: Path, content: bytes) -> Checkpoint:
     :param content: what it holds
     :return: its content
     :raises zipfile.BadZipFile: if something of it is missing or changed
+    :raises ValueError: if it is whole, but refers to something that is not there
     """
     model = io.BytesIO(content)
     with zipfile.ZipFile(model) as archive:
         damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-        state = pickle.loads(archive.read(STATE_ENTRY))
+        state = _unpickled(path, archive.read(STATE_ENTRY))
     model.seek(0)
     return Checkpoint(path, model, state)
+
+
+def _unpickled(path: Path, content: bytes) -> TrainingState:
+    """
+    The state of a training.
+
+    :param path: the file, for the message
+    :param content: the entry of the state, whose checksum is right
+    :return: the state
+    :raises ValueError: if it refers to something that is not there
+    """
+    try:
+        return cast(TrainingState, pickle.loads(content))
+    except (pickle.UnpicklingError, EOFError):
+        raise
+    except Exception as error:  # a class may raise anything
+        raise ValueError(
+            f"{path} is a complete checkpoint that cannot be read here ({type(error).__name__}: {error}): it refers to a "
+            "class or a module that the script or the installed packages no longer have. Restore it under its old name, "
+            "install the versions with which the checkpoint was made, or choose another folder for ResumableCheckpointCallback"
+        ) from error

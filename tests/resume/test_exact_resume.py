@@ -299,7 +299,8 @@ def test_a_policy_in_shared_memory_is_not_kept_in_a_worker() -> None:
     venv, net = SubprocVecEnv([SelfPlay], start_method=FASTEST), th.nn.Linear(2, 2)
     venv.reset()
     venv.set_attr("opponent", net)
-    assert net.weight.is_shared()
+    shared: Any = net.weight
+    assert shared.is_shared()
     with pytest.raises(StateNotKeptError, match=r"SelfPlay\.opponent \(Linear\) .* memory that another process shares"):
         VecEnvState(venv).capture()
     venv.close()
