@@ -164,8 +164,8 @@ class ResumableCheckpointCallback(BaseCallback):
             *VecEnvState.wrapper_attributes,
             *roots.left_out_of_venvs(wrappers),
         }
-        self.callbacks = ChangingAttributes({**others, **wrappers}, exclude)
         venvs = [self.environments, *self.their_environments.values()]
+        self.callbacks = ChangingAttributes({**others, **wrappers, **roots.shared(venvs)}, exclude)
         self.standing = roots.standing(self.model, everyone, venvs)
         if self.resumed is not None:
             self._restore_model(self.resumed)  # again, as callbacks may have changed something of it when they started

@@ -1,6 +1,7 @@
 """The objects whose attributes a checkpoint keeps, and those to which an environment may refer."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
@@ -8,7 +9,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from sb3_policyopt.callbacks.tree import numbered
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.saving import policy_state
+from sb3_policyopt.saving.env_state import IGNORED, layers
 from sb3_policyopt.saving.environments import VecEnvState
+from sb3_policyopt.saving.places import placed
 
 _LIBRARIES = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "sb3_policyopt")
 """Packages whose buffers and VecEnvs have no state beside what is kept of each."""
@@ -84,6 +87,24 @@ def names_of_wrappers(names: Sequence[str]) -> list[str]:
     :return: class and number of each wrapper
     """
     return [name for name in names if " " in name]
+
+
+def shared(venvs: Sequence[VecEnvState]) -> dict[str, object]:
+    """
+    Objects that environments of several VecEnvs in this process hold.
+
+    :param venvs: the VecEnvs of the model and of the callbacks
+    :return: one object with all of them as attributes, by its name; nothing if there are none
+    """
+    seen: dict[int, object] = {}
+    found: dict[int, object] = {}
+    for venv in {id(state.venv): state.venv for state in venvs if isinstance(state.venv, DummyVecEnv)}.values():
+        stack = [layer for env in venv.envs for layer in layers(env)]
+        things = placed({str(number): layer for number, layer in enumerate(stack)}, IGNORED).values()
+        found.update({id(thing): thing for thing in things if id(thing) in seen})
+        seen.update({id(thing): thing for thing in things})
+    holder = SimpleNamespace(**{str(number): thing for number, thing in enumerate(found.values())})
+    return {"objects that VecEnvs share": holder} if found else {}
 
 
 def standing(model: PolicyOptimization, callbacks: Sequence[BaseCallback], venvs: Sequence[VecEnvState]) -> dict[str, object]:

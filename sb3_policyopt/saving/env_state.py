@@ -8,15 +8,14 @@ Environment) are kept if the environment has the methods ``get_state`` and ``set
 
 import inspect
 import pickle
-import sys
 import types
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 import gymnasium as gym
-import numpy as np
 
 from sb3_policyopt.errors import StateNotKeptError
+from sb3_policyopt.saving.mujoco_state import copy_structure, is_structure
 from sb3_policyopt.saving.pickles import pickled, unpickled
 
 Env: TypeAlias = gym.Env[Any, Any]
@@ -58,16 +57,6 @@ class ClonesState(Protocol):
 
         :param include_rng: whether with the random generator
         """
-
-
-class MujocoEnv(Protocol):
-    """
-    A layer that holds MuJoCo's structures.
-
-    :param model: MjModel
-    """
-
-    model: object
 
 
 class LayerState(TypedDict):
@@ -113,11 +102,6 @@ def layers(env: Env) -> list[Env]:
     while isinstance(found[-1], gym.Wrapper):
         found.append(found[-1].env)
     return found
-
-
-def _is_mujoco(value: object) -> bool:
-    mujoco = sys.modules.get("mujoco")
-    return mujoco is not None and isinstance(value, (mujoco.MjModel, mujoco.MjData))
 
 
 def _is_left_out(name: str, value: object) -> bool:
@@ -176,7 +160,7 @@ def _placed(stacks: Sequence[list[Env]]) -> Iterator[Placed]:
         for number, layer in enumerate(stack):
             yield Placed((index, number, None), layer)
             for name, value in vars(layer).items():
-                if _is_mujoco(value):
+                if is_structure(value):
                     yield Placed((index, number, name), value)
 
 
@@ -348,7 +332,7 @@ def restore_envs(envs: Sequence[Env], state: bytes, elsewhere: Mapping[str, obje
         if now != before:
             raise ValueError(f"the environment is {' in '.join(now)}, but it was {' in '.join(before)}")
     for place, structure in content["mujoco"].items():
-        _copy_mujoco(pickle.loads(structure), things[place], stacks[place[0]][place[1]])
+        copy_structure(pickle.loads(structure), things[place], getattr(stacks[place[0]][place[1]], "model", None))
     for stack, states in zip(stacks, content["envs"], strict=True):
         for layer, layer_state in zip(stack, states, strict=True):
             _restore_layer(layer, layer_state)
@@ -374,37 +358,3 @@ def _restore_layer(layer: Env, state: LayerState) -> None:
         _write(layer, kept, state["slots"])
     for name in own.keys() - state["names"] - shown:
         del own[name]
-
-
-def _copy_mujoco(source: object, target: object, layer: Env) -> None:
-    """
-    Copy MuJoCo's model (which a task may vary) or its data into the structure that is in use.
-
-    :param source: MjModel or MjData
-    :param target: of the same kind and sizes
-    :param layer: the environment that holds them
-    """
-    import mujoco
-
-    if isinstance(source, mujoco.MjData):
-        mujoco.mj_copyData(target, cast(MujocoEnv, layer).model, source)
-        return
-    _copy_fields(source, target)
-    # Options such as the time step are numbers, not arrays.
-    _copy_fields(getattr(source, "opt", None), getattr(target, "opt", None), numbers=True)
-
-
-def _copy_fields(source: object, target: object, numbers: bool = False) -> None:
-    """
-    Copy the public arrays of one of MuJoCo's structures into another, in place.
-
-    :param source: a structure
-    :param target: of the same kind and sizes
-    :param numbers: whether to copy single numbers, too
-    """
-    for name in (name for name in dir(source) if not name.startswith("_")):
-        value: object = getattr(source, name)
-        if isinstance(value, np.ndarray):
-            getattr(target, name)[...] = value
-        elif numbers and isinstance(value, (int, float)):
-            setattr(target, name, value)

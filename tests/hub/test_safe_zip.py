@@ -396,14 +396,3 @@ def test_schedules_round_trip_and_zoo_schedule_keeps_its_values() -> None:
         for progress in np.linspace(0, 1, 11):
             # start + (1 - p)(0 - start) and p · start differ by rounding alone.
             assert back(progress) == pytest.approx(schedule(progress), rel=1e-15, abs=1e-17)
-
-
-def test_json_that_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
-    path = save(make(StockPPO, OBSERVATION_SPACES["box"], ACTION_SPACES["box"]), tmp_path / "agent.zip")
-    text = '{"format": 1, "algorithm": "PPO", "attributes": {"x": ' + "[" * 100_000 + "]" * 100_000 + "}}"
-    damaged = rewritten(path, tmp_path / "damaged.zip", text)
-    with pytest.raises(ValueError, match=r"policyopt\.json in .*damaged\.zip is damaged"):
-        without_pickles(damaged)
-    with pytest.raises(ValueError, match=r"policyopt\.json in .*damaged\.zip is damaged"):
-        PPO.load(damaged, safe=True)
-    assert PPO.load(damaged).num_timesteps == 0

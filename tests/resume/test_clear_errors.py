@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.recording import RunRecorder
 from sb3_policyopt.saving import checkpoint_file
 from sb3_policyopt.saving.provenance import ContinuedCSV
+from sb3_policyopt.saving.safe_zip import DESCRIPTION
 
 
 def learn(callback: BaseCallback) -> PPO:
@@ -52,3 +54,13 @@ def test_hyperparameters_whose_keys_are_no_texts_are_recorded(tmp_path: Path) ->
     learn(RunRecorder(tmp_path, hyperparameters={"weights": {(1, 2): 3}, "list": [{None: 1, (3,): 2}]}))
     recorded = json.loads((tmp_path / "provenance.json").read_text())["hyperparameters"]
     assert recorded["weights"] == {"(1, 2)": 3} and recorded["list"] == [{"null": 1, "(3,)": 2}]
+
+
+def test_json_that_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "deep.zip", "w") as archive:
+        text = '{"format": 1, "algorithm": "PPO", "attributes": {"x": ' + "[" * 100_000 + "]" * 100_000 + "}}"
+        archive.writestr(DESCRIPTION, text)
+    with pytest.raises(ValueError, match=r"policyopt\.json in .*deep\.zip is damaged"):
+        PPO.load(tmp_path / "deep.zip", safe=True)
+    with pytest.raises(AssertionError, match="No data found"):  # SB3's own word on a zip without an agent
+        PPO.load(tmp_path / "deep.zip", device="cpu")

@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from resume_scenarios import FASTEST, Crash, CrashAt
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
@@ -283,6 +283,25 @@ def test_an_object_of_several_environments_stays_one(tmp_path: Path) -> None:
 
     first, second = assert_exact(tmp_path, make).get_env().get_attr("generator")  # type: ignore[union-attr]
     assert first is second
+
+
+def test_an_object_of_two_vecenvs_stays_one(tmp_path: Path) -> None:
+    generators = []
+
+    def run(name: str, crash_at: float) -> PPO:
+        generator = np.random.default_rng(3)
+        env, evaluation = DummyVecEnv([lambda: Shared(generator)]), DummyVecEnv([lambda: Shared(generator)])
+        evaluates = EvalCallback(evaluation, n_eval_episodes=1, eval_freq=30, verbose=0, warn=False)
+        model = train(tmp_path / name, env, lambda model: None, [evaluates, CrashAt(crash_at)])
+        generators.append((generator.random(), env.get_attr("generator")[0] is evaluation.get_attr("generator")[0]))
+        return model
+
+    whole = run("whole", np.inf)
+    with pytest.raises(Crash):
+        run("parts", CRASH)
+    resumed = run("parts", np.inf)
+    assert generators[0] == generators[1] and generators[1][1]
+    assert th.equal(whole.policy.action_net.weight, resumed.policy.action_net.weight)
 
 
 @pytest.mark.parametrize("of_model", [lambda model: model, lambda model: model.policy], ids=["model", "policy"])
