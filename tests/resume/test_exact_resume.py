@@ -301,7 +301,7 @@ def test_an_object_of_two_vecenvs_stays_one(tmp_path: Path) -> None:
         run("parts", CRASH)
     resumed = run("parts", np.inf)
     assert generators[0] == generators[1] and generators[1][1]
-    assert th.equal(whole.policy.action_net.weight, resumed.policy.action_net.weight)
+    assert str(whole.policy.state_dict()) == str(resumed.policy.state_dict())
 
 
 @pytest.mark.parametrize("of_model", [lambda model: model, lambda model: model.policy], ids=["model", "policy"])
