@@ -11,13 +11,14 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_policyopt.callbacks import roots, same_run
 from sb3_policyopt.callbacks.tree import all_callbacks, forget_lost_best_models, numbered
 from sb3_policyopt.errors import StateNotKeptError
 from sb3_policyopt.on_policy import PolicyOptimization
 from sb3_policyopt.parallel.collectives import from_rank_0, gather
-from sb3_policyopt.parallel.launcher import rank, world_size
+from sb3_policyopt.parallel.launcher import rank
 from sb3_policyopt.parallel.rollouts import adopt_moments
 from sb3_policyopt.saving import checkpoint_file, generators, logs, step_context
 from sb3_policyopt.saving.attributes import NOTHING, ChangingAttributes
@@ -25,6 +26,7 @@ from sb3_policyopt.saving.checkpoint_file import Checkpoint, RankState
 from sb3_policyopt.saving.configuration import OPTIMIZER, configuration_of, differences, optimizer_options
 from sb3_policyopt.saving.environments import VecEnvState, start_new_episodes
 from sb3_policyopt.saving.places import named
+from sb3_policyopt.saving.policy_state import PolicyRecord
 from sb3_policyopt.setup import arguments
 
 
@@ -83,7 +85,12 @@ class ResumableCheckpointCallback(BaseCallback):
                 f"ResumableCheckpointCallback needs PPO or TRPO of sb3_policyopt, got {type(self.model).__module__}."
                 f"{type(self.model).__name__}, which draws random numbers before a rollout's callbacks"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"path is {self.path}, which cannot be a folder, as a file is there: choose another one"
+            ) from error
 
     # ------------------------------------------------------------------ when
 
@@ -94,17 +101,17 @@ class ResumableCheckpointCallback(BaseCallback):
         assert model.env is not None
         self.configuration = configuration_of(model)
         self.environments = VecEnvState(model.env)
-        self.trained = ChangingAttributes(
-            {"model": model, **numbered(self.environments.wrappers)},
-            exclude={*model._excluded_save_params(), *VecEnvState.wrapper_attributes, "start_time"},
-        )
+        self.trained = ChangingAttributes(*roots.trained(model, self.environments))
+        self.policy_at_start = PolicyRecord(model.policy)
+        self.updates_before = model._n_updates
         self.last_saved = model.num_timesteps
         self.resumed = from_rank_0(checkpoint_file.newest(self.path) if rank() == 0 else None)
         if self.resumed is not None:
             self._check(self.resumed)
             self._go_where_it_ran(self.resumed)
             self._restore_model(self.resumed)
-            self._tell_of_changes(self.resumed)
+            changed = self._changed(self.resumed)
+            same_run.tell_of_changes(self.resumed, [*self.trained.objects], changed, model._total_timesteps)
             self.last_saved = model.num_timesteps
         self.iterations_before = model._n_iterations
         self.started = True
@@ -136,7 +143,8 @@ class ResumableCheckpointCallback(BaseCallback):
         """Read the other callbacks once, when all of them have started: from then on only training changes them."""
         if self.callbacks is not None:
             return
-        others = numbered([callback for callback in all_callbacks(self.locals["callback"]) if callback is not self])
+        everyone = [*all_callbacks(self.locals["callback"])]
+        others = numbered([callback for callback in everyone if callback is not self])
         self.their_environments = {
             f"{name}.{attribute}": VecEnvState(value)
             for name, callback in others.items()
@@ -146,11 +154,19 @@ class ResumableCheckpointCallback(BaseCallback):
         wrappers = {
             f"{name} {wrapper}": layer
             for name, environment in self.their_environments.items()
-            for wrapper, layer in numbered(environment.wrappers).items()
+            for wrapper, layer in numbered([*environment.wrappers, *roots.own_venv(environment.venv)]).items()
         }
-        self.callbacks = ChangingAttributes(
-            {**others, **wrappers}, exclude={"model", "parent", "locals", "globals", *VecEnvState.wrapper_attributes}
-        )
+        exclude: set[str | tuple[str, str]] = {
+            "model",
+            "parent",
+            "locals",
+            "globals",
+            *VecEnvState.wrapper_attributes,
+            *roots.left_out_of_venvs(wrappers),
+        }
+        venvs = [self.environments, *self.their_environments.values()]
+        self.callbacks = ChangingAttributes({**others, **wrappers, **roots.shared(venvs)}, exclude)
+        self.standing = roots.standing(self.model, everyone, venvs)
         if self.resumed is not None:
             self._restore_model(self.resumed)  # again, as callbacks may have changed something of it when they started
             self._restore_surroundings(self.resumed)
@@ -167,15 +183,16 @@ class ResumableCheckpointCallback(BaseCallback):
         model = self.model
         assert self.callbacks is not None
         trained, callbacks = self.trained.state(), self.callbacks.state()
-        elsewhere = {
-            id(thing): name for name, thing in named(trained=self.trained.kept, callbacks=self.callbacks.kept).items()
-        }
+        kept = named(trained=self.trained.kept, callbacks=self.callbacks.kept)
+        elsewhere = {id(thing): name for name, thing in {**kept, **self.standing}.items()}
         state: RankState = {
-            "run": self._run(),
+            "format": checkpoint_file.FORMAT,
+            "run": same_run.facts_of(model, self.environments.wrappers, self.updates_before),
             "configuration": self.configuration,
             "device": str(model.device),
             "elapsed": time.time_ns() - model.start_time,
             "trained": trained,
+            "policy": self.policy_at_start.changes(model.policy),
             "environments": self._capture("The training environment", self.environments, elsewhere),
             "callbacks": callbacks,
             "their_environments": {
@@ -192,20 +209,6 @@ class ResumableCheckpointCallback(BaseCallback):
             path = checkpoint_file.write(self.path, model, {**state, "other ranks": other_ranks}, self.keep)
             if self.verbose >= 1:
                 print(f"Saved {path}")
-
-    def _run(self) -> dict[str, object]:
-        """What must be the same in the run that resumes."""
-        model = self.model
-        return {
-            "algorithm": type(model).__name__,
-            "observation space": str(model.observation_space),
-            "action space": str(model.action_space),
-            "seed": model.seed,
-            "number of environments": model.n_envs,
-            "first timestep of this learn()": model._num_timesteps_at_start,
-            "last timestep": model._total_timesteps,
-            "number of VecNormalize wrappers": sum(isinstance(layer, VecNormalize) for layer in self.environments.wrappers),
-        }
 
     def _capture(self, name: str, environments: VecEnvState, elsewhere: Mapping[int, str]) -> object:
         """
@@ -231,57 +234,15 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _check(self, checkpoint: Checkpoint) -> None:
         """
-        Raise an error for a checkpoint of another run.
+        Raise an error for a checkpoint of another run, and warn of what the script has changed since.
 
         :param checkpoint: the newest one
         :raises ValueError: that names the difference
         """
-        if "attributes" not in checkpoint.state["trained"]:
-            raise ValueError(
-                f"{checkpoint.path} was written by an older version of sb3-policyopt, which alone can continue it. Install "
-                "that version, or choose another folder for ResumableCheckpointCallback"
-            )
-        before, now = self._state_of_this_rank(checkpoint)["run"], self._run()
+        same_run.check_format(checkpoint)
+        now = same_run.facts_of(self.model, self.environments.wrappers, self.updates_before)
         free = {"last timestep", *(["seed"] if self.any_seed or self.model.seed is None else [])}
-        for fact, value in before.items():
-            if fact not in free and now.get(fact, value) != value:
-                raise ValueError(
-                    f"{checkpoint.path} cannot be continued by this script: its {fact} is {value}, here it is {now[fact]}. "
-                    "Choose another folder for ResumableCheckpointCallback, or restore the old setting"
-                )
-        n_ranks = 1 + len(checkpoint.state["other ranks"])
-        if n_ranks != world_size() and rank() == 0:
-            warnings.warn(
-                f"{checkpoint.path} was written by {n_ranks} rank(s), now there are {world_size()}, so that an update sees "
-                f"{world_size() / n_ranks:g} times as many transitions. Parameters, optimizer and step counts go on; "
-                "ranks that were not there start new episodes, and the episodes of ranks that are no more are lost"
-            )
-        if before["last timestep"] != now["last timestep"]:
-            warnings.warn(
-                f"{checkpoint.path} is of a training to timestep {before['last timestep']}, which now goes to "
-                f"{now['last timestep']}: schedules follow the new end from here on"
-            )
-
-    def _tell_of_changes(self, checkpoint: Checkpoint) -> None:
-        """Warn of what the script has changed since a checkpoint of the same run: wrappers and hyperparameters."""
-        changed = self._changed(checkpoint)
-        before, now = ([*objects][1:] for objects in (checkpoint.state["trained"]["attributes"], self.trained.objects))
-        if before != now and rank() == 0:
-            warnings.warn(
-                f"{checkpoint.path} was made with the wrappers {before} around the VecEnv, now there are {now}: what is new "
-                "starts afresh"
-            )
-        if changed and rank() == 0:
-            complete = checkpoint.timesteps >= self.model._total_timesteps
-            warnings.warn(
-                f"{checkpoint.path} was made with other hyperparameters: "
-                + "; ".join(f"{name} {difference}" for name, difference in changed.items())
-                + (
-                    ". They have no effect, as the training is complete: choose another folder to train with them"
-                    if complete
-                    else ". Training goes on with those of here"
-                )
-            )
+        same_run.check(checkpoint, self._state_of_this_rank(checkpoint)["run"], now, free)
 
     def _changed(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Hyperparameters that the script has changed since a checkpoint of the same run, as texts by name."""
@@ -325,6 +286,7 @@ class ResumableCheckpointCallback(BaseCallback):
                 group.update(options)
         with model.keeping_schedules(changed):
             self.trained.restore(state["trained"], without={("model", name) for name in changed})
+        self.policy_at_start.restore(model.policy, state["policy"])
         model.seed = cast("int | None", state["run"].get("seed", model.seed))
         adopt_moments(model.get_vec_normalize_env())
         model.start_time = time.time_ns() - state["elapsed"]
@@ -367,7 +329,7 @@ class ResumableCheckpointCallback(BaseCallback):
         """
         assert self.callbacks is not None
         state = self._state_of_this_rank(checkpoint)
-        elsewhere = named(trained=self.trained.things, callbacks=self.callbacks.things)
+        elsewhere = {**named(trained=self.trained.things, callbacks=self.callbacks.things), **self.standing}
         if state["environments"] is None:
             start_new_episodes(self.model, self._fresh_seed())
         else:

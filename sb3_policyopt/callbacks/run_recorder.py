@@ -22,6 +22,7 @@ from sb3_policyopt.saving.provenance import (
     git_state,
     half_range,
     installed_versions,
+    with_text_keys,
 )
 
 
@@ -97,7 +98,7 @@ class RunRecorder(BaseCallback):
             wall_time_seconds=round(time.perf_counter() - self._clock, 3),
             updated=_now(),
         )
-        text = json.dumps(self.record, indent=2, default=described) + "\n"
+        text = json.dumps(with_text_keys(self.record), indent=2, default=described) + "\n"
         write_atomically(self.folder / PROVENANCE, text.encode("utf-8"))
 
 

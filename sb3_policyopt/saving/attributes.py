@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypedDict, cast
 
 from sb3_policyopt.saving.pickles import Pickled, pickled, unpickled
-from sb3_policyopt.saving.places import KEPT_ELSEWHERE, LEARNERS, Place, give, holds_learner, placed, take
+from sb3_policyopt.saving.places import KEPT_ELSEWHERE, LEARNERS, Exclude, Place, give, holds_learner, placed, take
 
 
 class Changes(TypedDict):
@@ -87,10 +87,10 @@ class ChangingAttributes:
     that gather data (a dictionary, a list, ...) and have changed, and of those with a network, a warning tells.
 
     :param objects: by a name that is the same in every run of the script
-    :param exclude: attributes to ignore
+    :param exclude: attributes to ignore, of all objects, or of one by its name and the attribute's
     """
 
-    def __init__(self, objects: Mapping[str, object], exclude: Collection[str] = ()) -> None:
+    def __init__(self, objects: Mapping[str, object], exclude: Exclude = ()) -> None:
         self.objects = dict(objects)
         self.exclude = frozenset(exclude)
         self.told: set[str] = set()
@@ -106,7 +106,7 @@ class ChangingAttributes:
             (name, key): value
             for name, thing in self.objects.items()
             for key, value in vars(thing).items()
-            if key not in self.exclude
+            if key not in self.exclude and (name, key) not in self.exclude
         }
 
     def _everything(self) -> Changes:

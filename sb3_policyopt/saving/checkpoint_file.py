@@ -28,9 +28,12 @@ from sb3_policyopt.saving.attributes import Changes
 from sb3_policyopt.saving.files import write_atomically
 from sb3_policyopt.saving.generators import GeneratorStates
 from sb3_policyopt.saving.logs import LogState
+from sb3_policyopt.saving.policy_state import PolicyChanges
 from sb3_policyopt.saving.step_context import StepContext
 
 STATE_ENTRY = "training_state.pkl"
+FORMAT = 2
+"""Of that entry; it grows when an older one can no longer be continued."""
 _NAME = re.compile(r"rl_model_(\d+)_steps(\.resumable)?\.zip")
 
 
@@ -38,11 +41,13 @@ class RankState(TypedDict):
     """
     What SB3's zip does not hold of the training on one rank.
 
+    :param format: of the entry
     :param run: what must be the same in the run that resumes
     :param configuration: what the script had configured; missing in checkpoints of older versions
     :param device: of the model
     :param elapsed: nanoseconds of training
     :param trained: changed attributes of the model and its wrappers, pickled
+    :param policy: changes of the policy that neither its parameters nor its attributes hold
     :param environments: None if their state cannot be kept
     :param callbacks: changed attributes of the other callbacks, pickled
     :param their_environments: of the other callbacks, by attribute
@@ -52,11 +57,13 @@ class RankState(TypedDict):
     :param context: what a policy with memory or masks needs for the next step; missing in checkpoints of older versions
     """
 
+    format: int
     run: dict[str, object]
     configuration: dict[str, str]
     device: str
     elapsed: float
     trained: Changes
+    policy: PolicyChanges
     environments: object
     callbacks: Changes
     their_environments: dict[str, object]
@@ -185,6 +192,7 @@ def newest(folder: Path) -> Checkpoint | None:
     :param folder: may be missing
     :return: None if there is none
     :raises OSError: if a file cannot be read now, which says nothing about what it holds
+    :raises ValueError: if the newest is whole, but refers to something that is not there
     """
     for path in reversed(checkpoints(folder)):
         content = path.read_bytes()
@@ -205,12 +213,34 @@ def _read(path: Path, content: bytes) -> Checkpoint:
     :param content: what it holds
     :return: its content
     :raises zipfile.BadZipFile: if something of it is missing or changed
+    :raises ValueError: if it is whole, but refers to something that is not there
     """
     model = io.BytesIO(content)
     with zipfile.ZipFile(model) as archive:
         damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-        state = pickle.loads(archive.read(STATE_ENTRY))
+        state = _unpickled(path, archive.read(STATE_ENTRY))
     model.seek(0)
     return Checkpoint(path, model, state)
+
+
+def _unpickled(path: Path, content: bytes) -> TrainingState:
+    """
+    The state of a training.
+
+    :param path: the file, for the message
+    :param content: the entry of the state, whose checksum is right
+    :return: the state
+    :raises ValueError: if it refers to something that is not there
+    """
+    try:
+        return cast(TrainingState, pickle.loads(content))
+    except (pickle.UnpicklingError, EOFError):
+        raise
+    except Exception as error:  # a class may raise anything
+        raise ValueError(
+            f"{path} is a complete checkpoint that cannot be read here ({type(error).__name__}: {error}): it refers to a "
+            "class or a module that the script or the installed packages no longer have. Restore it under its old name, "
+            "install the versions with which the checkpoint was made, or choose another folder for ResumableCheckpointCallback"
+        ) from error

@@ -1,5 +1,5 @@
 """
-The state of one environment: wrappers, physics, time limits and random generators.
+The state of environments: wrappers, physics, time limits and random generators.
 
 Every attribute of every wrapper is kept. Objects that hold their state outside of Python (a Box2D world, the Arcade Learning
 Environment) are kept if the environment has the methods ``get_state`` and ``set_state``, or ``clone_state`` and
@@ -8,22 +8,21 @@ Environment) are kept if the environment has the methods ``get_state`` and ``set
 
 import inspect
 import pickle
-import sys
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 import gymnasium as gym
-import numpy as np
 
 from sb3_policyopt.errors import StateNotKeptError
+from sb3_policyopt.saving.mujoco_state import copy_structure, is_structure
 from sb3_policyopt.saving.pickles import pickled, unpickled
 
 Env: TypeAlias = gym.Env[Any, Any]
 """An environment with any observations and actions."""
 
-Place: TypeAlias = tuple[int, str | None]
-"""Where an object is: number of the layer and attribute; None for the layer itself."""
+Place: TypeAlias = tuple[int, int, str | None]
+"""Where an object is: numbers of the environment and the layer, and attribute; None for the layer itself."""
 
 NOWHERE: Mapping[int, str] = types.MappingProxyType({})
 NOTHING_ELSE: Mapping[str, object] = types.MappingProxyType({})
@@ -34,13 +33,16 @@ STATE_METHODS = (("get_state", "set_state"), ("clone_state", "restore_state"))
 IGNORED = frozenset(
     (
         *("spec", "_cached_spec", "metadata", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs"),
-        *("screen", "clock", "surf", "viewer", "window", "mujoco_renderer", "results_writer"),
+        *("mujoco_renderer", "results_writer"),
     )
 )
 """Attributes that show, describe or log an environment, or repeat the arguments with which it was made."""
 
+SHOWN = frozenset(("screen", "clock", "surf", "viewer", "window"))
+"""Attributes that show an environment, if their objects are pygame's or cannot be pickled; they are state otherwise."""
+
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
-"""Functions, modules and classes are configuration: the script has made them again."""
+"""Functions, modules and classes are configuration, which the script has made again, if they cannot be pickled."""
 
 _HANDLES = ("pybullet", "pybullet_utils", "pybullet_envs")
 """Packages whose objects refer to a simulation outside of Python, and are pickled without its state."""
@@ -57,29 +59,35 @@ class ClonesState(Protocol):
         """
 
 
-class MujocoEnv(Protocol):
+class LayerState(TypedDict):
     """
-    A layer that holds MuJoCo's structures.
+    What is pickled of a wrapper or an environment.
 
-    :param model: MjModel
+    :param cls: name of the class
+    :param names: of all attributes
+    :param slots: of those outside of its dictionary
+    :param attributes: those that are kept, by name
+    :param complete: whether these are all that hold state
+    :param offered: the method that restores a state, and the state; None if there is none
     """
 
-    model: object
+    cls: str
+    names: set[str]
+    slots: set[str]
+    attributes: dict[str, object]
+    complete: bool
+    offered: tuple[str, object] | None
 
 
-class EnvState(TypedDict):
+class EnvsState(TypedDict):
     """
-    What is pickled of an environment.
+    What is pickled of environments.
 
-    :param layers: names of the classes, outermost first
-    :param attributes: of each layer, by name
-    :param offered: by number of the layer, the method that restores a state, and the state
+    :param envs: the layers of each, outermost first
     :param mujoco: pickles of MuJoCo's structures
     """
 
-    layers: list[str]
-    attributes: list[dict[str, object]]
-    offered: dict[int, tuple[str, object]]
+    envs: list[list[LayerState]]
     mujoco: dict[Place, bytes]
 
 
@@ -96,13 +104,37 @@ def layers(env: Env) -> list[Env]:
     return found
 
 
-def _is_mujoco(value: object) -> bool:
-    mujoco = sys.modules.get("mujoco")
-    return mujoco is not None and isinstance(value, (mujoco.MjModel, mujoco.MjData))
+def _is_left_out(name: str, value: object) -> bool:
+    """Whether an attribute of an environment is no state."""
+    module: object = type(value).__module__
+    return name in IGNORED or (name in SHOWN and isinstance(module, str) and module.partition(".")[0] == "pygame")
 
 
-def _attributes(layer: Env) -> dict[str, object]:
-    return {name: value for name, value in vars(layer).items() if name not in IGNORED and not isinstance(value, _CODE)}
+def _slots(layer: Env) -> dict[str, object]:
+    """The attributes of a layer that classes with ``__slots__`` hold outside of its dictionary."""
+    slots: Iterator[object] = (vars(base).get("__slots__", ()) for base in type(layer).__mro__)
+    names = {name for found in slots for name in ([found] if isinstance(found, str) else cast("Iterable[str]", found))}
+    return {name: getattr(layer, name) for name in names - {"__dict__", "__weakref__"} if hasattr(layer, name)}
+
+
+def _write(layer: Env, attributes: Mapping[str, object], slots: Collection[str]) -> None:
+    """
+    Set attributes, also where the class of a layer does something else when one is set.
+
+    :param layer: a wrapper or the environment
+    :param attributes: by name
+    :param slots: names of those outside of its dictionary
+    """
+    for name, value in attributes.items():
+        if name in slots:
+            object.__setattr__(layer, name, value)
+        else:
+            vars(layer)[name] = value
+
+
+def _may_be_lost(name: str, value: object) -> bool:
+    """Whether an attribute that cannot be pickled is none whose loss matters."""
+    return name in SHOWN or isinstance(value, _CODE)
 
 
 class Placed(NamedTuple):
@@ -117,21 +149,22 @@ class Placed(NamedTuple):
     thing: object
 
 
-def _placed(stack: list[Env]) -> Iterator[Placed]:
+def _placed(stacks: Sequence[list[Env]]) -> Iterator[Placed]:
     """
     Objects that are not replaced: the wrappers, and MuJoCo's structures, which renderers refer to.
 
-    :param stack: the layers
+    :param stacks: the layers of each environment
     :return: the objects with their places
     """
-    for number, layer in enumerate(stack):
-        yield Placed((number, None), layer)
-        for name, value in vars(layer).items():
-            if _is_mujoco(value):
-                yield Placed((number, name), value)
+    for index, stack in enumerate(stacks):
+        for number, layer in enumerate(stack):
+            yield Placed((index, number, None), layer)
+            for name, value in vars(layer).items():
+                if is_structure(value):
+                    yield Placed((index, number, name), value)
 
 
-def _refuse(obj: object) -> str | None:
+def refuse(obj: object) -> str | None:
     """Why the pickle of an object would not hold its state."""
     if isinstance(obj, gym.utils.EzPickle):
         return f"{type(obj).__name__} is pickled without its state"
@@ -142,47 +175,86 @@ def _refuse(obj: object) -> str | None:
     return None
 
 
-def capture_env(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes:
+def capture_env(env: Env) -> bytes:
     """
-    The state of one environment.
+    The state of one environment that shares no object with anything else.
 
     :param env: the outermost wrapper
-    :param elsewhere: names of objects that are kept elsewhere, by their identity
     :return: for :func:`restore_env`
     :raises StateNotKeptError: if a part of it can be neither pickled nor read by a method
     """
-    stack = layers(env)
-    places: dict[int, Hashable] = {**elsewhere, **{id(thing): place for place, thing in _placed(stack)}}
-    attributes: list[dict[str, object]] = []
-    offered: dict[int, tuple[str, object]] = {}
-    for number, layer in enumerate(stack):
-        kept: dict[str, object] = {}
-        for get_state, set_state in STATE_METHODS:
-            if _takes(layer, get_state, 0) and _takes(layer, set_state, 1):
-                offered[number] = (set_state, _state_of(layer, get_state))
-                break
-        for name, value in _attributes(layer).items():
-            try:
-                pickled(value, places, _refuse)
-            except Exception as error:  # a class may raise anything
-                if number not in offered:
-                    reason = f"{type(layer).__name__}.{name} ({type(value).__name__}) cannot be pickled: {error}"
-                    raise StateNotKeptError(reason) from error
-            else:
-                kept[name] = value
-        attributes.append(kept)
-    content: EnvState = {
-        "layers": [_name(layer) for layer in stack],
-        "attributes": attributes,
-        "offered": offered,
-        "mujoco": {place: pickle.dumps(thing) for place, thing in _placed(stack) if place[1] is not None},
+    return capture_envs([env])
+
+
+def capture_envs(
+    envs: Sequence[Env], elsewhere: Mapping[int, str] = NOWHERE, refuse: Callable[[object], str | None] = refuse
+) -> bytes:
+    """
+    The state of environments; objects that they share stay shared.
+
+    :param envs: the outermost wrapper of each
+    :param elsewhere: names of objects that are kept elsewhere, by their identity
+    :param refuse: why the pickle of an object would not hold its state; None if it would
+    :return: for :func:`restore_envs`
+    :raises StateNotKeptError: if a part of one can be neither pickled nor read by a method
+    """
+    stacks = [layers(env) for env in envs]
+    placed = [*_placed(stacks)]
+    places: dict[int, Hashable] = {**elsewhere, **{id(thing): place for place, thing in placed}}
+    content: EnvsState = {
+        "envs": [[_layer_state(layer, places, refuse) for layer in stack] for stack in stacks],
+        "mujoco": {place: pickle.dumps(thing) for place, thing in placed if place[-1] is not None},
     }
     try:
-        return pickled(content, places, _refuse).content
+        return pickled(content, places, refuse).content
     except Exception as error:
-        raise StateNotKeptError(
-            f"what {type(env.unwrapped).__name__} gives as its state cannot be pickled: {error}"
-        ) from error
+        names = sorted({type(env.unwrapped).__name__ for env in envs})
+        raise StateNotKeptError(f"what {', '.join(names)} gives as its state cannot be pickled: {error}") from error
+
+
+def _layer_state(layer: Env, places: Mapping[int, Hashable], refuse: Callable[[object], str | None]) -> LayerState:
+    """
+    The state of a wrapper or of an environment without what it wraps.
+
+    :param layer: the object
+    :param places: of the objects that stay, by their identity
+    :param refuse: why the pickle of an object would not hold its state
+    :return: the state, not yet pickled
+    :raises StateNotKeptError: if it can be neither pickled nor read by a method
+    """
+    kept: dict[str, object] = {}
+    complete = True
+    offered = next(
+        (
+            (set_state, _state_of(layer, get_state))
+            for get_state, set_state in STATE_METHODS
+            if _takes(layer, get_state, 0) and _takes(layer, set_state, 1)
+        ),
+        None,
+    )
+    slots = _slots(layer)
+    for name, value in {**vars(layer), **slots}.items():
+        if _is_left_out(name, value):
+            continue
+        try:
+            pickled(value, places, refuse)
+        except Exception as error:  # a class may raise anything
+            if _may_be_lost(name, value):
+                continue
+            complete = False
+            if offered is None:
+                reason = f"{type(layer).__name__}.{name} ({type(value).__name__}) cannot be pickled: {error}"
+                raise StateNotKeptError(reason) from error
+        else:
+            kept[name] = value
+    return {
+        "cls": _name(layer),
+        "names": {*vars(layer)},
+        "slots": {*slots},
+        "attributes": kept,
+        "complete": complete,
+        "offered": offered,
+    }
 
 
 def _takes(layer: Env, method: str, n_arguments: int) -> bool:
@@ -230,61 +302,59 @@ def _name(layer: Env) -> str:
     return next(base.__name__ for base in type(layer).__mro__ if base.__module__ != "rl_zoo3.gym_patches")
 
 
-def restore_env(env: Env, state: bytes, elsewhere: Mapping[str, object] = NOTHING_ELSE) -> None:
+def restore_env(env: Env, state: bytes) -> None:
     """
     Give an environment the state of another.
 
     :param env: made in the same way
     :param state: of :func:`capture_env`
-    :param elsewhere: the objects that are kept elsewhere, by name
     :raises ValueError: if it is wrapped in another way
     """
-    stack = layers(env)
-    things = dict(_placed(stack))
+    restore_envs([env], state)
+
+
+def restore_envs(envs: Sequence[Env], state: bytes, elsewhere: Mapping[str, object] = NOTHING_ELSE) -> None:
+    """
+    Give environments the states of others.
+
+    :param envs: made in the same way
+    :param state: of :func:`capture_envs`
+    :param elsewhere: the objects that are kept elsewhere, by name
+    :raises ValueError: if one is wrapped in another way
+    """
+    stacks = [layers(env) for env in envs]
+    things = dict(_placed(stacks))
     known: dict[Hashable, object] = dict(elsewhere.items())
-    known.update(things)
-    content = cast(EnvState, unpickled(state, known))
-    names = [_name(layer) for layer in stack]
-    if names != content["layers"]:
-        raise ValueError(f"the environment is {' in '.join(names[::-1])}, but it was {' in '.join(content['layers'][::-1])}")
+    known.update(things.items())
+    content = cast(EnvsState, unpickled(state, known))
+    for stack, states in zip(stacks, content["envs"], strict=True):
+        now, before = [_name(layer) for layer in stack][::-1], [layer["cls"] for layer in states][::-1]
+        if now != before:
+            raise ValueError(f"the environment is {' in '.join(now)}, but it was {' in '.join(before)}")
     for place, structure in content["mujoco"].items():
-        _copy_mujoco(pickle.loads(structure), things[place], stack[place[0]])
-    for number, layer in enumerate(stack):
-        vars(layer).update(content["attributes"][number])
-        if number in content["offered"]:
-            set_state, offer = content["offered"][number]
-            getattr(layer, set_state)(offer)
+        copy_structure(pickle.loads(structure), things[place], getattr(stacks[place[0]][place[1]], "model", None))
+    for stack, states in zip(stacks, content["envs"], strict=True):
+        for layer, layer_state in zip(stack, states, strict=True):
+            _restore_layer(layer, layer_state)
 
 
-def _copy_mujoco(source: object, target: object, layer: Env) -> None:
+def _restore_layer(layer: Env, state: LayerState) -> None:
     """
-    Copy MuJoCo's model (which a task may vary) or its data into the structure that is in use.
+    Restore the attributes, and what a method of the layer restores. Attributes go before the method if they do not hold all
+    of the state; otherwise after it, as a method that is meant for planning may change more than it restores.
 
-    :param source: MjModel or MjData
-    :param target: of the same kind and sizes
-    :param layer: the environment that holds them
+    :param layer: a wrapper or the environment
+    :param state: of :func:`_layer_state`
     """
-    import mujoco
-
-    if isinstance(source, mujoco.MjData):
-        mujoco.mj_copyData(target, cast(MujocoEnv, layer).model, source)
-        return
-    _copy_fields(source, target)
-    # Options such as the time step are numbers, not arrays.
-    _copy_fields(getattr(source, "opt", None), getattr(target, "opt", None), numbers=True)
-
-
-def _copy_fields(source: object, target: object, numbers: bool = False) -> None:
-    """
-    Copy the public arrays of one of MuJoCo's structures into another, in place.
-
-    :param source: a structure
-    :param target: of the same kind and sizes
-    :param numbers: whether to copy single numbers, too
-    """
-    for name in (name for name in dir(source) if not name.startswith("_")):
-        value: object = getattr(source, name)
-        if isinstance(value, np.ndarray):
-            getattr(target, name)[...] = value
-        elif numbers and isinstance(value, (int, float)):
-            setattr(target, name, value)
+    own = vars(layer)
+    shown = {name for name, value in own.items() if _is_left_out(name, value)}
+    kept = {name: value for name, value in state["attributes"].items() if name not in shown}
+    if not state["complete"]:
+        _write(layer, kept, state["slots"])
+    if state["offered"] is not None:
+        set_state, offer = state["offered"]
+        getattr(layer, set_state)(offer)
+    if state["complete"]:
+        _write(layer, kept, state["slots"])
+    for name in own.keys() - state["names"] - shown:
+        del own[name]

@@ -4,16 +4,19 @@ of a ``SubprocVecEnv``.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypedDict, cast
+from typing import ClassVar, NamedTuple, Protocol, TypedDict, cast
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_policyopt.errors import StateNotKeptError
 from sb3_policyopt.maths.arrays import NumpyArray
-from sb3_policyopt.saving.env_state import NOTHING_ELSE, NOWHERE, Env, capture_env, restore_env
+from sb3_policyopt.saving import generators
+from sb3_policyopt.saving.env_state import NOTHING_ELSE, NOWHERE, Env, capture_envs, refuse, restore_envs
+from sb3_policyopt.saving.generators import GeneratorStates
 
 CAPTURE = "capture_training_state"
 RESTORE = "restore_training_state"
@@ -27,23 +30,50 @@ class _Install:
 
 
 def install() -> None:
-    """Add two methods to ``gym.Env``, by which ``VecEnv.env_method`` calls :func:`capture_env` and :func:`restore_env`."""
+    """Add two methods to ``gym.Env``, by which ``VecEnv.env_method`` captures and restores states in a worker process."""
     for name, method in ((CAPTURE, _capture_or_reason), (RESTORE, _restore_or_reason)):
         setattr(gym.Env, name, method)
 
 
-def _capture_or_reason(env: Env, elsewhere: Mapping[int, str] = NOWHERE) -> bytes | str:
+class WorkerState(NamedTuple):
+    """
+    The state of one environment in a worker process.
+
+    :param env: of :func:`capture_envs`
+    :param generators: the global random generators of the process
+    """
+
+    env: bytes
+    generators: GeneratorStates
+
+
+class _Shareable(Protocol):
+    """A tensor; torch gives no type."""
+
+    def is_shared(self) -> bool:
+        """Whether other processes see the same memory."""
+
+
+def _refuse_shared(obj: object) -> str | None:
+    """Why the pickle of an object in a worker process would not hold its state: a copy would not change with the original."""
+    if isinstance(obj, th.Tensor) and obj.device.type == "cpu" and cast(_Shareable, obj).is_shared():
+        return "it holds a tensor in memory that another process shares, as that of a policy that was sent to the worker"
+    return refuse(obj)
+
+
+def _capture_or_reason(env: Env) -> WorkerState | str:
     """The state; after a failure its reason as text, because an exception would end the worker process."""
     try:
-        return capture_env(env, elsewhere)
+        return WorkerState(capture_envs([env], refuse=_refuse_shared), generators.capture())
     except Exception as error:
         return str(error)
 
 
-def _restore_or_reason(env: Env, state: bytes, elsewhere: Mapping[str, object] = NOTHING_ELSE) -> str | None:
+def _restore_or_reason(env: Env, state: WorkerState) -> str | None:
     """The reason of a failure, None after a success."""
     try:
-        restore_env(env, state, elsewhere)
+        restore_envs([env], state.env)
+        generators.restore(state.generators)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -67,12 +97,12 @@ class VecEnvContent(TypedDict):
     """
     What is kept of a ``DummyVecEnv`` or a ``SubprocVecEnv``.
 
-    :param states: of each environment
+    :param states: of all environments together if they are in this process, otherwise of each
     :param seeds: for the next reset, of each environment
     :param options: for the next reset, of each environment
     """
 
-    states: list[bytes]
+    states: bytes | list[WorkerState]
     seeds: list[int | None]
     options: list[dict[str, object]]
 
@@ -92,8 +122,7 @@ class VecEnvState:
             self.wrappers.append(venv)
             venv = venv.venv
         self.venv = venv
-        if isinstance(venv, (DummyVecEnv, SubprocVecEnv)):
-            install()
+        if isinstance(venv, SubprocVecEnv):
             venv.set_attr("_training_state_methods", _Install())
 
     def capture(self, elsewhere: Mapping[int, str] = NOWHERE) -> object:
@@ -109,15 +138,27 @@ class VecEnvState:
             if hasattr(self.venv, "get_state") and hasattr(self.venv, "set_state"):
                 return cast(StatefulVecEnv, self.venv).get_state()
             raise StateNotKeptError(f"{type(self.venv).__name__} offers no get_state and set_state")
-        states: list[bytes | str] = self.venv.env_method(CAPTURE, *self._if_here(elsewhere))
-        for state in states:
-            if isinstance(state, str):
-                raise StateNotKeptError(state)
-        return {"states": states, "seeds": list(self.venv._seeds), "options": list(self.venv._options)}
+        return {
+            "states": self._captured(self.venv, elsewhere),
+            "seeds": list(self.venv._seeds),
+            "options": list(self.venv._options),
+        }
 
-    def _if_here(self, elsewhere: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
-        """Objects that are kept elsewhere, if the environments are in this process."""
-        return [elsewhere] if isinstance(self.venv, DummyVecEnv) else []
+    def _captured(self, venv: DummyVecEnv | SubprocVecEnv, elsewhere: Mapping[int, str]) -> bytes | list[WorkerState]:
+        """The states of environments in this process, which may share objects, or of each in its own."""
+        if isinstance(venv, DummyVecEnv):
+            try:
+                return capture_envs(venv.envs, elsewhere)
+            except StateNotKeptError:
+                raise
+            except Exception as error:  # a method of an environment may raise anything
+                raise StateNotKeptError(str(error)) from error
+        states: list[WorkerState | str] = venv.env_method(CAPTURE)
+        found = [state for state in states if not isinstance(state, str)]
+        for reason in states:
+            if isinstance(reason, str):
+                raise StateNotKeptError(reason)
+        return found
 
     def restore(self, state: object, elsewhere: Mapping[str, object] = NOTHING_ELSE) -> None:
         """
@@ -132,8 +173,16 @@ class VecEnvState:
             return
         content = cast(VecEnvContent, state)
         self.venv._seeds, self.venv._options = content["seeds"], content["options"]  # for the next reset; most often none
-        for index, env_state in enumerate(content["states"]):
-            for reason in self.venv.env_method(RESTORE, env_state, *self._if_here(elsewhere), indices=index):
+        if isinstance(self.venv, DummyVecEnv):
+            try:
+                restore_envs(self.venv.envs, cast(bytes, content["states"]), elsewhere)
+            except Exception as error:  # a method of an environment may raise anything
+                raise ValueError(
+                    f"The state of the environments could not be restored: {type(error).__name__}: {error}"
+                ) from error
+            return
+        for index, env_state in enumerate(cast("list[WorkerState]", content["states"])):
+            for reason in self.venv.env_method(RESTORE, env_state, indices=index):
                 if reason is not None:
                     raise ValueError(f"The state of environment {index} could not be restored: {reason}")
 

@@ -23,6 +23,9 @@ from sb3_policyopt.saving.env_state import capture_env, restore_env
 Place: TypeAlias = tuple[str | int, ...]
 """Where an object was found: the name of the one where the search began, then attributes and numbers of items."""
 
+Exclude: TypeAlias = Collection[str | tuple[str, str]]
+"""Attributes to leave out: of all objects, or of one, as its name and the attribute's."""
+
 KEPT_ELSEWHERE = (BaseAlgorithm, BaseCallback, Logger, VecEnv)
 """Models, environments, callbacks and loggers, whose state is kept in other ways."""
 
@@ -165,19 +168,21 @@ def _parts(thing: object) -> Iterator[tuple[str | int, object]]:
         yield from vars(thing).items()
 
 
-def placed(roots: Mapping[str, object], exclude: Collection[str] = ()) -> dict[Place, object]:
+def placed(roots: Mapping[str, object], exclude: Exclude = ()) -> dict[Place, object]:
     """
     Find the objects that stay.
 
     :param roots: objects whose attributes are searched, by a name that is the same in every run of the script
-    :param exclude: attributes of theirs to leave out
+    :param exclude: attributes to leave out, of all roots, or of one by its name and the attribute's
     :return: the objects by the first place where each was found
     """
     found: dict[Place, object] = {}
     seen = {id(root) for root in roots.values()}
     left: list[tuple[Place, object]] = []
     for name, root in roots.items():
-        left += [((name, key), value) for key, value in vars(root).items() if key not in exclude]
+        left += [
+            ((name, key), value) for key, value in vars(root).items() if key not in exclude and (name, key) not in exclude
+        ]
     left.reverse()
     while left:
         place, thing = left.pop()

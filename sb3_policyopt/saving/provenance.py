@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -112,6 +112,20 @@ def described(value: object) -> float | str:
     return schedule.val if isinstance(schedule, ConstantSchedule) else repr(schedule)
 
 
+def with_text_keys(value: object) -> object:
+    """
+    A value whose dictionaries JSON can hold.
+
+    :param value: anything
+    :return: the same, with texts in place of keys that are neither texts nor numbers
+    """
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        plain = (str, int, float, bool, type(None))
+        return {key if isinstance(key, plain) else str(key): with_text_keys(item) for key, item in items}
+    return [with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def half_range(space: spaces.Space[Any]) -> float | None:
     """
     Half of the range of an action.
@@ -132,7 +146,7 @@ class ContinuedCSV(CSVOutputFormat):
     SB3's CSV output, but appending to an existing file instead of emptying it.
 
     :param filename: the file
-    :param num_timesteps: timesteps trained so far; rows of later timesteps, and an incomplete last row, are dropped
+    :param num_timesteps: timesteps trained so far; rows of later timesteps and incomplete rows are dropped
     """
 
     def __init__(self, filename: str, num_timesteps: int) -> None:
@@ -149,11 +163,15 @@ class ContinuedCSV(CSVOutputFormat):
 def _rows_until(path: Path, num_timesteps: int) -> tuple[list[str], list[dict[str, str]]]:
     if num_timesteps == 0 or not path.is_file():
         return [], []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
     reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a crash may have cut the last line short
-    rows = [row for row in reader if _steps(row) <= num_timesteps]
-    return list(reader.fieldnames or []), rows
+    names = list(reader.fieldnames or [])
+    return names, [row for row in reader if {*row} == {*names} and None not in row.values() and _steps(row) <= num_timesteps]
 
 
 def _steps(row: Mapping[str, str]) -> float:
-    return float(row.get("time/total_timesteps") or "inf")
+    """The timestep of a row; infinite where there is none, as in a row that a crash has cut."""
+    try:
+        return float(row.get("time/total_timesteps") or "inf")
+    except ValueError:
+        return float("inf")

@@ -167,7 +167,7 @@ def without_pickles(
                 objects[key] = given[key] if key in given else decode(value)
             except PickleRequiredError as error:
                 refused.append(f"{key} ({error})")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(f"{DESCRIPTION} in {name} is damaged, at {key}: {error!r}") from error
         if refused:
             raise PickleRequiredError(
@@ -261,7 +261,7 @@ def _algorithm_of(path: PathOrFile) -> str | None:
             if DESCRIPTION not in archive.namelist():
                 return None
             return str(json.loads(archive.read(DESCRIPTION)).get("algorithm", ""))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return ""
     finally:
         if start is not None and not isinstance(path, (str, Path)):
@@ -294,7 +294,7 @@ def _read_description(archive: zipfile.ZipFile, name: str) -> Description:
     try:
         description = json.loads(archive.read(DESCRIPTION))
         supported = description["format"] == FORMAT and isinstance(description["attributes"], dict)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{DESCRIPTION} in {name} is damaged: {error}") from error
     if not supported:
         raise ValueError(f"{DESCRIPTION} in {name} has format {description['format']}, this version reads {FORMAT}")
