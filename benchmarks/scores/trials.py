@@ -10,9 +10,9 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
+from sb3_policyopt.callbacks import AdaptiveLearningRate
 from sb3_policyopt.maths.advantages import gae
 from sb3_policyopt.rollout.batch import Batch
 
@@ -69,49 +69,14 @@ def recompute(model: Any) -> None:
     buffer.returns = buffer.advantages + buffer.values
 
 
-class AdaptiveRate(Trial):
-    """
-    A learning rate that follows the KL divergence of the update before, as in rl_games and rsl_rl, in place of the schedule:
-    above twice the target it is divided by 1.5, below half of it multiplied by 1.5, within ``BOUNDS``. The divergence is the
-    mean over all minibatches of the update, as this package logs it; SB3's ``train/approx_kl`` is that of the last pass.
-
-    :param target: that divergence, in nats
-    :param decays: whether the target falls linearly to 0 over the training
-    """
-
-    BOUNDS = (1e-5, 1e-2)
-
-    def __init__(self, target: float = 0.01, decays: bool = False) -> None:
-        super().__init__()
-        self.target = target
-        self.decays = decays
-        self.rate = 0.0
-
-    def _on_training_start(self) -> None:
-        self.rate = self.model.lr_schedule(1.0)
-        self._set()
+class DecayingDivergence(AdaptiveLearningRate):
+    """The adaptive learning rate with a divergence that falls linearly to 0 over the training."""
 
     def _on_rollout_end(self) -> None:
-        kl = self.logger.name_to_value.get("train/approx_kl", None)
-        if kl is not None:  # there has been an update
-            left = self.model._current_progress_remaining if self.decays else 1.0
-            self.rate = adapted_rate(self.rate, kl, self.target * left, self.BOUNDS)
-            self._set()
-
-    def _set(self) -> None:
-        self.model.lr_schedule = FloatSchedule(self.rate)
-
-
-def adapted_rate(rate: float, kl: float, target: float, bounds: tuple[float, float]) -> float:
-    """
-    :param rate: of the update before
-    :param kl: its KL divergence in nats
-    :param target: the one wanted
-    :param bounds: lowest and highest rate
-    :return: the rate of the next update
-    """
-    factor = 1 / 1.5 if kl > 2 * target else 1.5 if kl < target / 2 else 1.0
-    return min(max(rate * factor, bounds[0]), bounds[1])
+        at_first: float = self.desired_kl
+        self.desired_kl = at_first * self.model._current_progress_remaining
+        super()._on_rollout_end()
+        self.desired_kl = at_first
 
 
 class FasterCritic(Trial):

@@ -113,6 +113,7 @@ def test_config_of_the_zoo_passes_and_others_do_not() -> None:
             {"gymnasium.wrappers.transform_observation.GrayscaleObservation": {"keep_dim": True}},
         ],
         "policy_kwargs": "dict(activation_fn=nn.GELU)",
+        "callback": [{"sb3_policyopt.callbacks.AdaptiveLearningRate": {"desired_kl": 0.02}}],
     }
     check_config(good, "config.yml")
     wrong: list[dict[str, Any]] = [
@@ -123,6 +124,7 @@ def test_config_of_the_zoo_passes_and_others_do_not() -> None:
         {"env_wrapper": "gymnasium.wrappers.sys.FlattenObservation.x"},
         {"vec_env_wrapper": "builtins.eval"},
         {"callback": ["subprocess.run"]},
+        {"callback": "sb3_policyopt.callbacks.RunRecorder"},  # writes files
         {"policy": "os.system"},
     ]
     for bad in wrong:

@@ -11,16 +11,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.scores.trials import (
-    AdaptiveRate,
     ColouredNoise,
+    DecayingDivergence,
     FasterCritic,
     NormedTanh,
     RecomputedAdvantages,
-    adapted_rate,
     coloured,
     recompute,
 )
 from sb3_policyopt import PPO
+from sb3_policyopt.callbacks.adaptive_rate import adapted_rate
 
 
 class Trained(PPO):
@@ -58,14 +58,6 @@ def test_the_targets_move_with_the_critic() -> None:
     assert "passes" not in vars(with_it)  # the model is as it was
 
 
-def test_the_rate_follows_the_divergence() -> None:
-    assert adapted_rate(3e-4, kl=0.03, target=0.01, bounds=(1e-5, 1e-2)) == pytest.approx(2e-4)
-    assert adapted_rate(3e-4, kl=0.004, target=0.01, bounds=(1e-5, 1e-2)) == pytest.approx(4.5e-4)
-    assert adapted_rate(3e-4, kl=0.01, target=0.01, bounds=(1e-5, 1e-2)) == 3e-4
-    assert adapted_rate(9e-3, kl=0.0, target=0.01, bounds=(1e-5, 1e-2)) == 1e-2
-    assert adapted_rate(1.2e-5, kl=1.0, target=0.01, bounds=(1e-5, 1e-2)) == 1e-5
-
-
 class RatesSeen(BaseCallback):
     """The rates of the optimizer's groups as each rollout begins, that is after the update before."""
 
@@ -88,15 +80,13 @@ def pendulum_agent(**arguments: Any) -> PPO:
     return PPO("MlpPolicy", env, n_steps=64, batch_size=64, device="cpu", seed=0, **arguments)
 
 
-@pytest.mark.parametrize("decays", [False, True])
-def test_every_update_has_the_rate_that_the_divergence_before_asks_for(decays: bool) -> None:
+def test_every_update_has_the_rate_that_the_falling_divergence_asks_for() -> None:
     seen = RatesSeen()
-    pendulum_agent(n_epochs=3, learning_rate=1e-3).learn(6 * 128, callback=[AdaptiveRate(decays=decays), seen])
+    pendulum_agent(n_epochs=3, learning_rate=1e-3).learn(6 * 128, callback=[DecayingDivergence(), seen])
     (first, *rates), rate = [group for (group,) in seen.rates[1:]], 1e-3
     assert first == rate and len(rates) == 4
     for i, (kl, used) in enumerate(zip(seen.divergences[:-1], rates, strict=True)):
-        target = 0.01 * (1 - (i + 1) / 6 if decays else 1)
-        rate = adapted_rate(rate, kl, target=target, bounds=AdaptiveRate.BOUNDS)
+        rate = adapted_rate(rate, kl, desired_kl=0.01 * (1 - (i + 1) / 6), bounds=(1e-5, 1e-2))
         assert used == rate
     assert rate != first  # it moved
 

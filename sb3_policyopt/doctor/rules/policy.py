@@ -7,7 +7,10 @@ from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, rule, step
 
 _LARGE_KL = 0.1
 _RUNAWAY_KL = 1.0
-_SMALLER_STEPS = "Lower learning_rate or n_epochs, raise batch_size, or set target_kl=0.03, which ends an update early."
+_SMALLER_STEPS = (
+    "Lower learning_rate or n_epochs, raise batch_size, set target_kl=0.03, which ends an update early, or pass the callback "
+    "sb3_policyopt.callbacks.AdaptiveLearningRate, which lowers the rate."
+)
 
 
 @rule(columns=("train/approx_kl",))
