@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_policyopt import PPO
 from sb3_policyopt.evaluation import evaluate_policy
 from sb3_policyopt.hub import push_to_hub
-from sb3_policyopt.hub.load import _load_statistics
+from sb3_policyopt.hub.normalization import freeze, load_statistics
 
 SCRIPT = """
 import re
@@ -76,8 +76,7 @@ def test_an_evaluation_without_monitor_reports_the_rewards_of_the_environment(tm
     """Which is why what is loaded does not normalise rewards, whatever the training did."""
     model = PPO("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1", 1)), n_steps=64, batch_size=64, device="cpu").learn(64)
     folder = Path(push_to_hub(model, "me/x", n_eval_episodes=1, video_length=0, dry_run=tmp_path / "dry"))
-    statistics = _load_statistics(lambda name: str(folder / name), ["vec_normalize.npz"], "me/x", True)
-    assert statistics is not None
+    statistics = freeze(load_statistics(str(folder / "vec_normalize.npz")))
     statistics.set_venv(DummyVecEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=20)]))
     rewards: list[float] = []
 

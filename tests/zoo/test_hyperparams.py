@@ -108,24 +108,6 @@ def origin(algo: str, env_id: str) -> str:
     return next(before for before, line in pairwise(lines) if line.startswith(f"{env_id}:"))
 
 
-CARRIED = [
-    (algo, name)
-    for algo in ("ppo", "trpo")
-    for name in sorted(MUJOCO_V5 - {"Pusher-v5"})
-    if not origin(algo, name).startswith("# tuned here")  # tests/scores asks those for their trainings
-]
-
-
-@pytest.mark.parametrize(("algo", "name"), CARRIED)
-def test_version_5_carries_the_numbers_of_its_older_version(algo: str, name: str) -> None:
-    entries = hyperparams.load(algo)
-    (older,) = [env_id for env_id in entries if re.fullmatch(name.replace("-v5", "-v[24]"), env_id)]
-    carried: dict[str, Any] = dict(entries[older])
-    if carried.get("batch_size", 0) > carried.get("n_steps", 2048) * carried.get("n_envs", 1):
-        carried["batch_size"] = carried["n_steps"] * carried.get("n_envs", 1)  # the same one minibatch, without SB3's warning
-    assert entries[name] == carried
-
-
 NO_VELOCITIES = {
     "CartPoleNoVel-v1",
     "PendulumNoVel-v1",
