@@ -34,29 +34,33 @@ class AdaptiveLearningRate(BaseCallback):
         self.desired_kl = desired_kl
         self.bounds = (lowest, highest)
         self.rate = 0.0
-        self.n_updates_before = 0
+        self.kl: float | None = None
+        self.n_rollouts = 0
 
     def _on_training_start(self) -> None:
-        self.rate = float(self.model.lr_schedule(1.0))
-        self.n_updates_before = self.model._n_updates  # type: ignore[attr-defined]  # of every on-policy algorithm
+        self.rate, self.n_rollouts = float(self.model.lr_schedule(1.0)), 0
         self._set()
 
     def _on_step(self) -> bool:
         return True
 
-    def _on_rollout_end(self) -> None:
-        """Set the rate of the update that follows, by the divergence of the one before."""
-        if self.model._n_updates == self.n_updates_before:  # type: ignore[attr-defined]
-            return
-        kl = self.logger.name_to_value.get("train/approx_kl")
-        if kl is None:
+    def _on_rollout_start(self) -> None:
+        """Read the divergence of the last update. Evaluations write the log in the middle of a rollout, and remove it."""
+        self.kl = self.logger.name_to_value.get("train/approx_kl")
+        if self.kl is None and self.n_rollouts > 0:
             raise ValueError(
                 f"AdaptiveLearningRate needs train/approx_kl, which updates of {type(self.model).__name__} do not log. It is "
                 "for PPO; give TRPO a target_kl instead"
             )
-        rate = adapted_rate(self.rate, kl, self.desired_kl, self.bounds)
+        self.n_rollouts += 1
+
+    def _on_rollout_end(self) -> None:
+        """Set the rate of the next update."""
+        if self.kl is None:  # there was no update yet
+            return
+        rate = adapted_rate(self.rate, self.kl, self.desired_kl, self.bounds)
         if self.verbose and rate != self.rate:
-            print(f"Learning rate {rate:.3g}, as the KL divergence was {kl:.3g}")
+            print(f"Learning rate {rate:.3g}, as the KL divergence was {self.kl:.3g}")
         self.rate = rate
         self._set()
 

@@ -86,7 +86,7 @@ def names_of_wrappers(names: Sequence[str]) -> list[str]:
     :param names: of objects
     :return: class and number of each wrapper
     """
-    return [name for name in names if " " in name]
+    return [name for name in names if " " in name and not name.startswith("policy.")]
 
 
 def shared(venvs: Sequence[VecEnvState]) -> dict[str, object]:

@@ -8,7 +8,7 @@ import stable_baselines3
 import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_policyopt import PPO, TRPO, RecurrentPPO
@@ -78,12 +78,26 @@ def test_with_memory_and_a_second_learn() -> None:
     assert seen.rates[0] <= rate  # it goes on from there
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cls", [PPO, stable_baselines3.PPO])
+def test_evaluations_change_nothing(cls: type[Any]) -> None:
+    """They write a row of the log in the middle of a rollout, which removes the numbers of the update from it."""
+    rates = []
+    for evaluates in (False, True):
+        adaptive = AdaptiveLearningRate(desired_kl=0.02)
+        evaluation = EvalCallback(make_vec_env("Pendulum-v1", 1), n_eval_episodes=1, eval_freq=20, verbose=0)
+        agent(cls).learn(7 * 128, callback=[adaptive, evaluation] if evaluates else adaptive)
+        rates.append(adaptive.rate)
+    assert rates[0] == rates[1] != 1e-3
+
+
+@pytest.mark.parametrize("checkpoint_first", [False, True])
+def test_a_killed_run_ends_with_the_same_bits(checkpoint_first: bool, tmp_path: Path) -> None:
     def train(folder: Path, stop_after: int | None = None) -> Any:
-        callbacks = [AdaptiveLearningRate(), ResumableCheckpointCallback(folder, 256), Seen(stop_after)]
+        adaptive = AdaptiveLearningRate()
+        both = [adaptive, ResumableCheckpointCallback(folder, 256)]
         model = agent(PPO)
-        model.learn(7 * 128, callback=callbacks)
-        return model, callbacks[0].rate  # type: ignore[attr-defined]
+        model.learn(7 * 128, callback=[*(reversed(both) if checkpoint_first else both), Seen(stop_after)])
+        return model, adaptive.rate
 
     whole, rate = train(tmp_path / "whole")
     train(tmp_path / "killed", stop_after=450)
