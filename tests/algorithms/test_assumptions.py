@@ -214,3 +214,29 @@ def test_final_observations_go_through_the_policys_own_preparation(engine: str, 
         rewards.append(model.rollout_buffer.rewards)
     np.testing.assert_allclose(rewards[1], rewards[0], rtol=1e-5, atol=1e-5)
     assert len(rewards[0]) == 8
+
+
+class WholeNumbersAtFirst(VecEnvWrapper):
+    """Its reset gives other numbers than its steps."""
+
+    def reset(self) -> Any:
+        observations: Any = self.venv.reset()
+        return (100 * observations).astype(np.int64)
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def test_callbacks_see_the_observations_of_a_step_in_their_own_type() -> None:
+    seen = []
+
+    class Compares(BaseCallback):
+        def _on_step(self) -> bool:
+            observations = self.locals["self"]._last_obs
+            np.testing.assert_array_equal(self.locals["obs_tensor"], observations)
+            seen.append(observations.dtype)
+            return True
+
+    env = WholeNumbersAtFirst(toy(OBSERVATION_SPACES["box"], ACTION_SPACES["box_6"]))
+    PPO("MlpPolicy", env, **OPTIONS[PPO]).learn(32, callback=Compares())
+    assert seen[0] == np.int64 and {*seen[1:]} == {np.dtype(np.float32)}

@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 from toy_environments import ACTION_SPACES, OBSERVATION_SPACES, VECTOR, all_observations, collect, parameter_vector, toy
 
 from sb3_policyopt import PPO, TRPO
@@ -106,24 +106,6 @@ def test_locals_with_dict_observations(cls: type[Any]) -> None:
     model = cls("MultiInputPolicy", toy(OBSERVATION_SPACES["dict"]), **SMALL)
     model.learn(64, callback=callback)
     assert callback.at_step["obs_tensor"] is dict
-
-
-class WholeNumbersAtFirst(VecEnvWrapper):
-    """Its reset gives other numbers than its steps."""
-
-    def reset(self) -> Any:
-        observations: Any = self.venv.reset()
-        return (100 * observations).astype(np.int64)
-
-    def step_wait(self) -> Any:
-        return self.venv.step_wait()
-
-
-def test_the_observations_of_a_step_have_their_own_type() -> None:
-    keep = Keep()
-    env = WholeNumbersAtFirst(toy(OBSERVATION_SPACES["box"], ACTION_SPACES["box_6"]))
-    PPO("MlpPolicy", env, **SMALL).learn(32, callback=keep)
-    assert keep.kept and all(th.equal(tensor, copy) for tensor, copy in keep.kept)
 
 
 class Keep(BaseCallback):

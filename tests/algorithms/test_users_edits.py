@@ -55,6 +55,19 @@ def test_any_edits_at_any_time(cls: type[Any], data: Any) -> None:
     check(cls, space, action, between, during)
 
 
+def model_in(wrapper: type[Any], cls: type[Any]) -> Any:
+    """A model that is about to collect, and whose environment holds its policy."""
+    env = wrapper(gym.make("Pendulum-v1"))
+    model = cls("MlpPolicy", env, **{**OPTIONS[cls], "n_steps": 16})
+    env.policy = model.policy
+    start(model)
+    return model
+
+
+def collect_without_callback(model: Any) -> None:
+    assert model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, 16)
+
+
 class Hooking(gym.Wrapper):
     """An environment that sets a hook in its fourth step, and another module in its seventh, without a callback."""
 
@@ -75,11 +88,8 @@ class Hooking(gym.Wrapper):
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_an_environment_may_set_hooks_and_modules(cls: type[Any]) -> None:
-    env = Hooking(gym.make("Pendulum-v1"))
-    model = cls("MlpPolicy", env, **{**OPTIONS[cls], "n_steps": 16})
-    env.policy = model.policy
-    start(model)
-    assert model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, 16)
+    model = model_in(Hooking, cls)
+    collect_without_callback(model)
     values = model.rollout_buffer.values[:, 0]
     assert (abs(values[:4]) < 10).all() and (abs(values[4:7] - 100) < 10).all() and (values[7:] == 7).all()
 
@@ -103,12 +113,9 @@ class Editing(gym.Wrapper):
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 def test_an_environment_may_change_the_numbers_and_memory_of_parameters(cls: type[Any]) -> None:
-    env = Editing(gym.make("Pendulum-v1"))
-    model = cls("MlpPolicy", env, **{**OPTIONS[cls], "n_steps": 16})
-    env.policy = model.policy
-    start(model)
+    model = model_in(Editing, cls)
     before = parameters_of(model)
-    assert model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, 16)
+    collect_without_callback(model)
     buffer = model.rollout_buffer
     for step, scale in ((3, 1.0), (8, 0.5), (12, 0.75)):
         with th.no_grad():
