@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -60,6 +61,25 @@ class Temptation(gym.Wrapper):
         return obs, float(action == 0), terminated, truncated, info
 
 
+class Noise(gym.Env[Any, Any]):
+    """Observations and rewards that no action changes, so that whatever an update gains is noise."""
+
+    observation_space = gym.spaces.Box(-3.0, 3.0, (32,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (8,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.n_steps = 0
+        return self.observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, ...]:
+        self.n_steps += 1
+        return self.observation(), float(self.np_random.normal()), False, self.n_steps == 20, {}
+
+    def observation(self) -> Any:
+        return self.np_random.normal(size=32).clip(-3, 3).astype(np.float32)
+
+
 def cartpole() -> gym.Env[Any, Any]:
     return gym.make("CartPole-v1")
 
@@ -110,6 +130,9 @@ RUNS: dict[str, tuple[type[PPO] | type[TRPO], Callable[[], gym.Env[Any, Any]], d
     "curvature from two samples, no line search": (TRPO, pendulum, {"sub_sampling_factor": 64, "line_search": False}),
     "masks healthy": (MaskablePPO, route, {"n_steps": 256, "learning_rate": 1e-3}),
     "memory healthy": (RecurrentTRPO, cartpole, {"policy": "MlpLstmPolicy", "policy_kwargs": {"lstm_hidden_size": 16}}),
+    # Without signal, E[gᵀF⁻¹g] = p/n for p parameters and n samples: the first step promises √(p/n) times √(2 KL) where n > p.
+    "noise, 10,000 parameters": (TRPO, Noise, {"gamma": 0.0}),
+    "noise, 272 parameters": (TRPO, Noise, {"gamma": 0.0, "n_steps": 1024, "policy_kwargs": {"net_arch": []}}),
     "one iteration of CG": (TRPO, cartpole, {"cg_max_steps": 1, "cg_damping": 1e-6}),
 }
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import configure
 from sb3_policyopt import PPO, MaskableTRPO, registry
 from sb3_policyopt.doctor.report import examine, to_text
 from sb3_policyopt.doctor.rules import rules_of
+from sb3_policyopt.doctor.rules.trust_region import step_fits_noise
 from sb3_policyopt.plots.runs import NONFINITE, STEPS, Run, read_run
 from sb3_policyopt.recording import RunRecorder
 from sb3_policyopt.saving.provenance import half_range
@@ -40,6 +41,7 @@ PROVOKED = {
     "curvature from two samples": {"trust_region_unused", "kl_model_off"},
     "curvature from two samples, no line search": {"trust_region_left", "kl_model_off"},
     "one iteration of CG": {"cg_not_converging"},
+    "noise, 10,000 parameters": {"step_fits_noise"},
 }
 WITHOUT_A_RUN = {  # tests of their own, below
     "nonfinite_metrics",
@@ -74,6 +76,25 @@ def test_healthy_run_has_no_finding(trained: Callable[..., Any], name: str) -> N
     assert report.findings == ()
     assert len(report.made) >= 12
     assert "Healthy: nothing looks wrong." in to_text(report)
+
+
+def test_steps_that_fit_noise(trained: Callable[..., Any]) -> None:
+    def ratios(name: str) -> np.ndarray:
+        log = read_run(trained(name)).metrics
+        values: np.ndarray = (log["train/surrogate_improvement"] / np.sqrt(2 * log["train/kl_divergence_loss"])).to_numpy()
+        return values
+
+    assert ratios("noise, 272 parameters")[0] == pytest.approx(np.sqrt(272 / 1024), rel=0.3)
+    assert "step_fits_noise" not in found(trained("noise, 272 parameters"))
+    evidence = found(trained("noise, 10,000 parameters"))["step_fits_noise"].evidence
+    assert f"is {np.median(ratios('noise, 10,000 parameters')):.2g};" in evidence
+
+
+@pytest.mark.parametrize("settings", [{"normalize_advantage": False}, {"kl_reduction": "mean"}])
+def test_steps_that_fit_noise_need_both_scales(trained: Callable[..., Any], settings: dict[str, Any]) -> None:
+    log = read_run(trained("noise, 10,000 parameters")).metrics
+    assert step_fits_noise.check(log, {}) is not None
+    assert step_fits_noise.check(log, settings) is None
 
 
 def test_numbers_of_the_evidence_are_those_of_the_log(trained: Callable[..., Any]) -> None:

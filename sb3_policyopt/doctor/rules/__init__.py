@@ -29,6 +29,7 @@ from sb3_policyopt.doctor.rules.setup import (
 from sb3_policyopt.doctor.rules.trust_region import (
     cg_not_converging,
     kl_model_off,
+    step_fits_noise,
     steps_rejected,
     trust_region_left,
     trust_region_unused,
@@ -52,7 +53,7 @@ COMMON_RULES = (
     truncated_minibatch,
 )
 PPO_RULES = (exploding_kl, clipped_away, policy_stands_still, largest_ratio, few_effective_samples, dead_entropy)
-TRPO_RULES = (steps_rejected, trust_region_left, trust_region_unused, kl_model_off, cg_not_converging)
+TRPO_RULES = (steps_rejected, trust_region_left, trust_region_unused, kl_model_off, cg_not_converging, step_fits_noise)
 
 
 def rules_of(algo: str) -> list[Rule]:

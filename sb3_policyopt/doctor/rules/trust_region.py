@@ -7,7 +7,9 @@ from sb3_policyopt.doctor.rule import Finding, Settings, as_numbers, number, rul
 from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
 
 _KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
+_IMPROVEMENT = "train/surrogate_improvement"
 _LARGE_RESIDUAL = 0.3
+_FITS_NOISE = 1.5
 _CONSERVATIVE = "Lower target_kl, raise cg_damping, and collect more samples per update (n_steps, n_envs)."
 _ADVICE = {
     "kl_exceeded": "The KL grows faster than its quadratic model: lower target_kl, raise cg_damping or line_search_max_iter.",
@@ -118,4 +120,30 @@ def cg_not_converging(log: pd.DataFrame, settings: Settings) -> Finding | None:
         "Raise cg_damping (0.1 is the default), then cg_max_steps; lower sub_sampling_factor.",
         "CG's error shrinks by (√κ − 1)/(√κ + 1) per iteration, κ being the condition number, which damping bounds "
         "(Shewchuk 1994, sec. 9; TRPO, arXiv 1502.05477, app. C).",
+    )
+
+
+@rule(columns=(_IMPROVEMENT,))
+def step_fits_noise(log: pd.DataFrame, settings: Settings) -> Finding | None:
+    """
+    Steps promise more than any step of their length can keep.
+
+    Of advantages with the standard deviation 1, E[(r − 1) A] ≤ √E[(r − 1)²] by Cauchy and Schwarz, and E[(r − 1)²] ≈ 2 KL for
+    short steps. A mean over the rollout that is above √(2 KL) belongs to the sampled actions, not to their distribution.
+    """
+    if settings.get("normalize_advantage") is False or settings.get("kl_reduction") == "mean":
+        return None  # the scale of one of the two is unknown
+    steps = _steps(log, settings).assign(improvement=as_numbers(log, _IMPROVEMENT)).dropna(subset=["kl", "improvement"])
+    steps = steps[steps["kl"] > 0]
+    ratio = steps["improvement"] / np.sqrt(2 * steps["kl"])
+    if len(ratio) < 5 or not ratio.median() > _FITS_NOISE:
+        return None
+    return Finding(
+        "warning",
+        "Steps of the policy fit the noise of the sampled actions: they promise more than a step of their length can keep.",
+        f"The median of train/surrogate_improvement / √(2 KL) over {len(ratio)} accepted steps is {ratio.median():.2g}; what "
+        "new samples confirm is at most 1.",
+        "Raise cg_damping (1 to 10 in place of 0.1), and collect more samples per update (n_steps, n_envs). Both made "
+        "TRPO learn Humanoid-v5.",
+        "Cauchy-Schwarz on E[(r − 1) A], with E[(r − 1)²] ≈ 2 KL; scores of Humanoid-v5 in docs/scores.md.",
     )
