@@ -154,9 +154,9 @@ FASTEST = "fork" if "fork" in START_METHODS else "spawn"
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal in value and, but for the containers that VecEnvs return, in type."""
+    """Equal in value and, but for lists and tuples, in type."""
     if isinstance(one, dict):
-        assert isinstance(other, dict) and list(one) == list(other)
+        assert type(one) is type(other) and list(one) == list(other)
         for key in one:
             assert_same(one[key], other[key])
     elif isinstance(one, (list, tuple)):
