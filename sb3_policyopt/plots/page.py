@@ -68,7 +68,7 @@ def make_figure(runs: Sequence[Run], pool_seeds: bool = True) -> Figure:
     sections = [(algo, panels) for algo, panels in sections if panels]
     if not sections and not any(_has_returns(run) for run in runs):
         names = ", ".join(str(run.path) for run in runs)
-        raise ValueError(f"There is nothing to draw in {names}: no return and no train/ metric.")
+        raise ValueError(f"There is nothing to draw in {names}: {_what_is_missing(runs)}.")
     rows = [-(-len(panels) // _COLUMNS) for _, panels in sections]
     heights = [3.3, *(2.2 * n + 0.4 for n in rows)]
     figure = Figure(figsize=(15, sum(heights)), layout="constrained")
@@ -89,6 +89,17 @@ def _drawable(panels: Sequence[Panel], experiments: Sequence[Experiment], algo: 
 
 def _has(run: Run, panel: Panel) -> bool:
     return bool(line_search_outcomes(run.metrics)) if panel.column == SUCCESS else len(run.series(panel.column)[0]) > 0
+
+
+def _what_is_missing(runs: Sequence[Run]) -> str:
+    """Why runs without a return cannot be drawn."""
+    if any(not run.algo and any(str(column).startswith("train/") for column in run.metrics) for run in runs):
+        keys = " or ".join(list(registry.ALGORITHMS)[:2])
+        return (
+            "no return, and the algorithm is unknown, which says what of the train/ metrics to draw. Name the folder above "
+            f"the run's after it, such as {keys}"
+        )
+    return "no return and no train/ metric"
 
 
 def _has_returns(run: Run) -> bool:

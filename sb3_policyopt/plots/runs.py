@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -235,7 +236,10 @@ def _read_evaluations(path: Path) -> pd.DataFrame:
     try:
         with np.load(path) as data:
             steps, results = np.asarray(data["timesteps"], dtype=float), np.asarray(data["results"], dtype=float)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if steps.ndim != 1 or results.size == 0 or results.shape[:1] != steps.shape:
+            raise ValueError(f"{results.shape} results of {steps.shape} evaluations")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{path} is left out, as it is empty or damaged: {error}")
         return _no_evaluations()
     mean = results.reshape(len(steps), -1).mean(axis=1)
     return pd.DataFrame({"timesteps": steps, "mean": mean}).dropna()

@@ -1,11 +1,12 @@
 """Where the masks of allowed actions come from, and whether they are masks."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_policyopt.distributions.masking import allows_some, choices
 from sb3_policyopt.maths.arrays import NumpyArray
@@ -39,33 +40,45 @@ class Masks:
         self.env, self.n_envs, self.sizes, self.used = env, env.num_envs, choices(space), used
         self.shape = self.n_envs, sum(self.sizes)
         self.holder: VecEnv | None = None
-        self._ask = self._asking_function()
         self.last: Any = last
-        if self.holder is not None and last is None:
-            self.last = self._of_infos(self.holder.reset_infos)
+        if self._own() is None and not self.by_method:
+            self.holder = next((layer for layer in layers(env) if holds_masks(layer.reset_infos)), None)
+            if self.holder is None and used:
+                raise ValueError(WITHOUT)
+            if self.holder is not None and last is None:
+                self.last = self._of_infos(self.holder.reset_infos)
 
-    def _asking_function(self) -> Callable[[], Any]:
-        """
-        Find the masks once.
+    @cached_property
+    def by_method(self) -> bool:
+        """Whether the environments have the method, asked once, as sb3-contrib does at the start of a rollout."""
+        return environments_have(self.env, METHOD)
 
-        :return: () ↦ the masks for the environments' current observations, not checked
+    def _own(self) -> Callable[[], Any] | None:
         """
-        layers: list[Any] = [self.env]
-        while isinstance(layers[-1], VecEnvWrapper):
-            layers.append(layers[-1].venv)
-        for layer in layers:  # one by one, as a wrapper refuses a name that two others have
+        The VecEnv's own masks, looked for in every step.
+
+        :return: the method of the outermost layer that has one. None if there is none, or if a wrapper around it has an
+            ``env_method`` of its own: what that makes of the environments' masks is what sb3-contrib takes
+        """
+        changed = False
+        for layer in layers(self.env):  # one by one, as a wrapper refuses a name that two others have
             own = getattr(layer, METHOD) if METHOD in vars(layer) or hasattr(type(layer), METHOD) else None
             if callable(own):
-                return own
-        if environments_have(self.env, METHOD):
-            if asks_environments(self.env):
-                methods = [env.get_wrapper_attr(METHOD) for env in layers[-1].envs]
-                return lambda: [method() for method in methods]
-            return lambda: self.env.env_method(METHOD)
-        self.holder = next((layer for layer in layers if holds_masks(layer.reset_infos)), None)  # SB3's wrappers have none
-        if self.holder is None and self.used:
-            raise ValueError(WITHOUT)
-        return lambda: self.last
+                return None if changed and self.by_method else cast(Callable[[], Any], own)
+            changed = changed or (isinstance(layer, VecEnvWrapper) and has_own_env_method(layer))
+        return None
+
+    def _ask(self) -> Any:
+        """
+        Masks for the environments' current observations. Methods are looked up in every step, as in sb3-contrib: an
+        environment may set another one, or go on with another environment inside.
+
+        :return: not checked
+        """
+        own = self._own()
+        if own is not None:
+            return own()
+        return self.last if self.holder is not None else self.env.env_method(METHOD)
 
     def current(self, step: int) -> NumpyArray:
         """
@@ -75,11 +88,7 @@ class Masks:
         :return: bool, shape (n_envs, n_choices), with memory of its own, as environments may change theirs in their step
         :raises ValueError: if they are no masks; the message names the environment and the step
         """
-        given = self._ask()
-        try:
-            masks = np.array(given).reshape(self.shape)
-        except ValueError as error:
-            raise self._wrong_shape(given, step) from error
+        masks = self._rows(self._ask(), step)
         if masks.dtype != bool:
             as_bool = masks.astype(bool)
             self._check(as_bool == masks, step, "holds other numbers than 0 and 1")
@@ -105,6 +114,25 @@ class Masks:
     def _of_infos(infos: list[Any]) -> Any:
         return [info.get(INFO, ()) for info in infos]
 
+    def _rows(self, given: Any, step: int) -> NumpyArray:
+        """
+        A row for each environment.
+
+        :param given: instead of the masks
+        :param step: number of the step in the rollout
+        :return: a copy, shape (n_envs, n_choices)
+        :raises ValueError: if that is not their shape. Only what one environment gave is flattened, as sb3-contrib does
+        """
+        try:
+            masks = np.array(given)
+        except ValueError as error:  # rows of different lengths
+            raise self._wrong_shape(given, step) from error
+        if masks.shape[:1] != self.shape[:1]:
+            raise self._wrong_rows(masks.shape or type(given).__name__, step)
+        if masks.size != self.n_envs * self.shape[1]:
+            raise self._wrong_shape(given, step)
+        return masks.reshape(self.shape)
+
     def _check(self, is_right: NumpyArray, step: int, wrong: str) -> None:
         """
         Raise an error for the first row that is not right.
@@ -118,21 +146,46 @@ class Masks:
             environment = int(np.flatnonzero(~is_right.reshape(self.n_envs, -1).all(1))[0])
             raise ValueError(f"The action mask of environment {environment} at step {step} of the rollout {wrong}")
 
+    def _wrong_rows(self, found: object, step: int) -> ValueError:
+        """
+        The error about what has not one mask for each environment.
+
+        :param found: its shape, or its type if it has none
+        :param step: number of the step in the rollout
+        :return: the error
+        """
+        return ValueError(
+            f"The action masks at step {step} of the rollout are no array of the shape {self.shape}, one row for each "
+            f"environment, but {found}"
+        )
+
     def _wrong_shape(self, given: Any, step: int) -> ValueError:
         """
         The error about a mask of another length.
 
-        :param given: what the environments gave
+        :param given: a mask for each environment
         :param step: number of the step in the rollout
         :return: the error
         """
         sizes = [np.size(mask) for mask in given]
         environment = next((i for i, size in enumerate(sizes) if size != self.shape[1]), 0)
-        found = np.shape(given[environment]) if environment < len(given) else None
         return ValueError(
-            f"The action mask of environment {environment} at step {step} of the rollout has the shape {found}, but the "
-            f"action space needs {self.shape[1]} entries"
+            f"The action mask of environment {environment} at step {step} of the rollout has the shape "
+            f"{np.shape(given[environment])}, but the action space needs {self.shape[1]} entries"
         )
+
+
+def layers(env: VecEnv) -> Iterator[VecEnv]:
+    """
+    A VecEnv and what it wraps.
+
+    :param env: the training environments
+    :return: the outermost layer first
+    """
+    while isinstance(env, VecEnvWrapper):
+        yield env
+        env = env.venv
+    yield env
 
 
 def environments_have(env: VecEnv, name: str) -> bool:
@@ -149,18 +202,14 @@ def environments_have(env: VecEnv, name: str) -> bool:
         return False
 
 
-def asks_environments(env: VecEnv) -> bool:
+def has_own_env_method(wrapper: VecEnvWrapper) -> bool:
     """
-    Whether ``env_method`` only calls the method of each environment of a DummyVecEnv, so that the calls can be made directly.
+    Whether a wrapper may change what methods of the environments return.
 
-    :param env: the training environments
-    :return: False if a wrapper or a subclass has another ``env_method``, which may change what it returns
+    :param wrapper: around other VecEnvs
+    :return: False if its ``env_method`` is SB3's, which hands the call on
     """
-    while isinstance(env, VecEnvWrapper):
-        if type(env).env_method is not VecEnvWrapper.env_method or "env_method" in vars(env):
-            return False
-        env = env.venv
-    return type(env) is DummyVecEnv and "env_method" not in vars(env)
+    return type(wrapper).env_method is not VecEnvWrapper.env_method or "env_method" in vars(wrapper)
 
 
 def holds_masks(infos: Sequence[Info]) -> bool:

@@ -68,14 +68,96 @@ def test_every_update_has_the_rate_that_the_one_before_asks_for(cls: type[Any], 
     assert seen.rates[-1] != 1e-3  # it moved
 
 
-def test_with_memory_and_a_second_learn() -> None:
+def test_with_memory() -> None:
     model = agent(RecurrentPPO, "MlpLstmPolicy", policy_kwargs={"lstm_hidden_size": 4})
     model.learn(4 * 128, callback=AdaptiveLearningRate(desired_kl=1e-4))
-    rate = model.policy.optimizer.param_groups[0]["lr"]
-    assert rate < 1e-3
+    assert model.policy.optimizer.param_groups[0]["lr"] < 1e-3
+
+
+@pytest.mark.parametrize("cls", [PPO, stable_baselines3.PPO])
+def test_two_trainings_with_the_same_callback_are_one(cls: type[Any]) -> None:
+    """Also the first update of the second one answers to the divergence of the last of the first, which the log lacks then."""
+    model, adaptive, seen = agent(cls), AdaptiveLearningRate(desired_kl=1e-4), Seen()
+    model.learn(3 * 128, callback=[adaptive, seen])
+    before = adaptive.rate
+    last = model.logger.name_to_value["train/approx_kl"]
+    model.learn(2 * 128, callback=[adaptive, seen], reset_num_timesteps=False)
+    assert seen.rates[:2] == [1e-3, pytest.approx(1e-3 / 1.5)] and before == pytest.approx(1e-3 / 1.5**2)
+    assert seen.rates[2] == adapted_rate(before, last, 1e-4, BOUNDS) < before
+
+
+@pytest.mark.parametrize("cls", [PPO, stable_baselines3.PPO])
+def test_a_rollout_that_a_callback_ends_leaves_the_divergence_for_the_next_training(cls: type[Any]) -> None:
+    model, adaptive, seen = agent(cls), AdaptiveLearningRate(desired_kl=1e-4), Seen()
+    model.learn(9 * 128, callback=[adaptive, Seen(stop_after=300)])
+    before = adaptive.rate
+    model.learn(2 * 128, callback=[adaptive, seen], reset_num_timesteps=False)
+    assert seen.rates == [pytest.approx(before / 1.5)]
+
+
+@pytest.mark.parametrize("cls", [PPO, stable_baselines3.PPO])
+def test_the_own_schedule_comes_back(cls: type[Any]) -> None:
+    """For a training without this callback, for one with a new one, and for one that begins to count anew."""
+    model, adaptive = agent(cls, learning_rate=lambda progress: 1e-3 * progress), AdaptiveLearningRate(desired_kl=1e-4)
+    own = model.lr_schedule
+    model.learn(4 * 128, callback=adaptive)
+    assert adaptive.rate < 1e-3 and model.lr_schedule is own
+    for callback in (AdaptiveLearningRate(desired_kl=1e-4), adaptive):
+        seen = Seen()
+        model.learn(2 * 128, callback=[callback, seen], reset_num_timesteps=callback is adaptive)
+        assert seen.rates == [1e-3] and model.lr_schedule is own
     seen = Seen()
-    model.learn(2 * 128, callback=[AdaptiveLearningRate(desired_kl=1e-4), seen], reset_num_timesteps=False)
-    assert seen.rates[0] <= rate  # it goes on from there
+    model.learn(3 * 128, callback=seen)
+    assert seen.rates == [pytest.approx(own(2 / 3)), pytest.approx(own(1 / 3))]
+
+
+class Fails(BaseCallback):
+    """An error in a rollout, or as its update is about to begin."""
+
+    def __init__(self, in_update: bool) -> None:
+        super().__init__()
+        self.in_update = in_update
+
+    def fail(self) -> None:
+        if self.num_timesteps > 300:
+            raise KeyboardInterrupt
+
+    def _on_step(self) -> bool:
+        if not self.in_update:
+            self.fail()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.fail()
+
+
+@pytest.mark.parametrize("in_update", [False, True])
+def test_after_an_error_the_own_schedule_comes_back(in_update: bool) -> None:
+    model = agent(PPO)
+    own = model.lr_schedule
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(9 * 128, callback=[AdaptiveLearningRate(desired_kl=1e-4), Fails(in_update)])
+    assert (model.lr_schedule is own) == (not in_update)
+    model.learn(128, callback=AdaptiveLearningRate())
+    assert model.lr_schedule is own
+
+
+class Dumps(BaseCallback):
+    """Writes a row of the log as a rollout starts."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.logger.record("own/number", 1)
+        self.logger.dump(self.num_timesteps)
+
+
+@pytest.mark.parametrize("cls", [PPO, stable_baselines3.PPO])
+def test_a_callback_that_writes_the_log_before_it_is_named(cls: type[Any]) -> None:
+    with pytest.raises(ValueError, match=r"list AdaptiveLearningRate before callbacks that call logger\.dump"):
+        agent(cls).learn(3 * 128, callback=[Dumps(), AdaptiveLearningRate()])
+    agent(cls).learn(3 * 128, callback=[AdaptiveLearningRate(), Dumps()])
 
 
 @pytest.mark.parametrize("cls", [PPO, stable_baselines3.PPO])
@@ -97,6 +179,7 @@ def test_a_killed_run_ends_with_the_same_bits(checkpoint_first: bool, tmp_path: 
         both = [adaptive, ResumableCheckpointCallback(folder, 256)]
         model = agent(PPO)
         model.learn(7 * 128, callback=[*(reversed(both) if checkpoint_first else both), Seen(stop_after)])
+        assert model.lr_schedule(1.0) == 1e-3
         return model, adaptive.rate
 
     whole, rate = train(tmp_path / "whole")

@@ -94,6 +94,16 @@ def test_every_step_is_that_of_dummy_vec_env(
     shared.close()
 
 
+def test_dicts_of_observations_are_of_the_same_type() -> None:
+    dummy, shared = DummyVecEnv([lambda: World("dict")] * 2), Shared([lambda: World("dict")] * 2, n_workers=1)
+    for env in (dummy, shared):
+        env.seed(5)
+    assert type(dummy.reset()) is type(shared.reset())
+    first, second = (env.step(np.zeros(2, int)) for env in (dummy, shared))
+    assert_same(first, second)
+    shared.close()
+
+
 @pytest.mark.parametrize("start_method", START_METHODS)
 @pytest.mark.parametrize("trainer_steps", [False, True])
 def test_start_methods(start_method: Any, trainer_steps: bool) -> None:

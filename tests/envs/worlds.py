@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -119,10 +120,76 @@ class StuckError(Exception):
 
 
 class UnpicklableError(Exception):
-    """Raised by an environment; it can be pickled but not unpickled."""
+    """Raised by an environment."""
 
-    def __init__(self, what: Any, why: str) -> None:
-        super().__init__(f"{what}, {why}")
+    def __init__(self, what: Any) -> None:
+        super().__init__(what)
+        self.lock = threading.Lock()
+
+
+class JointError(Exception):
+    """Its message is not what its constructor takes."""
+
+    def __init__(self, joint: int, what: str) -> None:
+        super().__init__(f"{what} at joint {joint}")
+        self.joint = joint
+
+
+class NoFirmwareError(OSError):
+    """Its constructor takes as many arguments as it passes on, but others."""
+
+    def __init__(self, code: int, path: str) -> None:
+        super().__init__(code, f"cannot read {path}")
+        self.path = path
+
+
+class AxisError(ValueError):
+    """Without a call of its base's constructor, as NumPy's error of this name."""
+
+    __slots__ = ("axis",)
+
+    def __init__(self, axis: int, n_axes: int) -> None:
+        self.axis = axis
+
+    def __str__(self) -> str:
+        return f"there is no axis {self.axis}"
+
+
+class KnowsHowError(StopIteration):
+    """Says how it is pickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+        self.both = first, second
+
+    def __reduce__(self) -> Any:
+        return KnowsHowError, self.both, vars(self)
+
+
+class KeywordError(StopIteration):
+    """Has attributes that are not in its ``__dict__``."""
+
+    def __init__(self, *, value: int) -> None:
+        super().__init__(value)
+
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "message of two": lambda: JointError(3, "stuck"),
+    "of the system": lambda: NoFirmwareError(2, "arm.bin"),
+    "slots": lambda: AxisError(2, 1),
+    "own __reduce__": lambda: KnowsHowError("a", "b"),
+    "keyword": lambda: KeywordError(value=7),
+    "built in": lambda: KeyError("gripper"),
+    "of the system, built in": lambda: FileNotFoundError(2, "No such file", "arm.bin"),
+    "decoding": lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+}
+
+
+def raise_error(name: str) -> None:
+    error = ERRORS[name]()
+    if hasattr(error, "add_note"):
+        error.add_note("calibrate first")
+    raise error
 
 
 def raise_stuck() -> None:
@@ -130,7 +197,7 @@ def raise_stuck() -> None:
 
 
 def raise_unpicklable() -> None:
-    raise UnpicklableError("the gripper is stuck", "as so often")
+    raise UnpicklableError("the gripper is stuck")
 
 
 def kill_myself() -> None:
@@ -154,9 +221,9 @@ FASTEST = "fork" if "fork" in START_METHODS else "spawn"
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal in value and, but for the containers that VecEnvs return, in type."""
+    """Equal in value and, but for lists and tuples, in type."""
     if isinstance(one, dict):
-        assert isinstance(other, dict) and list(one) == list(other)
+        assert type(one) is type(other) and list(one) == list(other)
         for key in one:
             assert_same(one[key], other[key])
     elif isinstance(one, (list, tuple)):

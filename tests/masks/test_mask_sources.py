@@ -25,6 +25,7 @@ from toy_environments import VECTOR, collect, start
 from benchmarks.environments import ToyEnv
 from sb3_policyopt import PPO, TRPO, MaskablePPO, MaskableTRPO
 from sb3_policyopt.envs import SharedMemoryVecEnv
+from sb3_policyopt.evaluation import evaluate_policy
 
 SMALL: dict[str, Any] = {"n_steps": 24, "batch_size": 24, "seed": 0, "device": "cpu"}
 N_ACTIONS = 4
@@ -181,6 +182,94 @@ def test_M1_a_wrapper_with_an_env_method_of_its_own_is_asked(outside: Any) -> No
     assert (buffer.action_masks != of_environments).any()
 
 
+class WithOwn(ByVecEnv):
+    """Its own method hands through what the environments give."""
+
+    def action_masks(self) -> np.ndarray:
+        return np.stack(self.env_method("action_masks"))
+
+
+def test_M1_an_env_method_around_a_vec_env_with_masks_of_its_own_is_asked() -> None:
+    """sb3-contrib never asks a VecEnv's own method, so what a wrapper around it makes of the masks counts there."""
+    buffer = collect(PPO("MaskableMlpPolicy", VecMonitor(Narrower(WithOwn(vec(ByMethod)))), **SMALL))
+    of_environments = np.apply_along_axis(allowed_after, 2, buffer.observations)
+    np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(narrowed, 2, of_environments))
+    alone = collect(PPO("MaskableMlpPolicy", Narrower(ByVecEnv(vec(ByObservation))), **SMALL))  # the environments have none
+    np.testing.assert_array_equal(alone.action_masks, np.apply_along_axis(allowed_after, 2, alone.observations))
+
+
+class Task(ToyEnv):
+    """Allows one action only."""
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__(VECTOR, spaces.Discrete(N_ACTIONS))
+        self.allowed = allowed
+
+    def action_masks(self) -> np.ndarray:
+        return np.arange(N_ACTIONS) == self.allowed
+
+
+class Tasks(gym.Wrapper[Any, Any, Any, Any]):
+    """Goes on with the environment of another task at each reset; counts the actions that the current one forbids."""
+
+    def __init__(self) -> None:
+        self.tasks = [Task(allowed) for allowed in range(N_ACTIONS)]
+        super().__init__(self.tasks[0])
+        self.n_resets = self.n_steps = self.n_forbidden = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.n_resets += 1
+        self.env = self.tasks[self.n_resets % N_ACTIONS]
+        return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        self.n_forbidden += not self.env.get_wrapper_attr("action_masks")()[action]
+        return self.env.step(action)
+
+
+@pytest.mark.fast
+def test_M1_an_environment_that_goes_on_with_another_one_is_asked_for_its_masks() -> None:
+    """The method is looked up in every step, in trainings and in evaluations, as by sb3-contrib's ``env_method``."""
+    trained, evaluated = Tasks(), Tasks()
+    model = MaskablePPO("MlpPolicy", trained, **SMALL).learn(96)
+    evaluate_policy(model, evaluated, 6, warn=False)
+    for env in (trained, evaluated):
+        assert env.n_resets > 4 and env.n_steps > 24 and env.n_forbidden == 0
+
+
+def test_M1_methods_that_a_callback_sets_in_the_middle_of_a_rollout_are_asked() -> None:
+    def only(action: int, *rows: int) -> Callable[[], np.ndarray]:
+        mask = np.arange(N_ACTIONS) == action
+        return lambda: np.tile(mask, (*rows, 1)) if rows else mask
+
+    def in_environments(env: Any) -> None:
+        env.set_attr("action_masks", only(2), indices=[1])
+
+    def by_method(env: Any) -> None:
+        env.env_method("__setattr__", "action_masks", only(2), indices=[1])
+
+    def in_list(env: Any) -> None:
+        env.envs[1] = Monitor(Task(2))
+        env.envs[1].reset()
+
+    def in_vec_env(env: Any) -> None:
+        env.action_masks = only(2, 3)
+
+    for change in (in_environments, by_method, in_list, in_vec_env):
+        model = PPO("MaskableMlpPolicy", vec(ByMethod), **SMALL)
+
+        def callback(local: dict[str, Any], _: Any, change: Callable[[Any], None] = change) -> bool:
+            if local["self"].num_timesteps == 30:
+                change(local["env"])
+            return True
+
+        buffer: Any = model.learn(72, callback=callback).rollout_buffer
+        changed, other, _ = buffer.action_masks.reshape(3, 24, 4)[[1, 0, 2], 10:]  # after 10 steps of 3 environments
+        assert (changed == only(2)()).all()
+        assert (other == only(2)()).all() == (change is in_vec_env)
+
+
 @pytest.mark.parametrize("make", [lambda env: VecNormalize(env), lambda env: VecMonitor(VecNormalize(env))])
 @pytest.mark.parametrize("env", [ByMethod, ByInfo])
 def test_M1_vec_normalize_hands_masks_through(env: Any, make: Callable[..., Any]) -> None:
@@ -308,6 +397,46 @@ def test_M1_what_is_no_mask_is_an_error_with_environment_and_step(name: str, eng
     model = PPO("MaskableMlpPolicy", faulty(masks, spaces.Discrete(N_ACTIONS)), engine=engine, **SMALL)
     with pytest.raises(ValueError, match=f"action mask of environment 1 at step 5 of the rollout {message}"):
         model.learn(1000)
+
+
+class Says(ByVecEnv):
+    """A VecEnv whose method returns what it is told."""
+
+    def __init__(self, env: VecEnv, answer: Callable[[], Any]) -> None:
+        super().__init__(env)
+        self.answer = answer
+
+    def action_masks(self) -> Any:
+        return self.answer()
+
+
+NO_ROWS: dict[str, tuple[Callable[[], Any], str]] = {
+    "None": (lambda: None, "but NoneType"),
+    "a generator": (lambda: (np.ones(4, bool) for _ in range(3)), "but generator"),
+    "a dict": (lambda: dict.fromkeys(range(3), np.ones(4, bool)), "but dict"),
+    "transposed": (lambda: np.ones((4, 3), bool), r"but \(4, 3\)"),
+    "flat": (lambda: np.ones(12, bool), r"but \(12,\)"),
+    "too few rows": (lambda: np.ones((2, 4), bool), r"but \(2, 4\)"),
+    "a row of rows": (lambda: np.ones((1, 3, 4), bool), r"but \(1, 3, 4\)"),
+}
+
+
+@pytest.mark.parametrize("name", NO_ROWS)
+def test_M1_masks_of_a_vec_env_without_a_row_for_each_environment_are_an_error(name: str) -> None:
+    answer, found = NO_ROWS[name]
+    message = (
+        rf"action masks at step 0 of the rollout are no array of the shape \(3, 4\), one row for each environment, {found}"
+    )
+    with pytest.raises(ValueError, match=message):
+        PPO("MaskableMlpPolicy", Says(vec(ByObservation), answer), **SMALL).learn(72)
+
+
+@pytest.mark.parametrize("answer", [[1, 0, 1, 0], [[True], [False], [True], [False]]])
+def test_M1_what_stands_for_one_environment_is_flattened(answer: Any) -> None:
+    """As in sb3-contrib, where masks of Discrete(4) may have the shape (2, 2), too."""
+    env = Says(vec(ByObservation), lambda: [answer] * 3)
+    buffer: Any = PPO("MaskableMlpPolicy", env, **SMALL).learn(72).rollout_buffer
+    np.testing.assert_array_equal(buffer.action_masks, np.tile([True, False, True, False], (72, 1)))
 
 
 def test_M1_a_choice_without_allowed_action_is_an_error() -> None:

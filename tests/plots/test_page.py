@@ -169,6 +169,17 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         plot_run(write_log(tmp_path, "1,100", header=f"{STEPS},time/fps"), tmp_path / "page.png")
 
 
+@pytest.mark.fast
+def test_metrics_of_an_unknown_algorithm(tmp_path: Path) -> None:
+    folder = tmp_path / "ppo" / "A-v0_1"
+    for run in (tmp_path / "mine", folder):
+        run.mkdir(parents=True)
+        write_log(run, "10,0.01", "20,0.02", header=f"{STEPS},train/approx_kl")
+    with pytest.raises(ValueError, match=r"no return, and the algorithm is unknown.*such as ppo or trpo"):
+        plot_run(tmp_path / "mine", tmp_path / "page.png")
+    assert plot_run(folder, tmp_path / "page.png").exists()  # whose folder has the algorithm's name
+
+
 def test_unknown_format(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in one of \.png, \.pdf"):
         plot_run(logs / "ppo" / "CartPole-v1_1", tmp_path / "page.docx")

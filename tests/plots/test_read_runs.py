@@ -130,7 +130,25 @@ def test_evaluations(logs: Path) -> None:
 def test_damaged_evaluations_do_not_spoil_the_run(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "progress.csv").write_text((logs / "trpo" / "CartPole-v1_1" / "progress.csv").read_text())
     (tmp_path / "evaluations.npz").write_bytes(b"PK\x03\x04 torn")
-    assert read_run(tmp_path).evaluations.empty
+    with pytest.warns(UserWarning, match="evaluations.npz is left out, as it is empty or damaged"):
+        assert read_run(tmp_path).evaluations.empty
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"timesteps": [], "results": []},
+        {"timesteps": [1, 2, 3], "results": [[1.0, 1.0], [1.0, 2.0]]},
+        {"timesteps": [1, 2], "results": [[], []]},
+        {"timesteps": 1, "results": 2.0},
+    ],
+)
+def test_empty_and_mismatched_evaluations_do_not_spoil_the_run(arrays: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, [{STEPS: 10, RETURN: 1.0}])
+    np.savez(tmp_path / "evaluations.npz", **arrays)
+    with pytest.warns(UserWarning, match="evaluations.npz is left out, as it is empty or damaged"):
+        run = read_run(tmp_path)
+    assert run.evaluations.empty and run.series(RETURN)[1].tolist() == [1.0]
 
 
 def test_every_metric_of_both_algorithms_is_read(logs: Path) -> None:

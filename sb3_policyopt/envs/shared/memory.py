@@ -43,6 +43,27 @@ def fence() -> None:
         pass
 
 
+def ordered(number: int, kind: int) -> int:
+    """
+    An order as one number, which is written and read at once: nobody sees the number of one order with the kind of another.
+
+    :param number: of the order
+    :param kind: ``Block.STEP`` or ``Block.MESSAGE``
+    :return: higher than that of every order before
+    """
+    return 2 * number + kind
+
+
+def number_and_kind(ordered: int) -> tuple[int, int]:
+    """
+    What :func:`ordered` was given.
+
+    :param ordered: its result
+    :return: number and kind
+    """
+    return divmod(ordered, 2)
+
+
 class BusyWait:
     """
     Whether a process busy-waits for another one, decided by the delays that it has measured.
@@ -110,10 +131,10 @@ class Block:
     :param memory: of :func:`size` bytes; None to find out how many these are
     """
 
-    # A worker's numbers are two cache lines. The trainer writes the first: number, kind and time of the last order, and
+    # A worker's numbers are two cache lines. The trainer writes the first: the last order, see `ordered`, its time, and
     # whether the trainer sleeps until it is done. The worker writes the second: number and time of the last order done,
     # whether the worker sleeps, and the bytes of its infos.
-    ORDERED, KIND, ORDER_TIME, TRAINER_SLEEPS = 0, 1, 2, 3
+    ORDERED, ORDER_TIME, TRAINER_SLEEPS = 0, 1, 2
     DONE, DONE_TIME, WORKER_SLEEPS, INFO_LENGTH = 8, 9, 10, 11
     NUMBERS = 2 * CACHE_LINE // 8
 

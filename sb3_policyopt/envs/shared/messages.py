@@ -3,8 +3,10 @@
 import io
 import pickle
 import traceback
+from collections.abc import Iterator
 from copyreg import dispatch_table
-from typing import NamedTuple, TypeAlias
+from types import MemberDescriptorType
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -22,6 +24,10 @@ Info: TypeAlias = dict[str, object]
 
 StepInfos: TypeAlias = dict[int, tuple[Info, Info | None]]
 """By number of the environment, its info, and that of the reset if its episode has ended."""
+
+
+Parts: TypeAlias = tuple[type[BaseException], tuple[Any, ...], Any, dict[str, object]]
+"""Of an exception: see :func:`packed`."""
 
 
 class Order(NamedTuple):
@@ -42,11 +48,11 @@ class Failure(NamedTuple):
     """
     An exception that is sent to the trainer.
 
-    :param error: its pickle; None if there is none
+    :param error: what :func:`packed` returns as a pickle, or in the trainer's own process the exception; None if there is none
     :param text: its traceback
     """
 
-    error: bytes | None
+    error: bytes | BaseException | None
     text: str
 
 
@@ -59,10 +65,76 @@ def failure(error: BaseException, where: str) -> Failure:
     :return: what :func:`unpack` takes
     """
     try:
-        pickled = pickle.dumps(error)
+        pickled = pickle.dumps(packed(error))
     except Exception:  # a class may raise anything
         pickled = None
-    return Failure(pickled, f"In {where}:\n" + "".join(traceback.format_exception(error)))
+    return Failure(pickled, told(error, where))
+
+
+def told(error: BaseException, where: str) -> str:
+    """
+    The traceback of an exception.
+
+    :param error: the exception
+    :param where: the environment that raised it
+    :return: for :class:`Failure`
+    """
+    return f"In {where}:\n" + "".join(traceback.format_exception(error))
+
+
+def packed(error: BaseException) -> object:
+    """
+    An exception in parts, as its pickle would call its constructor with ``args``, which need not be what that was called with.
+
+    :param error: the exception
+    :return: class, arguments of the built-in base, attributes and contents of slots; the exception itself if its class says
+        how it is pickled
+    """
+    cls = type(error)
+    reduced = error.__reduce__()
+    if any("__reduce__" in vars(base) or "__reduce_ex__" in vars(base) for base in own_classes(cls)) or not (
+        isinstance(reduced, tuple) and reduced[0] is cls
+    ):
+        return error
+    slots = {name: getattr(error, name) for name in slots_of(cls) if hasattr(error, name)}
+    return cls, reduced[1], reduced[2] if len(reduced) > 2 else None, slots
+
+
+def rebuilt(parts: object) -> BaseException:
+    """
+    The exception of :func:`packed`, without a call of its class's constructor.
+
+    :param parts: what :func:`packed` returned
+    :return: of the same class, with the same message and attributes
+    """
+    if isinstance(parts, BaseException):
+        return parts
+    cls, arguments, attributes, slots = cast(Parts, parts)
+    built_in: Any = next(base for base in solid_bases(cls) if base not in own_classes(cls))
+    error: BaseException = built_in.__new__(cls, *arguments)
+    built_in.__init__(error, *arguments)
+    if attributes:
+        error.__setstate__(attributes)
+    for name, value in slots.items():
+        setattr(error, name, value)
+    return error
+
+
+def own_classes(cls: type[BaseException]) -> list[type]:
+    """Those classes from which an exception derives, itself included, that are not part of Python."""
+    return [base for base in cls.__mro__ if base.__module__ != "builtins"]
+
+
+def solid_bases(cls: type) -> Iterator[type[BaseException]]:
+    """The class and the bases that determine its memory, down to ``BaseException``."""
+    while issubclass(cls, BaseException):
+        yield cls
+        cls = cls.__base__ or object
+
+
+def slots_of(cls: type) -> set[str]:
+    """Names of the attributes in ``__slots__`` of a class."""
+    return {name for base in own_classes(cls) for name, held in vars(base).items() if isinstance(held, MemberDescriptorType)}
 
 
 def unpack(failure: Failure) -> BaseException:
@@ -72,11 +144,13 @@ def unpack(failure: Failure) -> BaseException:
     :param failure: of a worker
     :return: the exception itself; a RuntimeError if it cannot be sent between processes
     """
-    try:
-        error = pickle.loads(failure.error or b"")
-        assert isinstance(error, BaseException)
-    except Exception:  # as above
-        error = RuntimeError(failure.text)
+    if isinstance(failure.error, BaseException):
+        error = failure.error
+    else:
+        try:
+            error = rebuilt(pickle.loads(failure.error or b""))
+        except Exception:  # as above
+            error = RuntimeError(failure.text)
     error.__cause__ = WorkerTracebackError(failure.text)
     return error
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_policyopt.envs.shared.memory import Block, Plan
-from sb3_policyopt.envs.shared.messages import Failure, Info, Order, StepInfos, dumps, failure, is_constant
+from sb3_policyopt.envs.shared.messages import Failure, Info, Order, StepInfos, dumps, is_constant, told
 from sb3_policyopt.saving.env_state import Env
 
 Description: TypeAlias = tuple[spaces.Space[object], spaces.Space[object], dict[str, list[object]]]
@@ -240,9 +240,9 @@ class TrainersShare(Share):
         Pack an exception of the current environment.
 
         :param error: the exception
-        :return: as from a worker
+        :return: as from a worker, with the exception itself
         """
-        return failure(error, self.where())
+        return Failure(error, told(error, self.where()))
 
     @staticmethod
     def _sent(infos: StepInfos | None) -> StepInfos | None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -188,7 +189,7 @@ class SharedMemoryVecEnv(SubprocVecEnv):
 
     def _observations(self) -> VecEnvObs:
         """A copy of the observations in the shared memory."""
-        arrays = {name: array.copy() for name, array in self._block.observations.items()}
+        arrays = OrderedDict((name, array.copy()) for name, array in self._block.observations.items())  # as DummyVecEnv
         return dict_to_obs(self.observation_space, arrays)
 
     # ------------------------------------------------------------------ everything else

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_policyopt.envs.shared import memory
-from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence
+from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence, number_and_kind
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Order, dumps, failure
 from sb3_policyopt.envs.shared.share import Share
 from sb3_policyopt.parallel.mailboxes import yield_core
@@ -69,8 +69,9 @@ class Worker(Share):
         :return: the order
         """
         while True:
-            if self._is_ordered() and self.numbers[Block.KIND] == Block.STEP:
-                return Order(self.numbers[Block.ORDERED], "step", NO_ARGUMENTS)
+            number, kind = self._await_number()
+            if number > self.finished and kind == Block.STEP:
+                return Order(number, "step", NO_ARGUMENTS)
             message = self.connection.recv_bytes()
             if self.spins:
                 self.numbers[Block.WORKER_SLEEPS] = 0
@@ -79,31 +80,33 @@ class Worker(Share):
                 if order.number > self.finished:  # otherwise the trainer was interrupted before it had written the number
                     return order
 
-    def _is_ordered(self) -> bool:
+    def _await_number(self) -> tuple[int, int]:
         """
         Busy-wait for a new order.
 
-        :return: whether there is one; if not, the shared memory says that this worker sleeps
+        :return: number and kind of the last one; if it is not new, the shared memory says that this worker sleeps
         """
         if not self.spins:
-            return False
+            return self.finished, Block.MESSAGE
         numbers = self.numbers
-        if numbers[Block.ORDERED] > self.finished:
-            return True
+        last = number_and_kind(numbers[Block.ORDERED])
+        if last[0] > self.finished:
+            return last
         now = time.perf_counter_ns()
         end = self.busy_wait.until(now)
         while now < end:
             yield_core()
             now = time.perf_counter_ns()
-            if numbers[Block.ORDERED] > self.finished:
+            last = number_and_kind(numbers[Block.ORDERED])
+            if last[0] > self.finished:
                 self.busy_wait.record(now, numbers[Block.ORDER_TIME])
-                return True
+                return last
         numbers[Block.WORKER_SLEEPS] = 1
         fence()
-        if numbers[Block.ORDERED] <= self.finished:
-            return False
-        numbers[Block.WORKER_SLEEPS] = 0
-        return True
+        last = number_and_kind(numbers[Block.ORDERED])
+        if last[0] > self.finished:
+            numbers[Block.WORKER_SLEEPS] = 0
+        return last
 
     def _mark_done(self, number: int) -> None:
         """

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NoReturn, cast
 
 from sb3_policyopt.envs.shared import memory
-from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence
+from sb3_policyopt.envs.shared.memory import Block, BusyWait, Memory, Plan, fence, ordered
 from sb3_policyopt.envs.shared.messages import NO_ARGUMENTS, Failure, Order, StepInfos, unpack
 from sb3_policyopt.envs.shared.share import TrainersShare
 from sb3_policyopt.envs.shared.worker_handle import Context, WorkerHandle, start_worker
@@ -182,9 +182,8 @@ class Workers:
         except OSError as error:
             self._lost(handle, error)
         if self.spins:
-            handle.numbers[Block.KIND] = Block.MESSAGE
             handle.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
-            handle.numbers[Block.ORDERED] = self.number
+            handle.numbers[Block.ORDERED] = ordered(self.number, Block.MESSAGE)
 
     def _receive_all(self) -> list[object]:
         """The answers of all workers to the last order, for which it waits."""
@@ -284,9 +283,8 @@ class Workers:
             return
         for handle in self.all:
             handle.numbers[Block.TRAINER_SLEEPS] = 0
-            handle.numbers[Block.KIND] = Block.STEP
             handle.numbers[Block.ORDER_TIME] = time.perf_counter_ns()
-            handle.numbers[Block.ORDERED] = self.number  # seen by the worker after the actions: see SPINS
+            handle.numbers[Block.ORDERED] = ordered(self.number, Block.STEP)  # seen by the worker after the actions: see SPINS
         fence()
         for handle in self.all:
             if handle.numbers[Block.WORKER_SLEEPS]:
