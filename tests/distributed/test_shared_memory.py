@@ -118,7 +118,10 @@ def test_messages_of_another_length_or_kind_are_refused_by_all(first: Any, secon
             (first, second)[rank](boxes)
         return str(error.value)
 
-    mine, theirs = on_all_ranks(2, speak)
+    def check(seconds: float) -> None:
+        assert seconds < 120, "the other rank has not come, as it failed otherwise"
+
+    mine, theirs = on_all_ranks(2, speak, check)
     assert mine == theirs and said in mine
 
 
