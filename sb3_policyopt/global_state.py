@@ -41,7 +41,7 @@ class ProcessSetting(Generic[T]):
 
     def __init__(self, get: Callable[[], T], put: Callable[[T], None], needed: T) -> None:
         self.get, self.put, self.needed = get, put, needed
-        self.before = self.at_start = get()
+        self.before = get()
         self.lock = threading.RLock()
         self.changes = self.trainings = 0
 
@@ -55,35 +55,36 @@ class ProcessSetting(Generic[T]):
         with self.lock:
             if self.changes == 0:
                 self.before = self.get()
+                self.changes = 1  # first: whenever the value is this package's, it is counted
                 self.put(self.needed)
-            self.changes += 1
+            else:
+                self.changes += 1
         try:
             yield
         finally:
             with self.lock:
-                self.changes = max(0, self.changes - 1)
-                if self.changes == 0:
+                if self.changes == 1:
                     self.put(self.before)
+                self.changes = max(0, self.changes - 1)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """
-        Restore it at the end of the last training, even where Ctrl-C has kept a :meth:`changed` from doing so.
+        Restore it at the end of the last training where Ctrl-C has kept a :meth:`changed` from doing so. What a callback
+        has set on purpose stays.
 
         :return: a context
         """
         with self.lock:
-            if self.trainings == 0:
-                self.at_start = self.before if self.changes else self.get()
             self.trainings += 1
         try:
             yield
         finally:
             with self.lock:
                 self.trainings -= 1
-                if self.trainings == 0:
+                if self.trainings == 0 and self.changes:
+                    self.put(self.before)
                     self.changes = 0
-                    self.put(self.at_start)
 
 
 _validation = ProcessSetting(lambda: bool(Distribution._validate_args), Distribution.set_default_validate_args, needed=False)
@@ -98,7 +99,7 @@ def unvalidated() -> AbstractContextManager[None]:
 def training_modes() -> Iterator[None]:
     """
     Torch's gradients are on. At the end their mode, the validation of torch's distributions and NumPy's number of threads are
-    what they were.
+    what they were, or what a callback set the last two to.
 
     Each ``with`` inside restores its own setting, unless Ctrl-C arrives between the change and the ``with``: gradients would
     then stay off in an interactive session, and the next training would fail without a visible cause.

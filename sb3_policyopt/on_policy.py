@@ -67,7 +67,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
     :param engine: "auto" | "closed_form" | "hybrid" | "autograd", how the numbers are computed; "auto" takes the fastest that
         computes exactly what the policy's modules compute; ``engine_in_use.reason`` is the reason for the choice
     :param micro_batch_size: most samples that go through the networks at once (a bound on memory; the result is the same
-        to rounding); None for no bound
+        to rounding, except with BatchNorm or Dropout); None for no bound
     :param log_std_bounds: lowest and highest log standard deviation of a Gaussian policy, None for no bounds
     :param check_observations: whether observations that are not finite raise :class:`sb3_policyopt.NonFiniteError`; False
         for those whose NaN the features extractor masks (what the networks return is checked all the same)
@@ -173,6 +173,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
 
         :param seed: the same on every rank; None for none
         """
+        self._seed_given = seed  # until the ranks know each other's n_envs
         super().set_random_seed(self.team.seed(seed, self.n_envs))
 
     def _setup_model(self) -> None:
@@ -313,7 +314,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
         :return: the model
         """
         self._check_settings()  # others may have been assigned
-        model = self.prepare_engine()
+        model = self.engine_in_use = self.team.with_same_layout(self.prepare_engine())
         self._update_learning_rate(self.policy.optimizer)
         for name, value in self._update_coefficients().items():
             self.logger.record(f"train/{name}", value)
@@ -379,8 +380,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
 
     def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """
-        Write a zip that stock SB3 opens. Of several ranks only rank 0 writes files, as all have the same model; between two
-        trainings the others go on when it has.
+        Write a zip that stock SB3 opens. Of several ranks rank 0 writes it; between two trainings the others wait for that.
 
         :param path: a file, its name, or a buffer
         :param exclude: attributes to leave out
@@ -395,4 +395,5 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
 
     def _excluded_save_params(self) -> list[str]:
         """The engine is made anew from the policy, so it stays out of the zip, which stock SB3 must be able to open."""
-        return [*super()._excluded_save_params(), "engine_in_use", "_skips", "_last_lstm_states", "_last_action_masks"]
+        ours = ("engine_in_use", "_skips", "_seed_given", "_last_lstm_states", "_last_action_masks")
+        return [*super()._excluded_save_params(), *ours]

@@ -205,7 +205,7 @@ class PPO(PolicyOptimization):
         data = model.data(self.rollout_buffer, self.sequence_length)
         means = Means()
         with model.updating(self.batch_size) as optimiser:
-            gradient = self.team.gradient(model.gradient, optimiser.gradient)
+            gradient = self.team.gradient(model.gradient, model.flat)
             for minibatches in self.passes(data, self.n_epochs, normalized=True):
                 epoch = self.run_epoch(objective, minibatches, gradient, optimiser)
                 means.extend(epoch)

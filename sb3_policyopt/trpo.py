@@ -299,7 +299,7 @@ class TRPO(PolicyOptimization):
         self.policy.set_training_mode(True)
         objective, means = Objective.of(self.value_loss, critic_only=True, name="value_loss"), Means()
         with model.updating(self.batch_size, critic_only=True) as optimiser:
-            gradient = self.team.gradient(model.gradient, optimiser.gradient)
+            gradient = self.team.gradient(model.gradient, model.flat, model.n_actor)
             for minibatches in self.passes(data, self.n_critic_updates):
                 epoch = Means()
                 for minibatch in minibatches:

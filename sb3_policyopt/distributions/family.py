@@ -63,7 +63,10 @@ class ActionDistribution(ABC):
         :return: float32, shape (n_steps, n_envs, output_dim)
         """
         shape, tiny = (n_steps, n_envs, self.output_dim), float(np.finfo(np.float32).tiny)
-        return self.noise(lambda: th.rand(shape).clamp_(min=tiny).numpy(), lambda: th.randn(shape).numpy())
+        return self.noise(
+            lambda: th.rand(shape, dtype=th.float32).clamp_(min=tiny).numpy(),
+            lambda: th.randn(shape, dtype=th.float32).numpy(),
+        )
 
     @abstractmethod
     def sample(self, parameters: tuple[ArrayT, ...], noise: ArrayT) -> ArrayT:

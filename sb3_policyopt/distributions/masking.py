@@ -21,7 +21,7 @@ def penalties(action_masks: ArrayT) -> ArrayT:
     """
     if isinstance(action_masks, np.ndarray):
         return np.where(action_masks, _ZERO, _PENALTY)
-    return th.zeros(action_masks.shape, device=action_masks.device).masked_fill_(~action_masks, PENALTY)
+    return th.zeros(action_masks.shape, dtype=th.float32, device=action_masks.device).masked_fill_(~action_masks, PENALTY)
 
 
 def choices(space: spaces.Space[object]) -> tuple[int, ...]:

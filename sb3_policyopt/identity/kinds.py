@@ -1,10 +1,12 @@
 """Whether a policy takes masks, and whether it has memory. sb3-contrib's classes are known once it is imported."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import isclass
 from typing import Any
 
+import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 
@@ -60,6 +62,17 @@ def states_shape(policy: object) -> tuple[int, int]:
     """
     shape: tuple[int, int, int] = policy.lstm_hidden_state_shape  # type: ignore[attr-defined]
     return shape[0], shape[2]
+
+
+def states_dtype(policy: object) -> th.dtype:
+    """
+    The type of the states of a policy with memory: that of the weights that multiply them.
+
+    :param policy: one of sb3-contrib's recurrent policies
+    :return: the type of its recurrent network
+    """
+    kinds: Iterator[th.dtype] = (parameter.dtype for parameter in policy.lstm_actor.parameters())  # type: ignore[attr-defined]
+    return next(kinds, th.get_default_dtype())
 
 
 def is_own_gru(module: object) -> bool:

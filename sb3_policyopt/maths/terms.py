@@ -83,15 +83,25 @@ def _combined(before: Term | None, term: Term, share: float) -> Term:
     :param share: its share of the batch
     :return: of all of them
     """
-    value = th.as_tensor(value_of(term))
+    value = _as_tensor(value_of(term))
     if not isinstance(term, (Maximum, Count)):
         value = share * value
     if before is None:
         return term if isinstance(term, (Maximum, Count)) else value
-    so_far = th.as_tensor(value_of(before))
+    so_far = _as_tensor(value_of(before))
     if isinstance(term, Maximum):
         return Maximum(th.maximum(so_far, value))
     return Count(so_far + value) if isinstance(term, Count) else so_far + value
+
+
+def _as_tensor(value: Scalar) -> th.Tensor:
+    """
+    A scalar as a tensor, whatever torch's default type is.
+
+    :param value: a number of Python, NumPy or torch
+    :return: without axes, float32 for a number of Python
+    """
+    return th.as_tensor(value, dtype=th.float32 if type(value) is float else None)
 
 
 class Means:

@@ -121,9 +121,10 @@ class TensorClosedForm(TensorModel):
     def start_rollout(self, n_steps: int, n_envs: int) -> None:
         """Draw the noise of all steps at once, from the device's generator."""
         shape, like = (n_steps, n_envs, self.networks.family.output_dim), self.flat.vector
-        tiny = th.finfo(th.float32).tiny
+        tiny, kind = th.finfo(th.float32).tiny, th.float32
         self.noise = self.networks.family.noise(
-            lambda: th.rand(shape, device=like.device).clamp_(min=tiny), lambda: th.randn(shape, device=like.device)
+            lambda: th.rand(shape, dtype=kind, device=like.device).clamp_(min=tiny),
+            lambda: th.randn(shape, dtype=kind, device=like.device),
         )
         self.next_step = 0
 

@@ -213,10 +213,13 @@ class Model(ABC, Generic[ArrayT]):
             return gradient(objective, batch)
         total: Terms = {}
         whole = th.zeros_like(self.flat.gradient)
+        absent = set(range(len(self.flat.parameters)))
         for piece, share in self.pieces(batch):
             accumulate(total, gradient(objective, piece), share)
             whole.add_(self.flat.gradient, alpha=share)
+            absent &= self.flat.absent
         self.flat.gradient.copy_(whole)
+        self.flat.absent = absent
         return total
 
     @contextmanager

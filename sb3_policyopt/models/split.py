@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_policyopt.global_state import unvalidated
-from sb3_policyopt.identity.kinds import kind_of, states_shape
+from sb3_policyopt.identity.kinds import kind_of, states_dtype, states_shape
 from sb3_policyopt.models.model import forget_distribution
 from sb3_policyopt.models.policy_calls import step_distribution
 from sb3_policyopt.rollout.batch import Observations
@@ -67,7 +67,7 @@ def _beginning(policy: ActorCriticPolicy, observations: Observations[th.Tensor])
         return NO_CONTEXT
     n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
     layers, hidden_size = states_shape(policy)
-    zeros = th.zeros((layers, n, hidden_size), device=policy.device)
+    zeros = th.zeros((layers, n, hidden_size), dtype=states_dtype(policy), device=policy.device)
     return Context(memory=Memory((zeros, zeros), (zeros, zeros)), episode_starts=np.ones(n, bool))
 
 

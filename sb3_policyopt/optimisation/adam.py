@@ -37,7 +37,9 @@ class FlatAdam:
         place = slice(flat.offsets[start], flat.offsets[-1])
         self.vector, self.gradient = flat.vector[place], flat.gradient[place]
         self.moments = th.zeros_like(flat.vector), th.zeros_like(flat.vector)
-        self.steps = th.zeros(len(self.parameters))  # on the CPU, where stock Adam keeps them
+        on_cpu = self.vector.device.type == "cpu"
+        kind = th.float64 if on_cpu and th.get_default_dtype() == th.float64 else th.float32
+        self.steps = th.zeros(len(self.parameters), dtype=kind)  # of the type and on the CPU, as stock Adam keeps them
         self._count = self.steps[:1].to(self.vector.device)[0]  # the same memory, if the parameters are on the CPU too
         self._steps = self.steps.numpy()
         self._first, self._second = (moment[place] for moment in self.moments)

@@ -88,7 +88,8 @@ class Optimiser:
         :return: the norm before, and 1.0 if norm or loss is not finite, else 0.0
         """
         norm = th.linalg.vector_norm(self.gradient)
-        skipped = (~(th.isfinite(norm) & th.isfinite(th.as_tensor(loss)))).float()  # as fused Adam takes it
+        number = th.as_tensor(loss, dtype=th.float64 if isinstance(loss, float) else None)
+        skipped = (~(th.isfinite(norm) & th.isfinite(number))).float()  # as fused Adam takes it
         self.gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm, skipped
 
@@ -209,5 +210,5 @@ class NumpyOptimiser(Optimiser):
         return {"grad_norm": norm, "skipped_updates": Count(0.0)}
 
 
-_MADE = th.zeros(())
+_MADE = th.zeros((), dtype=th.float32)
 """The flag of a step that is not skipped."""

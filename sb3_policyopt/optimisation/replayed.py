@@ -67,5 +67,5 @@ class ReplayedOptimiser(Optimiser):
         :return: shape (n,)
         """
         if numbers != self._numbers:
-            self._numbers, self._tensor = numbers, th.tensor(numbers, device=self.flat.vector.device)
+            self._numbers, self._tensor = numbers, th.tensor(numbers, dtype=th.float32, device=self.flat.vector.device)
         return self._tensor

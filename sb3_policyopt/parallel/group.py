@@ -42,9 +42,15 @@ class Group:
     busy it is. This distinguishes a rank that has exited from one that is slow.
 
     :raises RankLostError: if one of the ranks does not connect in time
+    :raises ValueError: if the script has made a process group itself
     """
 
     def __init__(self) -> None:
+        if dist.is_initialized():
+            raise ValueError(
+                "torch.distributed has a process group already, but the ranks make their own when they first train: leave out "
+                "init_process_group, or call torch.distributed.destroy_process_group() before learn()"
+            )
         self.rank, self.size = launcher.rank(), launcher.world_size()
         self.timeout = launcher.timeout()
         self.store = _connect_to_store(self.rank, self.timeout)

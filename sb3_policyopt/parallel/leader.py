@@ -36,7 +36,7 @@ class SharedTrustRegion(TrustRegion):
     def __init__(self, own: TrustRegion, parameters: th.Tensor) -> None:
         self.own = own
         self.parameters = parameters
-        self._message = th.zeros(len(parameters) + 1, device=parameters.device)
+        self._message = parameters.new_zeros(len(parameters) + 1)
         self._code, self._vector = self._message[0], self._message[1:]  # what is asked, and about which vector
         sizes = gather((own.size, own.fisher_size))
         total, thinned = (sum(column) for column in zip(*sizes, strict=True))

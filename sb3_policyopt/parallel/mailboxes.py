@@ -38,6 +38,9 @@ CHECK_INTERVAL = 0.2
 CACHE_LINE = 64
 """Bytes that two cores cannot write at the same time."""
 
+GATHER, BROADCAST, REDUCE = range(3)
+"""What a message is for."""
+
 yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 """Let other processes that are ready use this core."""
 
@@ -104,7 +107,8 @@ def _has_ended(process: int) -> bool:
 class Mailboxes:
     """
     Two mailboxes for each rank, used in turn: once all have sent their k-th message, none reads the (k − 1)-th any more, and
-    the (k + 1)-th may be written in its place.
+    the (k + 1)-th may be written in its place. With each message a rank says what it is. If they do not all say
+    the same, each raises an error, and none takes a number from another's message.
 
     :param place: from :func:`create`
     :param rank: of this process
@@ -123,6 +127,7 @@ class Mailboxes:
         os.close(descriptor)
         counts = np.frombuffer(memory, np.int64, len(processes) * CACHE_LINE // 8)
         self.sent = counts.reshape(len(processes), -1)[:, 0]  # how many messages each rank has sent
+        self.kinds = counts.reshape(len(processes), -1)[:, 1:3].T  # what is in each rank's two mailboxes
         self.boxes = np.frombuffer(memory, np.uint8, offset=counts.nbytes).reshape(2, len(processes), CAPACITY)
         self.n_sent = 0
         self._views: dict[tuple[np.dtype[np.generic], tuple[int, ...]], list[list[NumpyArray]]] = {}
@@ -133,10 +138,11 @@ class Mailboxes:
 
         :param array: at most ``CAPACITY`` bytes, of the same shape and type on all ranks; overwritten
         :param combine: takes two arrays and ``out``; applied in the order of the ranks
+        :raises ValueError: if the ranks have arrays of different length or type, or are at different operations
         """
         boxes = self._next_boxes(array)
         boxes[self.rank][...] = array
-        self._send()
+        self._send(_kind(REDUCE, array))
         array[...] = boxes[0]
         for box in boxes[1:]:
             combine(array, box, out=array)
@@ -150,7 +156,7 @@ class Mailboxes:
         boxes = self._next_boxes(array)
         if self.rank == 0:
             boxes[0][...] = array
-        self._send()
+        self._send(_kind(BROADCAST, array))
         array[...] = boxes[0]
 
     def gather(self, message: bytes) -> list[bytes] | None:
@@ -165,7 +171,7 @@ class Mailboxes:
         lengths[self.rank] = len(message)
         if len(message) <= contents.shape[1]:
             contents[self.rank, : len(message)] = np.frombuffer(message, np.uint8)
-        self._send()
+        self._send(GATHER)
         if max(lengths) > contents.shape[1]:
             return None
         return [content[:length].tobytes() for content, length in zip(contents, lengths, strict=True)]
@@ -184,9 +190,16 @@ class Mailboxes:
             ]
         return self._views[key][(self.n_sent + 1) % 2]
 
-    def _send(self) -> None:
-        """Publish that this rank's message is in its mailbox, and wait for those of all others."""
+    def _send(self, kind: int) -> None:
+        """
+        Publish that this rank's message is in its mailbox, and wait for those of all others.
+
+        :param kind: of the message, see :func:`_kind`
+        :raises ValueError: if another rank has sent a message of another kind
+        """
         self.n_sent += 1
+        kinds = self.kinds[self.n_sent % 2]
+        kinds[self.rank] = kind
         self.sent[self.rank] = self.n_sent  # seen by others after the message: x86-64 keeps the order of writes
         start = checked = time.monotonic()
         while np.minimum.reduce(self.sent) < self.n_sent:
@@ -201,3 +214,33 @@ class Mailboxes:
                 if any(self.sent[rank] < self.n_sent for rank in ended):  # read after the states: a process may send, then end
                     raise RuntimeError("a process has ended")
                 self.check(now - start)
+        if (kinds != kind).any():
+            raise ValueError(
+                "the ranks exchange different things: "
+                + ", ".join(f"rank {rank} {_described(kind)}" for rank, kind in enumerate(kinds.tolist()))
+                + ". They must run the same training: what decides about an update, such as an overridden method, must decide "
+                "alike on all of them"
+            )
+
+
+def _kind(operation: int, array: NumpyArray) -> int:
+    """
+    What a message is, as one number.
+
+    :param operation: what it is for
+    :param array: the message
+    :return: another number for another operation, type or length
+    """
+    return operation + 4 * (ord(array.dtype.char) + 128 * array.nbytes)
+
+
+def _described(kind: int) -> str:
+    """
+    What a message is, in words.
+
+    :param kind: of :func:`_kind`
+    :return: for an error message
+    """
+    operation, rest = kind % 4, kind // 4
+    what = ("gathers", "receives or broadcasts", "reduces")[operation]
+    return what if operation == GATHER else f"{what} {rest // 128} bytes of {np.dtype(chr(rest % 128))}"

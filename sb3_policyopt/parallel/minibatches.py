@@ -1,6 +1,6 @@
 """Means over the minibatches of all ranks: advantages, gradients and what is logged."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import ModuleType
 from typing import Generic
 
@@ -10,7 +10,9 @@ import torch as th
 from sb3_policyopt.maths.arrays import Array, ArrayT, Scalar
 from sb3_policyopt.maths.terms import Maximum, Terms, value_of
 from sb3_policyopt.objectives.objective import Objective
-from sb3_policyopt.parallel.collectives import gather, max_, sum_
+from sb3_policyopt.optimisation.flat_parameters import FlatParameters
+from sb3_policyopt.parallel.collectives import gather, sum_
+from sb3_policyopt.parallel.launcher import rank
 from sb3_policyopt.parallel.team import Gradient
 from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.rollout.minibatches import RolloutData
@@ -101,13 +103,18 @@ class SharedGradient(Generic[ArrayT]):
     """
     The mean of a gradient and of the terms of its loss over the minibatches of all ranks, with one all-reduce.
 
-    :param compute: leaves this rank's gradient of a mean over a minibatch in ``gradient``
-    :param gradient: shape (n,); gets the mean over all ranks
+    A parameter has no gradient, rather than one of 0, if the loss depends on it on no rank. On a GPU a second exchange, on the
+    CPU, says so, so that nobody waits for the device.
+
+    :param compute: leaves this rank's gradient of a mean over a minibatch in ``flat.gradient``
+    :param flat: the parameters; its gradient becomes the mean over all ranks
+    :param start: where the stretch of the flat vector begins that is exchanged; it ends with the vector
     """
 
-    def __init__(self, compute: Gradient[Batch[ArrayT]], gradient: th.Tensor) -> None:
+    def __init__(self, compute: Gradient[Batch[ArrayT]], flat: FlatParameters, start: int = 0) -> None:
         self.compute: Gradient[Batch[ArrayT]] = compute
-        self.gradient = gradient
+        self.flat = flat
+        self.gradient = flat.gradient[start:]
         self.names: list[str] = []
 
     def __call__(self, objective: Objective, batch: Batch[ArrayT]) -> Terms:
@@ -117,19 +124,29 @@ class SharedGradient(Generic[ArrayT]):
         :param objective: what is minimised
         :param batch: of this rank; may be empty, but not the first
         :return: the terms; a :class:`Maximum` is this rank's
+        :raises ValueError: if the names of the terms differ between the ranks, or from those of the first minibatch
         """
         terms = self.compute(objective, batch) if batch.size else {}
         if not self.names:
             self._prepare_message(terms)
         if terms:
+            if terms.keys() != self.all_names:
+                raise ValueError(_other_terms(f"the minibatches of rank {rank()}", self.all_names, terms.keys()))
             self.library.multiply(self.own, batch.size, out=self.gradients)
             self._note([value_of(terms[name]) for name in self.names])
             self.numbers *= batch.size
             self.sizes[:] = batch.size
+            self.present.fill_(1)
+            for i in self.flat.absent:
+                self.present[i] = 0
         else:
             self.message.zero_()
+            self.present.zero_()
         sum_(self.message)
+        if self.gradient.is_cuda:
+            sum_(self.present)
         self.library.divide(self.gradients, self.sizes, out=self.own)
+        self.flat.absent = set() if self.present.all() else set((self.present == 0).nonzero().flatten().tolist())
         return {**terms, **dict(zip(self.names, self.numbers / self.sizes, strict=True))}
 
     def _note(self, values: list[Scalar]) -> None:
@@ -139,24 +156,47 @@ class SharedGradient(Generic[ArrayT]):
         :param values: scalars, in the order of ``names``
         """
         if isinstance(self.numbers, th.Tensor):
-            self.numbers.copy_(th.stack([th.as_tensor(value) for value in values]))
+            like = self.numbers
+            like.copy_(th.stack([th.as_tensor(value, dtype=like.dtype, device=like.device) for value in values]))
         else:
             self.numbers[:] = values
 
     def _prepare_message(self, terms: Terms) -> None:
         """
-        Lay out what the ranks add up: their gradients, terms and sizes, the first two times the third.
+        Lay out what the ranks add up: their gradients, terms and sizes, the first two times the third, and on the CPU whether
+        each parameter has a gradient.
 
         :param terms: of the first minibatch
         """
-        self.names = [name for name, term in terms.items() if not isinstance(term, Maximum)]
-        n = len(self.gradient)
-        self.message = self.gradient.new_empty(n + len(self.names) + 1)
+        self.names = sorted(name for name, term in terms.items() if not isinstance(term, Maximum))
+        self.all_names = frozenset(terms)
+        for other, names in enumerate(gather(sorted(terms))):
+            if frozenset(names) != self.all_names:
+                raise ValueError(_other_terms(f"rank {rank()} and rank {other}", self.all_names, names))
+        n, last, flags = len(self.gradient), len(self.gradient) + len(self.names), len(self.flat.parameters)
+        own_flags = self.gradient.is_cuda
+        self.message = self.gradient.new_empty(last + 1 + (0 if own_flags else flags))
+        self.present = th.empty(flags, dtype=th.float32) if own_flags else self.message[last + 1 :]
         in_torch = isinstance(value_of(terms[self.names[0]]), th.Tensor)
         self.library: ModuleType = th if in_torch else np
         self.own: Array = self.gradient if in_torch else self.gradient.numpy()
         message: Array = self.message if in_torch else self.message.numpy()
-        self.gradients, self.numbers, self.sizes = message[:n], message[n:-1], message[-1:]
+        self.gradients, self.numbers, self.sizes = message[:n], message[n:last], message[last : last + 1]
+
+
+def _other_terms(where: str, some: Collection[str], others: Collection[str]) -> str:
+    """
+    What is wrong where the terms of a loss have other names.
+
+    :param where: of which minibatches
+    :param some: names
+    :param others: other names
+    :return: an error message
+    """
+    return (
+        f"loss: the terms that it returns must have the same names in every minibatch of every rank, but those of {where} "
+        f"differ in {', '.join(sorted(set(some) ^ set(others)))}; give a term that does not occur the value 0"
+    )
 
 
 def reduce_maxima(terms: Terms) -> Terms:
@@ -165,9 +205,11 @@ def reduce_maxima(terms: Terms) -> Terms:
 
     :param terms: reduced over the update
     :return: all terms
+    :raises ValueError: if the ranks have different ones
     """
-    names = sorted(name for name, term in terms.items() if isinstance(term, Maximum))
-    if not names:
-        return terms
-    maxima = max_(th.tensor([float(value_of(terms[name])) for name in names], dtype=th.float64)).tolist()
-    return {**terms, **{name: Maximum(largest) for name, largest in zip(names, maxima, strict=True)}}
+    mine = {name: float(value_of(term)) for name, term in terms.items() if isinstance(term, Maximum)}
+    of_ranks = gather(mine)
+    for other, theirs in enumerate(of_ranks):
+        if theirs.keys() != mine.keys():
+            raise ValueError(_other_terms(f"rank {rank()} and rank {other}", mine, theirs))
+    return {**terms, **{name: Maximum(float(np.max([values[name] for values in of_ranks]))) for name in mine}}

@@ -9,8 +9,10 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.models import AnyModel
 from sb3_policyopt.objectives.trust_region import TrustRegion
-from sb3_policyopt.parallel import callbacks, group, launcher, leader, minibatches, one_model, rollouts
+from sb3_policyopt.optimisation.flat_parameters import FlatParameters
+from sb3_policyopt.parallel import callbacks, group, launcher, layout, leader, minibatches, one_model, rollouts
 from sb3_policyopt.parallel.team import Gradient, Team
 from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.rollout.learner import Learner, RolloutOfTeam
@@ -59,9 +61,13 @@ class Ranks(Team):
         """Over all ranks."""
         return minibatches.normalize(advantages)
 
-    def gradient(self, compute: Gradient[Batch[ArrayT]], gradient: th.Tensor) -> Gradient[Batch[ArrayT]]:
+    def with_same_layout(self, model: AnyModel) -> AnyModel:
+        """The actor's parameters are those that the actions depend on on any rank."""
+        return layout.with_same_layout(model)
+
+    def gradient(self, compute: Gradient[Batch[ArrayT]], flat: FlatParameters, start: int = 0) -> Gradient[Batch[ArrayT]]:
         """One all-reduce a minibatch for the gradient and the terms."""
-        return minibatches.SharedGradient(compute, gradient)
+        return minibatches.SharedGradient(compute, flat, start)
 
     def lead(self, update: Callable[[TrustRegion], Terms], region: TrustRegion, parameters: th.Tensor) -> Terms:
         """Rank 0 makes the update; the others compute their share of what it needs."""

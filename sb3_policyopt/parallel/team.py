@@ -12,8 +12,10 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from sb3_policyopt.maths import losses
 from sb3_policyopt.maths.arrays import ArrayT, NumpyArray
 from sb3_policyopt.maths.terms import Terms
+from sb3_policyopt.models import AnyModel
 from sb3_policyopt.objectives.objective import Objective
 from sb3_policyopt.objectives.trust_region import TrustRegion
+from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.rollout.info import Info
 from sb3_policyopt.rollout.learner import Learner, RolloutOfTeam
@@ -123,12 +125,22 @@ class Team:
         """
         return losses.normalize(advantages)
 
-    def gradient(self, compute: Gradient[Batch[ArrayT]], gradient: th.Tensor) -> Gradient[Batch[ArrayT]]:
+    def with_same_layout(self, model: AnyModel) -> AnyModel:
+        """
+        A model whose flat vector has the same parameters in the same order in all processes.
+
+        :param model: of this process
+        :return: the same, or another one of the same policy
+        """
+        return model
+
+    def gradient(self, compute: Gradient[Batch[ArrayT]], flat: FlatParameters, start: int = 0) -> Gradient[Batch[ArrayT]]:
         """
         What computes the gradient of a mean over the minibatches of all processes.
 
         :param compute: that of a mean over this process's minibatch
-        :param gradient: where it leaves the gradient, shape (n,)
+        :param flat: where it leaves the gradient
+        :param start: where the stretch of the flat vector begins that is stepped
         :return: a function with the same arguments
         """
         return compute

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from toy_environments import (
     ACTION_SPACES,
     IMAGE,
@@ -68,6 +69,51 @@ def test_ppo(name: str, size: int, engine: str, monkeypatch: pytest.MonkeyPatch)
     theirs, mine = whole.logger.name_to_value, pieces.logger.name_to_value
     for key in theirs.keys() - {"train/effective_sample_size"}:  # which is no mean
         assert mine[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+
+
+class Experts(BaseFeaturesExtractor):
+    """One layer for most rows, another for those whose first entry is above a bound."""
+
+    def __init__(self, space: spaces.Box, bound: float) -> None:
+        super().__init__(space, 4)
+        self.bound = bound
+        self.usual, self.rare = (th.nn.Linear(space.shape[0], 4) for _ in range(2))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        rare = observations[:, 0] >= self.bound
+        features = observations.new_zeros(len(observations), 4)
+        for rows, layer in ((rare, self.rare), (~rare, self.usual)):
+            if rows.any():
+                features[rows] = th.tanh(layer(observations[rows]))
+        return features
+
+
+@pytest.mark.parametrize("engine", ["autograd", "hybrid"])
+def test_a_parameter_that_few_pieces_use_is_stepped(engine: str) -> None:
+    """The hybrid took a parameter for unused where the last piece did not use it, and lost the others' gradients."""
+    models = []
+    for size in (None, 4):
+        arguments: dict[str, Any] = {**SMALL, "n_epochs": 4, "learning_rate": 1e-2}
+        extractor = {"features_extractor_class": Experts, "features_extractor_kwargs": {"bound": 1.0}}
+        env = toy(VECTOR, ACTION_SPACES["discrete"])
+        models.append(PPO("MlpPolicy", env, engine=engine, micro_batch_size=size, policy_kwargs=extractor, **arguments))
+    whole, pieces = models
+    extractors: list[Any] = [model.policy.features_extractor for model in models]
+    pieces.policy.load_state_dict(whole.policy.state_dict())
+    collect(whole)
+    for experts in extractors:  # few rows, and none of most pieces
+        experts.bound = float(np.quantile(whole.rollout_buffer.observations[..., 0], 0.9))
+    start(pieces)
+    copy_rollout(whole.rollout_buffer, pieces.rollout_buffer)
+    before = extractors[0].rare.weight.detach().clone()
+    for model in models:
+        np.random.seed(0)
+        model.train()
+    rare = [experts.rare.weight.detach() for experts in extractors]
+    assert (rare[0] - before).abs().max() > 1e-2
+    # A hundredth of a step, as in test_ppo.
+    th.testing.assert_close(rare[1], rare[0], rtol=0, atol=1e-4)
+    th.testing.assert_close(parameter_vector(whole.policy), parameter_vector(pieces.policy), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", POLICIES)

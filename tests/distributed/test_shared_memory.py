@@ -99,6 +99,33 @@ def test_a_rank_that_hurries_overwrites_nothing_that_others_still_read() -> None
 
 
 @here_only
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (lambda boxes: boxes.reduce_(np.zeros(3), np.add), lambda boxes: boxes.reduce_(np.zeros(4), np.add), "32 bytes"),
+        (lambda boxes: boxes.reduce_(np.zeros(2), np.add), lambda boxes: boxes.reduce_(np.zeros(2, int), np.add), "of int64"),
+        (lambda boxes: boxes.broadcast_(np.zeros(2)), lambda boxes: boxes.reduce_(np.zeros(2), np.add), "reduces 16 bytes"),
+        (lambda boxes: boxes.gather(b"x"), lambda boxes: boxes.broadcast_(np.zeros(2)), "rank 0 gathers, rank 1 receives"),
+    ],
+)
+def test_messages_of_another_length_or_kind_are_refused_by_all(first: Any, second: Any, said: str) -> None:
+    """Each rank read what it took for its own kind of message."""
+
+    def speak(boxes: Any, rank: int) -> str:
+        for _ in range(2):  # one in each of the two mailboxes
+            boxes.reduce_(np.zeros(5), np.add)
+        with pytest.raises(ValueError, match="the ranks exchange different things") as error:
+            (first, second)[rank](boxes)
+        return str(error.value)
+
+    def check(seconds: float) -> None:
+        assert seconds < 120, "the other rank has not come, as it failed otherwise"
+
+    mine, theirs = on_all_ranks(2, speak, check)
+    assert mine == theirs and said in mine
+
+
+@here_only
 @pytest.mark.parametrize("length", [0, 1, CAPACITY - 8, CAPACITY - 7])
 def test_a_message_is_gathered_if_it_fits(length: Any) -> None:
     messages = [b"x" * length, b"", b"yes"]

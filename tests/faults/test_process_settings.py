@@ -101,6 +101,28 @@ def test_a_setting_is_restored_by_the_last_of_those_who_change_it() -> None:
     assert value == ["users"]
 
 
+def test_what_a_callback_sets_on_purpose_stays() -> None:
+    """The end of the training put back what was set before it, also where training itself had changed nothing."""
+    get_threads, set_threads = blas_thread_functions() or (lambda: 1, lambda n: None)
+    n_threads = get_threads()
+
+    class Setting(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 40:
+                Distribution.set_default_validate_args(False)
+                set_threads(1)
+            return True
+
+    try:
+        set_threads(2)
+        PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, engine="autograd").learn(96, Setting())
+        assert not Distribution._validate_args
+        assert get_threads() == 1
+    finally:
+        Distribution.set_default_validate_args(True)
+        set_threads(n_threads)
+
+
 @pytest.mark.parametrize("engine", ["auto", "autograd"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_training_within_no_grad_is_the_same_training(algorithm: Any, engine: str) -> None:

@@ -74,7 +74,7 @@ class TensorCartPole(ClassicControl):
         speeds = th.stack([x_dot, x_acc, theta_dot, theta_acc], dim=1)
         after = state + cart.tau * speeds
         terminated = (after[:, 0].abs() > cart.x_threshold) | (after[:, 2].abs() > cart.theta_threshold_radians)
-        return after, th.ones(self.num_envs, device=self.device), terminated
+        return after, th.ones(self.num_envs, dtype=th.float32, device=self.device), terminated
 
     def make_renderer(self) -> gym.Env[Any, Any]:
         """
