@@ -87,7 +87,7 @@ def test_steps_that_fit_noise(trained: Callable[..., Any]) -> None:
     assert ratios("noise, 272 parameters")[0] == pytest.approx(np.sqrt(272 / 1024), rel=0.3)
     assert "step_fits_noise" not in found(trained("noise, 272 parameters"))
     evidence = found(trained("noise, 10,000 parameters"))["step_fits_noise"].evidence
-    assert f"is {np.median(ratios('noise, 10,000 parameters')):.2g};" in evidence
+    assert f"is {np.median(ratios('noise, 10,000 parameters')):.3g};" in evidence
 
 
 @pytest.mark.parametrize("settings", [{"normalize_advantage": False}, {"kl_reduction": "mean"}])

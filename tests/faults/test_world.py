@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
 from sb3_policyopt.errors import WorkerDiedError
-from sb3_policyopt.global_state import blas_thread_functions
+from sb3_policyopt.global_state import SMALL, blas_thread_functions, threads_for, unvalidated
 from sb3_policyopt.saving.checkpoint_file import newest
 
 ALGORITHMS = [PPO, TRPO]
@@ -207,18 +207,23 @@ def test_an_interruption_between_a_switch_and_its_with_leaves_no_switch_behind(a
     class Switch(BaseCallback):
         def _on_step(self) -> bool:
             th.set_grad_enabled(False)
-            th.distributions.Distribution.set_default_validate_args(not checks)
-            set_threads(2 if n_threads == 1 else 1)
+            for switch in lost:
+                switch.__enter__()
+            assert th.distributions.Distribution._validate_args is False and get_threads() == 1
             raise KeyboardInterrupt
 
     checks = th.distributions.Distribution._validate_args
     get_threads, set_threads = blas_thread_functions() or (lambda: 1, lambda n: None)
+    before = get_threads()
+    set_threads(2)
     n_threads = get_threads()
+    lost = [unvalidated(), threads_for(SMALL + 1)]
     model = algorithm("MlpPolicy", DummyVecEnv([Counter]), n_steps=16, batch_size=16, engine="autograd")
     with pytest.raises(KeyboardInterrupt):
         model.learn(32, callback=Switch())
     assert th.is_grad_enabled() and th.distributions.Distribution._validate_args == checks and get_threads() == n_threads
     model.learn(32)
+    set_threads(before)
 
 
 def test_trpo_interrupted_in_the_line_search_keeps_the_old_policy() -> None:

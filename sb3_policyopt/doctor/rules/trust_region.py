@@ -9,7 +9,7 @@ from sb3_policyopt.plots.outcomes import SUCCESS, line_search_outcomes
 _KL, _BOUND, _PREDICTED = "train/kl_divergence_loss", "train/target_kl", "train/kl_predicted"
 _IMPROVEMENT = "train/surrogate_improvement"
 _LARGE_RESIDUAL = 0.3
-_FITS_NOISE = 1.5
+_FITS_NOISE = 1.0
 _CONSERVATIVE = "Lower target_kl, raise cg_damping, and collect more samples per update (n_steps, n_envs)."
 _ADVICE = {
     "kl_exceeded": "The KL grows faster than its quadratic model: lower target_kl, raise cg_damping or line_search_max_iter.",
@@ -141,7 +141,7 @@ def step_fits_noise(log: pd.DataFrame, settings: Settings) -> Finding | None:
     return Finding(
         "warning",
         "Steps of the policy fit the noise of the sampled actions: they promise more than a step of their length can keep.",
-        f"The median of train/surrogate_improvement / √(2 KL) over {len(ratio)} accepted steps is {ratio.median():.2g}; what "
+        f"The median of train/surrogate_improvement / √(2 KL) over {len(ratio)} accepted steps is {ratio.median():.3g}; what "
         "new samples confirm is at most 1.",
         "Raise cg_damping (1 to 10 in place of 0.1), and collect more samples per update (n_steps, n_envs). Both made "
         "TRPO learn Humanoid-v5.",
