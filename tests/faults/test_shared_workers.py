@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback
@@ -25,41 +25,24 @@ from sb3_policyopt.saving.checkpoint_file import newest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "envs"))
 
+from worker_remains import nothing_stays_behind  # noqa: F401  a fixture
 from worlds import (
-    ERRORS,
     Broken,
     StuckError,
-    UnpicklableError,
     hang,
     kill_myself,
     leave,
     nap,
-    raise_error,
     raise_stuck,
-    raise_unpicklable,
 )
+
+pytestmark = pytest.mark.usefixtures("nothing_stays_behind")
 
 START_METHODS = multiprocessing.get_all_start_methods()
 FASTEST = "fork" if "fork" in START_METHODS else "spawn"
 Shared = functools.partial(SharedMemoryVecEnv, start_method=FASTEST)
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 posix = pytest.mark.skipif(os.name == "nt", reason="there the signal would end the process")
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_behind() -> Iterator[None]:
-    """No process of this one, and no file in /dev/shm but those of tests that run beside this one."""
-    before = named_memory()
-    yield
-    assert multiprocessing.active_children() == []
-    assert named_memory() <= before
-
-
-def named_memory() -> set[Any]:
-    """Files of this user's Python in /dev/shm that do not belong to a semaphore, which other tests may use."""
-    if not os.path.isdir("/dev/shm"):
-        return set()
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.")}
 
 
 @pytest.fixture(params=["busy wait", "by pipe"])
@@ -110,45 +93,6 @@ def test_an_environment_that_raises_in_reset(trainer_steps: bool, number: int) -
         env.step(zeros(env))
     env.set_attr("fault_in_reset", False)
     np.testing.assert_array_equal(env.reset(), np.zeros((2, 1)))
-    env.close()
-
-
-@pytest.mark.parametrize("name", ERRORS)
-@pytest.mark.parametrize("trainer_steps", [False, True])
-def test_an_exception_is_that_of_dummy_vec_env(name: str, trainer_steps: bool) -> None:
-    """Its class, message, arguments and attributes, whatever its constructor takes."""
-    errors: list[Any] = []
-    makes: list[Any] = [DummyVecEnv, functools.partial(Shared, n_workers=1, trainer_steps=trainer_steps)]
-    for make in makes:
-        env: Any = make([lambda: Broken(1, functools.partial(raise_error, name))])
-        env.reset()
-        with pytest.raises(Exception) as caught:
-            env.step(zeros(env))
-        errors.append(caught.value)
-        env.close()
-    expected, error = errors
-    assert type(error) is type(expected) and str(error) == str(expected)
-    names = ("args", "errno", "filename", "value", "axis", "joint", "path", "both", "reason", "__notes__", "__dict__")
-    for attribute in names:
-        assert getattr(error, attribute, None) == getattr(expected, attribute, None), attribute
-    assert isinstance(error.__cause__, WorkerTracebackError) and "In environment 0" in str(error.__cause__)
-
-
-def test_an_exception_that_cannot_be_sent() -> None:
-    env = Shared([lambda: Broken(1, raise_unpicklable)])
-    env.reset()
-    with pytest.raises(RuntimeError, match=r"environment 0[^$]*UnpicklableError: the gripper is stuck"):
-        env.step(zeros(env))
-    env.close()
-
-
-def test_an_exception_in_this_process_is_handed_over() -> None:
-    env = Shared([lambda: Broken(1, raise_unpicklable)], trainer_steps=True)
-    env.reset()
-    with pytest.raises(UnpicklableError, match="the gripper is stuck") as caught:
-        env.step(zeros(env))
-    assert caught.value.lock.acquire(blocking=False)
-    assert caught.traceback[-1].name == "raise_unpicklable"
     env.close()
 
 
