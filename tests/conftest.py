@@ -5,9 +5,12 @@ A GPU is hidden from this process and from those that the tests start, so that a
 other. Tests with the marker ``gpu`` see it, and are skipped where there is none.
 """
 
+import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 from zlib import crc32
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,13 +29,24 @@ th.set_num_threads(1)
 settings.register_profile("sb3_policyopt", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("sb3_policyopt")
 
+if "forkserver" in multiprocessing.get_all_start_methods():
+    # The process that forks workers imports once what each of them would import.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["sb3_policyopt.callbacks", "stable_baselines3.common.env_util", "gymnasium.envs.mujoco", "torch._dynamo"]
+    )
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-REAL = {"is_available": th.cuda.is_available, "device_count": th.cuda.device_count}
-HIDDEN = {"is_available": lambda: False, "device_count": lambda: 0}
+REAL = {name: getattr(th.cuda, name) for name in ("is_available", "device_count", "manual_seed_all")}
+# For each seed torch notes, with the stack, what a GPU has to do that it may find later: that takes most of a millisecond.
+HIDDEN = {"is_available": lambda: False, "device_count": lambda: 0, "manual_seed_all": lambda seed: None}
 HAS_GPU = th.cuda.is_available()
 
 for name, function in HIDDEN.items():  # now, for what is made while the tests are collected
     setattr(th.cuda, name, function)
+for name in ("xpu", "mtia"):  # the same for devices that no test has
+    module: Any = getattr(th, name, None)
+    if hasattr(module, "manual_seed_all"):
+        module.manual_seed_all = HIDDEN["manual_seed_all"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -42,6 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         thinned = item.get_closest_marker("thinned")
         if thinned is not None and item.get_closest_marker("fast") is None and crc32(item.name.encode()) % thinned.args[0]:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: no later garbage collection looks at it again."""
+    gc.freeze()
 
 
 ENGINES = ["autograd", "closed_form"]

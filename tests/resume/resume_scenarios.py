@@ -144,10 +144,6 @@ def progress(folder: Path) -> list[dict[str, str]]:
 # ---------------------------------------------------------------------- processes
 
 CONTEXT = multiprocessing.get_context("forkserver") if "forkserver" in multiprocessing.get_all_start_methods() else None
-if CONTEXT is not None:
-    CONTEXT.set_forkserver_preload(
-        ["sb3_policyopt.callbacks", "stable_baselines3.common.env_util", "gymnasium.envs.mujoco", "torch._dynamo"]
-    )
 
 
 def _life(folder: str, started: Any, options: dict[str, Any]) -> None:
