@@ -39,10 +39,11 @@ class EmulatedGraph:
         EmulatedGraph.replays += 1
         with th.no_grad():
             for operation, args, kwargs, places in self.operations:
-                results = tree_flatten(operation(*args, **kwargs))[0]
-                for place, result in zip(places, results, strict=True):
+                result = operation(*args, **kwargs)
+                results = [result] if isinstance(result, th.Tensor) else tree_flatten(result)[0]
+                for place, tensor in zip(places, results, strict=True):
                     if place is not None:
-                        place.copy_(result)
+                        place.copy_(tensor)
 
 
 class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
