@@ -166,7 +166,7 @@ def test_evaluations_change_nothing(cls: type[Any]) -> None:
     rates = []
     for evaluates in (False, True):
         adaptive = AdaptiveLearningRate(desired_kl=0.02)
-        evaluation = EvalCallback(make_vec_env("Pendulum-v1", 1), n_eval_episodes=1, eval_freq=20, verbose=0)
+        evaluation = EvalCallback(make_vec_env("Pendulum-v1", 1), n_eval_episodes=1, eval_freq=50, verbose=0)
         agent(cls).learn(7 * 128, callback=[adaptive, evaluation] if evaluates else adaptive)
         rates.append(adaptive.rate)
     assert rates[0] == rates[1] != 1e-3

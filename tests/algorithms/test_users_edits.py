@@ -23,7 +23,7 @@ MODELS = pytest.mark.parametrize(
     ("cls", "space"),
     [
         (PPO, "box"),
-        *(pytest.param(*model, marks=pytest.mark.thinned(2)) for model in ((PPO, "dict"), (TRPO, "box"))),
+        *(pytest.param(*model, marks=pytest.mark.thinned(3)) for model in ((PPO, "dict"), (TRPO, "box"))),
         pytest.param(TRPO, "dict", marks=pytest.mark.slow),
     ],
 )
@@ -42,7 +42,7 @@ def test_an_edit_in_the_middle_of_a_rollout(edit: Callable[..., Any], space: str
 
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_any_edits_at_any_time(cls: type[Any], data: Any) -> None:
     space, action = (

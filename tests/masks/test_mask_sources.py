@@ -290,7 +290,7 @@ def test_what_cannot_be_asked_for_attributes_has_no_masks_in_its_environments() 
 def test_M1_forbidden_actions_are_never_drawn(algorithm: type[Any], space: str, engine: str) -> None:
     """What the environments got, in a training long enough that 1 in 1000 would show; half of all actions are forbidden."""
     env: Any = masked_toy(action=MASKABLE[space])
-    algorithm("MlpPolicy", env, engine=engine, **{**SMALL, "n_steps": 128}).learn(1024)
+    algorithm("MlpPolicy", env, engine=engine, **{**SMALL, "n_steps": 128, "batch_size": 128}).learn(1024)
     taken = [entry for number in range(4) for entry in env.envs[number].get_wrapper_attr("taken")]
     assert len(taken) == 1024
     assert all(is_allowed(MASKABLE[space], action, mask) for action, mask in taken)
