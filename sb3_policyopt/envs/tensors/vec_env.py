@@ -152,7 +152,7 @@ class TensorVecEnv(VecEnv, ABC):
         ended = np.flatnonzero(dones)
         if len(ended) and self.bootstrap == "final":
             self._add_terminal_observations(infos, ended, step.extras)
-        rewards = step.rewards.to("cpu", th.float32, copy=True).numpy()
+        rewards = step.rewards.detach().to("cpu", th.float32, copy=True).numpy()
         return in_numpy(step.observations, self.returned_space()), rewards, dones, infos
 
     def _add_terminal_observations(self, infos: list[dict[str, Any]], ended: NumpyArray, extras: dict[str, Any]) -> None:

@@ -81,8 +81,9 @@ def collect_tensors(
         engine = self.current_engine()
         sampled, values, log_probs, _ = engine.decide(obs_tensor)
         rollout.store_decision(n_steps, sampled, values, log_probs)
-        given = env.step_tensors(to_env_action(sampled))
-        rollout.store_step(n_steps, given)
+        with th.no_grad():  # a simulator may have parameters of its own, such as those of a learned reward
+            given = env.step_tensors(to_env_action(sampled))
+            rollout.store_step(n_steps, given)
         self.num_timesteps += shared.n_envs
 
         if shows:
