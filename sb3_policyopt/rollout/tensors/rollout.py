@@ -297,8 +297,7 @@ class Episodes:
         if kept is None or kept.sums.device != starts.device:
             kept = Episodes(buffer.buffer_size, buffer.n_envs, starts.device)
             buffer.episodes = kept
-        kept.sums *= ~starts
-        kept.counts *= ~starts
+        kept.begin_anew(starts)
         return kept
 
     def note(self, step: int, rewards: th.Tensor, ended: th.Tensor, resets: th.Tensor | None = None) -> None:
@@ -314,8 +313,16 @@ class Episodes:
         self.counts += 1 if resets is None else ~resets
         for column, now in zip(self.of_steps, (ended, self.sums, self.counts), strict=True):
             column[step] = now
-        self.sums *= ~ended
-        self.counts *= ~ended
+        self.begin_anew(ended)
+
+    def begin_anew(self, starts: th.Tensor) -> None:
+        """
+        Count from 0.
+
+        :param starts: in which environments, bool, shape (n_envs,)
+        """
+        self.sums.masked_fill_(starts, 0)  # a product with 0 would keep what is not finite
+        self.counts.masked_fill_(starts, 0)
 
     def infos_at(self, step: int) -> list[Info]:
         """
