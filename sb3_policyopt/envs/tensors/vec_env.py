@@ -33,7 +33,9 @@ class TensorStep(NamedTuple):
     :param truncated: the episode was cut off, such as by a time limit; bool, shape (n_envs,). Both may be true
     :param extras: by name, whatever else there is. ``final_obs`` holds the last observations of the episodes that this step
         ended, in the same shape as ``observations``; its other rows mean nothing. ``reset_rows`` tells with "next_step" which
-        environments only reset themselves in this step; bool, shape (n_envs,)
+        environments only reset themselves in this step; bool, shape (n_envs,). ``is_success`` tells of the episodes that this
+        step ended whether they were successes, for ``rollout/success_rate``; bool or numbers, shape (n_envs,). Its other rows
+        mean nothing, and with ``_is_success`` (bool, shape (n_envs,)) only those count where that is true
     """
 
     observations: Observations[th.Tensor]
@@ -135,7 +137,8 @@ class TensorVecEnv(VecEnv, ABC):
         Do a step in all environments.
 
         :return: copies of observations, float32 rewards, dones, and for each environment an info with
-            ``TimeLimit.truncated`` and, at the end of an episode, ``terminal_observation`` if the simulator gives it
+            ``TimeLimit.truncated`` and, at the end of an episode, ``terminal_observation`` and ``is_success`` if the
+            simulator gives them
         :raises ValueError: if an episode was cut off and its last observation is missing, or resets are told that
             ``autoreset_mode`` does not announce
         """
@@ -152,6 +155,12 @@ class TensorVecEnv(VecEnv, ABC):
         ended = np.flatnonzero(dones)
         if len(ended) and self.bootstrap == "final":
             self._add_terminal_observations(infos, ended, step.extras)
+        if len(ended) and "is_success" in step.extras:
+            success = step.extras["is_success"].tolist()
+            told = step.extras["_is_success"].tolist() if "_is_success" in step.extras else [True] * self.num_envs
+            for number in ended:
+                if told[number]:
+                    infos[number]["is_success"] = success[number]
         rewards = step.rewards.detach().to("cpu", th.float32, copy=True).numpy()
         return in_numpy(step.observations, self.returned_space()), rewards, dones, infos
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
@@ -105,7 +106,7 @@ def collect_tensors(
         )
     else:  # the next rollout goes on from here
         episodes = rollout.episodes.ended(n_steps)
-    self._update_info_buffer(episodes)
+    self._update_info_buffer(episodes, np.ones(len(episodes), bool))
     self._last_obs, self._last_episode_starts = arrays_of(rollout.following(n_steps)), to_host(rollout.starts)[0]
 
     if not shared.end(complete=go_on):
