@@ -126,12 +126,19 @@ def _originals() -> dict[tuple[Owner, str], Any]:
 
     :return: by class or module, and name; None for one that had been replaced before
     """
-    for module in [module for module in _OPTIONAL if module in sys.modules]:
+    for module in [module for module in list(_OPTIONAL) if module in sys.modules]:
+        place, kinds = sys.modules[module], _OPTIONAL.get(module, {})
+        if not all(hasattr(place, kind) for kind in kinds):
+            continue  # another thread is importing it
+        found: dict[tuple[Owner, str], Any] = {}
+        for kind, names in kinds.items():
+            owner: type = getattr(place, kind)
+            found.update({(owner, name): _original(owner, name) for name in names})
         for name in _OPTIONAL_FUNCTIONS.get(module, ()):
-            _ORIGINALS[sys.modules[module], name] = _original_function(sys.modules[module], name)
-        for kind, names in _OPTIONAL.pop(module).items():
-            owner: type = getattr(sys.modules[module], kind)
-            _ORIGINALS.update({(owner, name): _original(owner, name) for name in names})
+            found[place, name] = _original_function(place, name)
+        for key, original in found.items():  # another thread may do the same: the first one's stay
+            _ORIGINALS.setdefault(key, original)
+        _OPTIONAL.pop(module, None)  # only now, so that no thread misses them
     return _ORIGINALS
 
 
@@ -183,6 +190,6 @@ def replaced_methods() -> list[str]:
     """
     return [
         f"{owner.__name__}.{name}"
-        for (owner, name), original in _originals().items()
+        for (owner, name), original in list(_originals().items())
         if original is None or vars(owner).get(name, original) is not original
     ]

@@ -16,7 +16,7 @@ from toy_environments import ACTION_SPACES, collect, toy
 
 from sb3_policyopt import PPO, MaskablePPO
 
-PREPROCESS, SUM, IS_IMAGE = policies.preprocess_obs, distributions.sum_independent_dims, preprocessing.is_image_space
+PREPROCESS, SUM = preprocessing.preprocess_obs, distributions.sum_independent_dims
 
 
 class Wider(th.distributions.Normal):
