@@ -15,6 +15,7 @@ from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.tensors.env import is_tensor_env as steps_tensors
 from sb3_policyopt.rollout.tensors.env import type_of_actions
+from sb3_policyopt.rollout.tensors.shapes import Shapes
 
 Bootstrap: TypeAlias = Literal["final", "previous", "none"]
 """What the value of a cut-off episode is taken from: see :class:`TensorVecEnv`."""
@@ -75,6 +76,7 @@ class TensorVecEnv(VecEnv, ABC):
     device: th.device
     bootstrap: Bootstrap
     autoreset_mode: AutoresetMode = "same_step"
+    _shapes: Shapes | None = None
 
     def __init__(
         self,
@@ -119,9 +121,13 @@ class TensorVecEnv(VecEnv, ABC):
         Begin a new episode in all environments, with the seed of :meth:`seed` if one was given since the last reset.
 
         :return: copies of the observations as arrays
+        :raises ValueError: if they have another shape than the observation space
         """
         with th.no_grad():
-            return in_numpy(self.reset_tensors(take_seed(self)), self.returned_space())
+            observations = self.reset_tensors(take_seed(self))
+        self._shapes = Shapes(self, self.num_envs, self.observation_space)
+        self._shapes.check_observations(observations, method="reset_tensors")
+        return in_numpy(observations, self.returned_space())
 
     def step_async(self, actions: NumpyArray) -> None:
         """
@@ -139,11 +145,13 @@ class TensorVecEnv(VecEnv, ABC):
         :return: copies of observations, float32 rewards, dones, and for each environment an info with
             ``TimeLimit.truncated`` and, at the end of an episode, ``terminal_observation`` and ``is_success`` if the
             simulator gives them
-        :raises ValueError: if an episode was cut off and its last observation is missing, or resets are told that
-            ``autoreset_mode`` does not announce
+        :raises ValueError: if an episode was cut off and its last observation is missing, resets are told that
+            ``autoreset_mode`` does not announce, or something has another shape than it must have
         """
         with th.no_grad():
             step = self.step_tensors(self._pending_actions)
+        if self._shapes is not None:
+            self._shapes.check_step(step)
         if "reset_rows" in step.extras and self.autoreset_mode == "same_step":
             raise ValueError(
                 f"{type(self).__name__}: extras['reset_rows'] tells resets in a step of their own; set "

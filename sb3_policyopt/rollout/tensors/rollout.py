@@ -18,6 +18,7 @@ from sb3_policyopt.rollout.info import Info
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, observations_at, parts_of, store_observations, targets_of
 from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv, resets_of
 from sb3_policyopt.rollout.tensors.episodes import Episodes
+from sb3_policyopt.rollout.tensors.shapes import Shapes
 from sb3_policyopt.rollout.transfer import observations_to_host, to_host
 
 ValuesOf = Callable[[Observations[th.Tensor]], th.Tensor]
@@ -31,6 +32,7 @@ class TensorRollout:
     :param env: the environments
     :param observations: the last ones, tensors or arrays
     :param episode_starts: whose episode starts with them, shape (n_envs,)
+    :raises ValueError: if the observations have another shape than the observation space
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class TensorRollout:
         self.final: Observations[th.Tensor] | None = None
         self.episodes = Episodes.of(buffer, self.starts)
         self.last: Observations[th.Tensor] = {}
+        self.shapes = Shapes(env, buffer.n_envs, buffer.observation_space)
+        self.shapes.check_observations(observations, method="reset_tensors")
         store_observations(buffer, 0, observations)
 
     def observations(self, step: int) -> Observations[th.Tensor]:
@@ -89,8 +93,9 @@ class TensorRollout:
 
         :param step: number of the step
         :param given: by the environments
-        :raises ValueError: if final observations are promised and missing
+        :raises ValueError: if something has another shape than it must have
         """
+        self.shapes.check_step(given)
         observations, rewards, terminated, truncated, extras = given
         self.buffer.rewards[step] = rewards
         ended = th.logical_or(terminated, truncated).to(self.device)
