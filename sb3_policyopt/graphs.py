@@ -6,6 +6,7 @@ and what the CPU would do is not done. So a recorded function reads tensors only
 """
 
 import gc
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -86,7 +87,13 @@ class CudaGraph:
 
     @contextmanager
     def checking(self) -> Iterator[None]:
-        """torch's own check."""
+        """
+        torch's own check. It holds for the whole process, so that it is left out where other threads run, which may wait; a
+        function that waits then ends its recording.
+        """
+        if threading.active_count() > 1:
+            yield
+            return
         before = th.cuda.get_sync_debug_mode()
         th.cuda.set_sync_debug_mode("error")
         try:

@@ -37,7 +37,8 @@ def _spaces(env_id: str, spec: PoolSpec) -> tuple[spaces.Space[object], spaces.S
     The spaces of the environment of that name in Gymnasium where it has the same arrays, else EnvPool's.
 
     EnvPool's bounds and precision sometimes differ from Gymnasium's, and SB3 compares spaces when it loads a model: with
-    Gymnasium's, a model can be used with both.
+    Gymnasium's, a model can be used with both. A number among the observations (a Box of shape ()) has shape (1,) here, as
+    SB3's networks need it.
 
     :param env_id: EnvPool's id
     :param spec: EnvPool's specification of it
@@ -45,14 +46,31 @@ def _spaces(env_id: str, spec: PoolSpec) -> tuple[spaces.Space[object], spaces.S
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = (spec.gymnasium_observation_space, spec.gymnasium_action_space)
+        observations, actions = spec.gymnasium_observation_space, spec.gymnasium_action_space
         try:
             env = gym.make(env_id)
         except (gym.error.Error, ImportError):
-            return own
+            return _with_axes(observations), actions
     theirs = (env.observation_space, env.action_space)
     env.close()
-    return theirs if all(_same_kind(a, b) for a, b in zip(own, theirs, strict=True)) else own
+    if _same_kind(observations, theirs[0]) and _same_kind(actions, theirs[1]):
+        observations, actions = theirs
+    return _with_axes(observations), actions
+
+
+def _with_axes(space: spaces.Space[Any]) -> spaces.Space[object]:
+    """
+    A space whose Boxes have an axis.
+
+    :param space: of observations
+    :return: the same one, or a copy in which a Box of shape () has shape (1,)
+    """
+    if isinstance(space, spaces.Dict) and any(part.shape == () for part in space.values()):
+        return spaces.Dict({key: _with_axes(part) for key, part in space.items()})
+    if isinstance(space, spaces.Box) and space.shape == ():
+        kind: Any = space.dtype
+        return spaces.Box(space.low.reshape(1), space.high.reshape(1), dtype=kind)
+    return space
 
 
 class EnvPoolVecEnv(VecEnv):

@@ -1,17 +1,19 @@
 """
 What torch and SB3 compute, method by method, to detect a replaced one.
 
-A user may replace a method on an object (``module.forward = mine``) or on a class (``nn.Linear.forward = mine``). A model
-that computes the same by formulas of its own would not notice. So it checks first, and leaves what was replaced to torch.
+A user may replace a method on an object (``module.forward = mine``) or on a class (``nn.Linear.forward = mine``), and a
+function in a module of SB3 (``policies.preprocess_obs = mine``). A model that computes the same by formulas of its own would
+not notice. So it checks first, and leaves what was replaced to torch.
 """
 
 import sys
 from inspect import getattr_static
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import torch as th
-from stable_baselines3.common import distributions
+from stable_baselines3.common import distributions, policies, preprocessing
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from torch import nn
@@ -52,6 +54,12 @@ _METHODS: dict[type, tuple[str, ...]] = {
     nn.GRU: ("forward",),
     th.optim.Optimizer: ("zero_grad",),
 }
+_FUNCTIONS: dict[ModuleType, tuple[str, ...]] = {
+    policies: ("preprocess_obs",),
+    preprocessing: ("preprocess_obs", "is_image_space", "is_image_space_channels_first"),
+    distributions: ("sum_independent_dims", "Normal", "Categorical", "Bernoulli"),
+}
+"""Functions and classes that SB3's methods look up in a module, by the module in which they do."""
 _MASKED_FAMILY = (*FAMILY, "apply_masking")
 _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "sb3_contrib.common.maskable.policies": {"MaskableActorCriticPolicy": POLICY_METHODS},
@@ -69,6 +77,8 @@ _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """By module and class, the methods of what is known once its module is imported."""
+_OPTIONAL_FUNCTIONS = {"sb3_contrib.common.maskable.distributions": ("MaskableCategorical",)}
+Owner: TypeAlias = type | ModuleType
 
 
 def _original(owner: type, name: str) -> Any:
@@ -91,19 +101,44 @@ def _original(owner: type, name: str) -> Any:
     return method
 
 
-_ORIGINALS = {(owner, name): _original(owner, name) for owner, names in _METHODS.items() for name in names}
-
-
-def _originals() -> dict[tuple[type, str], Any]:
+def _original_function(module: ModuleType, name: str) -> Any:
     """
-    All methods that are known, those of optional modules from when they were first seen.
+    The function or class that a module's code finds under a name.
 
-    :return: by class and name; None for one that had been replaced before
+    :param module: of SB3 or sb3-contrib
+    :param name: of the function
+    :return: the function; None if it had been replaced before by one of neither library, nor of torch
     """
-    for module in [module for module in _OPTIONAL if module in sys.modules]:
-        for kind, names in _OPTIONAL.pop(module).items():
-            owner: type = getattr(sys.modules[module], kind)
-            _ORIGINALS.update({(owner, name): _original(owner, name) for name in names})
+    found = getattr(module, name)
+    library = getattr(found, "__module__", "").partition(".")[0]
+    return found if library in ("torch", module.__name__.partition(".")[0]) else None
+
+
+_ORIGINALS: dict[tuple[Owner, str], Any] = {
+    **{(owner, name): _original(owner, name) for owner, names in _METHODS.items() for name in names},
+    **{(module, name): _original_function(module, name) for module, names in _FUNCTIONS.items() for name in names},
+}
+
+
+def _originals() -> dict[tuple[Owner, str], Any]:
+    """
+    All methods and functions that are known, those of optional modules from when they were first seen.
+
+    :return: by class or module, and name; None for one that had been replaced before
+    """
+    for module in [module for module in list(_OPTIONAL) if module in sys.modules]:
+        place, kinds = sys.modules[module], _OPTIONAL.get(module, {})
+        if not all(hasattr(place, kind) for kind in kinds):
+            continue  # another thread is importing it
+        found: dict[tuple[Owner, str], Any] = {}
+        for kind, names in kinds.items():
+            owner: type = getattr(place, kind)
+            found.update({(owner, name): _original(owner, name) for name in names})
+        for name in _OPTIONAL_FUNCTIONS.get(module, ()):
+            found[place, name] = _original_function(place, name)
+        for key, original in found.items():  # another thread may do the same: the first one's stay
+            _ORIGINALS.setdefault(key, original)
+        _OPTIONAL.pop(module, None)  # only now, so that no thread misses them
     return _ORIGINALS
 
 
@@ -149,12 +184,12 @@ def is_called_as_usual(module: nn.Module) -> bool:
 
 def replaced_methods() -> list[str]:
     """
-    The methods of torch's and SB3's own classes that were replaced.
+    The methods of torch's and SB3's own classes, and the functions of SB3's modules, that were replaced.
 
-    :return: their names, ``class.method``
+    :return: their names, ``class.method`` or ``module.function``
     """
     return [
         f"{owner.__name__}.{name}"
-        for (owner, name), original in _originals().items()
+        for (owner, name), original in list(_originals().items())
         if original is None or vars(owner).get(name, original) is not original
     ]

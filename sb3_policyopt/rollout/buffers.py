@@ -44,10 +44,13 @@ def is_stock(buffer: RolloutBuffer, *methods: str) -> bool:
     :param methods: the methods in question
     :return: True if neither the buffer's class nor the object itself replaces one of them
     """
-    for module in [module for module in _OPTIONAL if module in sys.modules]:
-        for kind in _OPTIONAL.pop(module):
-            for name in METHODS:
-                _STOCK[name].append(getattr(getattr(sys.modules[module], kind), name))
+    for module in [module for module in list(_OPTIONAL) if module in sys.modules]:
+        kinds = [getattr(sys.modules[module], kind, None) for kind in _OPTIONAL.get(module, ())]
+        if None in kinds:
+            continue  # another thread is importing it
+        for name in METHODS:
+            _STOCK[name].extend([getattr(kind, name) for kind in kinds])
+        _OPTIONAL.pop(module, None)  # only now, so that no thread misses them; another one may have done the same
     return all(name not in vars(buffer) and getattr(type(buffer), name, None) in _STOCK[name] for name in methods)
 
 

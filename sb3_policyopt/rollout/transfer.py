@@ -10,10 +10,10 @@ def to_host(*tensors: th.Tensor) -> list[NumpyArray]:
     """
     Tensors as arrays. Those of another device come in one transfer, which is waited for once.
 
-    :param tensors: on one device
+    :param tensors: on one device; gradients are left behind
     :return: the same numbers, of the same shapes and types; bfloat16, which NumPy lacks, as float32
     """
-    tensors = tuple([tensor.float() if tensor.dtype == th.bfloat16 else tensor for tensor in tensors])
+    tensors = tuple([tensor.float() if tensor.dtype == th.bfloat16 else tensor for tensor in map(th.Tensor.detach, tensors)])
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return [tensor.numpy() for tensor in tensors]
     parts = [tensor.contiguous().view(-1).view(th.uint8) for tensor in tensors]

@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.context import Memory
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
-from sb3_policyopt.rollout.tensors.rollout import Episodes
+from sb3_policyopt.rollout.tensors.episodes import Episodes
 from sb3_policyopt.rollout.transfer import to_host
 
 

@@ -191,6 +191,8 @@ def test_what_is_not_finite_is_named_after_the_rollout(step: int, spoil: Any, me
     assert all((model.policy.state_dict()[name] == value).all() for name, value in before.items())
     env.spoil.clear()
     model.learn(120)  # episodes begin anew
+    assert [info["l"] for info in model.ep_info_buffer] == [3] * 5 * 8
+    assert [info["r"] for info in model.ep_info_buffer] == [30 * i + 6 for i in range(5)] * 8
 
 
 # ---------------------------------------------------------------------- other policies, environments and buffers

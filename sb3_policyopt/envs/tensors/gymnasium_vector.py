@@ -1,5 +1,6 @@
 """Gymnasium's vector environments, and those that have their methods, such as ManiSkill's."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from sb3_policyopt.rollout.batch import Observations
 
 FINAL = ("final_obs", "final_observation")
 """Where the last observations are in the infos: in Gymnasium since 1.1, and in ManiSkill."""
+_TAKEN = (*FINAL, "reset_rows", "is_success")
+"""Infos that extras have in another form, if at all."""
 
 
 def from_gymnasium_vector(
@@ -50,7 +53,7 @@ def _autoreset_mode(env: Any, said: str | None) -> AutoresetMode:
     :raises ValueError: if it does not, or nobody knows
     """
     mode = (getattr(env, "metadata", None) or {}).get("autoreset_mode")
-    if mode is None and isinstance(getattr(env, "auto_reset", None), bool):  # ManiSkill
+    if mode is None and _is_maniskill(env):
         mode = "same_step" if env.auto_reset else "disabled"
     mode = said if mode is None else getattr(mode, "name", mode)
     if mode is None:
@@ -67,6 +70,16 @@ def _autoreset_mode(env: Any, said: str | None) -> AutoresetMode:
             "or ManiSkillVectorEnv(..., auto_reset=True)"
         )
     return known
+
+
+def _is_maniskill(env: Any) -> bool:
+    """
+    Whether an environment has the attributes of a ``ManiSkillVectorEnv``.
+
+    :param env: a vector environment
+    :return: True if so
+    """
+    return isinstance(getattr(env, "auto_reset", None), bool)
 
 
 class GymnasiumVectorAdapter(Adapter):
@@ -86,6 +99,8 @@ class GymnasiumVectorAdapter(Adapter):
         super().__init__(env, env.num_envs, env.single_observation_space, action_space, device, "final")
         self.autoreset_mode = autoreset_mode
         self._takes_numpy: bool | None = None
+        # ManiSkill calls it success, and its own wrapper for SB3 makes is_success of it.
+        self._success_names = ("is_success", "success") if _is_maniskill(env) else ("is_success",)
         self._ended = th.zeros(self.num_envs, dtype=th.bool, device=self.device)
 
     def reset_tensors(self, seed: int | None = None) -> Observations[th.Tensor]:
@@ -110,10 +125,11 @@ class GymnasiumVectorAdapter(Adapter):
         """
         given: Array = actions.cpu().numpy().astype(self.action_space.dtype) if self._takes_numpy else actions.clone()
         observations, rewards, terminated, truncated, infos = self.simulator.step(given)
-        extras = {name: value for name, value in infos.items() if name.lstrip("_") not in (*FINAL, "reset_rows")}
+        extras = {name: value for name, value in infos.items() if name.lstrip("_") not in _TAKEN}
         for name in FINAL:
             if name in infos:
                 extras["final_obs"] = self._final(infos[name], infos.get(f"_{name}"))
+        extras |= self._successes(infos)
         step = TensorStep(
             self._tensors(observations),
             self._tensor(rewards).float(),
@@ -144,6 +160,30 @@ class GymnasiumVectorAdapter(Adapter):
                 for name, inner in space.spaces.items()
             }
         return self._tensor(_rows([final[row] for row in rows], rows, self.num_envs, space))
+
+    def _successes(self, infos: Mapping[str, Any]) -> dict[str, th.Tensor]:
+        """
+        Whether the episodes that ended were successes.
+
+        :param infos: of the step; of an environment that was reset in it they are those of the reset, and "final_info" has
+            those of the end
+        :return: ``is_success`` and perhaps ``_is_success``, for extras; nothing if the infos do not tell
+        """
+        found = infos.get("final_info", infos) if self.autoreset_mode == "same_step" else infos
+        for name in self._success_names:
+            if isinstance(found, np.ndarray):  # of dicts, None where there is none
+                values: Any = np.array([one.get(name) if isinstance(one, dict) else None for one in found], dtype=object)
+                told = None
+            elif name in found:
+                values, told = found[name], found.get(f"_{name}")
+            else:
+                continue
+            if isinstance(values, np.ndarray) and values.dtype == object:
+                told = np.array([one is not None for one in values])
+                values = np.array([False if one is None else one for one in values])
+            success = self._tensor(values).flatten()
+            return {"is_success": success} if told is None else {"is_success": success, "_is_success": self._tensor(told)}
+        return {}
 
     def _tensors(self, observations: Any) -> Observations[th.Tensor]:
         if isinstance(observations, dict):

@@ -19,6 +19,7 @@ from sb3_policyopt.envs.tensors.vec_env import TensorStep, TensorVecEnv, in_nump
 from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.tensors.env import resets_of
+from sb3_policyopt.rollout.tensors.shapes import Shapes
 
 
 class TensorVecNormalize(TensorVecEnv, VecNormalize):
@@ -50,6 +51,7 @@ class TensorVecNormalize(TensorVecEnv, VecNormalize):
     old_obs: Any  # tensors here, as are the next two; SB3's methods return arrays
     old_reward: Any
     returns: Any
+    _inner_shapes: Shapes | None = None
 
     def __init__(
         self,
@@ -139,6 +141,8 @@ class TensorVecNormalize(TensorVecEnv, VecNormalize):
         :return: normalised observations
         """
         observations = cast("TensorVecEnv", self.venv).reset_tensors(seed)
+        self._inner_shapes = Shapes(self.venv, self.num_envs, self.observation_space)
+        self._inner_shapes.check_observations(observations, method="reset_tensors")
         self.returns = th.zeros(self.num_envs, dtype=th.float64, device=self.device)
         self._note_observations(observations)
         return self.normalize_tensors(observations)
@@ -150,7 +154,10 @@ class TensorVecNormalize(TensorVecEnv, VecNormalize):
         :param actions: passed on
         :return: normalised observations, rewards and last observations
         """
-        observations, rewards, terminated, truncated, extras = cast("TensorVecEnv", self.venv).step_tensors(actions)
+        step = cast("TensorVecEnv", self.venv).step_tensors(actions)
+        if self._inner_shapes is not None:
+            self._inner_shapes.check_step(step)
+        observations, rewards, terminated, truncated, extras = step
         self._note_observations(observations)
         self.old_reward = rewards.clone()
         resets = resets_of(self.venv, extras)
@@ -258,7 +265,7 @@ _SETTINGS = (
     *("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward"),
     *("gamma", "epsilon", "norm_obs_keys"),
 )
-_OURS = ("device", "bootstrap", "autoreset_mode", "_pending_actions")
+_OURS = ("device", "bootstrap", "autoreset_mode", "_pending_actions", "_shapes", "_inner_shapes")
 
 
 def _float32(space: spaces.Space[Any]) -> spaces.Box:

@@ -15,6 +15,7 @@ from sb3_policyopt.maths.arrays import NumpyArray
 from sb3_policyopt.rollout.batch import Observations
 from sb3_policyopt.rollout.tensors.env import is_tensor_env as steps_tensors
 from sb3_policyopt.rollout.tensors.env import type_of_actions
+from sb3_policyopt.rollout.tensors.shapes import Shapes
 
 Bootstrap: TypeAlias = Literal["final", "previous", "none"]
 """What the value of a cut-off episode is taken from: see :class:`TensorVecEnv`."""
@@ -33,7 +34,9 @@ class TensorStep(NamedTuple):
     :param truncated: the episode was cut off, such as by a time limit; bool, shape (n_envs,). Both may be true
     :param extras: by name, whatever else there is. ``final_obs`` holds the last observations of the episodes that this step
         ended, in the same shape as ``observations``; its other rows mean nothing. ``reset_rows`` tells with "next_step" which
-        environments only reset themselves in this step; bool, shape (n_envs,)
+        environments only reset themselves in this step; bool, shape (n_envs,). ``is_success`` tells of the episodes that this
+        step ended whether they were successes, for ``rollout/success_rate``; bool or numbers, shape (n_envs,). Its other rows
+        mean nothing, and with ``_is_success`` (bool, shape (n_envs,)) only those count where that is true
     """
 
     observations: Observations[th.Tensor]
@@ -73,6 +76,7 @@ class TensorVecEnv(VecEnv, ABC):
     device: th.device
     bootstrap: Bootstrap
     autoreset_mode: AutoresetMode = "same_step"
+    _shapes: Shapes | None = None
 
     def __init__(
         self,
@@ -117,9 +121,13 @@ class TensorVecEnv(VecEnv, ABC):
         Begin a new episode in all environments, with the seed of :meth:`seed` if one was given since the last reset.
 
         :return: copies of the observations as arrays
+        :raises ValueError: if they have another shape than the observation space
         """
         with th.no_grad():
-            return in_numpy(self.reset_tensors(take_seed(self)), self.returned_space())
+            observations = self.reset_tensors(take_seed(self))
+        self._shapes = Shapes(self, self.num_envs, self.observation_space)
+        self._shapes.check_observations(observations, method="reset_tensors")
+        return in_numpy(observations, self.returned_space())
 
     def step_async(self, actions: NumpyArray) -> None:
         """
@@ -135,12 +143,15 @@ class TensorVecEnv(VecEnv, ABC):
         Do a step in all environments.
 
         :return: copies of observations, float32 rewards, dones, and for each environment an info with
-            ``TimeLimit.truncated`` and, at the end of an episode, ``terminal_observation`` if the simulator gives it
-        :raises ValueError: if an episode was cut off and its last observation is missing, or resets are told that
-            ``autoreset_mode`` does not announce
+            ``TimeLimit.truncated`` and, at the end of an episode, ``terminal_observation`` and ``is_success`` if the
+            simulator gives them
+        :raises ValueError: if an episode was cut off and its last observation is missing, resets are told that
+            ``autoreset_mode`` does not announce, or something has another shape than it must have
         """
         with th.no_grad():
             step = self.step_tensors(self._pending_actions)
+        if self._shapes is not None:
+            self._shapes.check_step(step)
         if "reset_rows" in step.extras and self.autoreset_mode == "same_step":
             raise ValueError(
                 f"{type(self).__name__}: extras['reset_rows'] tells resets in a step of their own; set "
@@ -152,7 +163,13 @@ class TensorVecEnv(VecEnv, ABC):
         ended = np.flatnonzero(dones)
         if len(ended) and self.bootstrap == "final":
             self._add_terminal_observations(infos, ended, step.extras)
-        rewards = step.rewards.to("cpu", th.float32, copy=True).numpy()
+        if len(ended) and "is_success" in step.extras:
+            success = step.extras["is_success"].tolist()
+            told = step.extras["_is_success"].tolist() if "_is_success" in step.extras else [True] * self.num_envs
+            for number in ended:
+                if told[number]:
+                    infos[number]["is_success"] = success[number]
+        rewards = step.rewards.detach().to("cpu", th.float32, copy=True).numpy()
         return in_numpy(step.observations, self.returned_space()), rewards, dones, infos
 
     def _add_terminal_observations(self, infos: list[dict[str, Any]], ended: NumpyArray, extras: dict[str, Any]) -> None:

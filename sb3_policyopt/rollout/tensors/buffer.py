@@ -39,7 +39,7 @@ class TensorRolloutBuffer(RolloutBuffer):
     advantages: Any
     returns: Any
     episodes: Any
-    """Returns and lengths of the episodes under way, see :class:`sb3_policyopt.rollout.tensors.rollout.Episodes`."""
+    """Returns and lengths of the episodes under way, see :class:`sb3_policyopt.rollout.tensors.episodes.Episodes`."""
     resets: th.Tensor | None = None
     """Which rows are no transitions, as the environment only reset itself in that step: bool, shape (n_steps, n_envs)."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
@@ -81,8 +82,9 @@ def collect_tensors(
         engine = self.current_engine()
         sampled, values, log_probs, _ = engine.decide(obs_tensor)
         rollout.store_decision(n_steps, sampled, values, log_probs)
-        given = env.step_tensors(to_env_action(sampled))
-        rollout.store_step(n_steps, given)
+        with th.no_grad():  # a simulator may have parameters of its own, such as those of a learned reward
+            given = env.step_tensors(to_env_action(sampled))
+            rollout.store_step(n_steps, given)
         self.num_timesteps += shared.n_envs
 
         if shows:
@@ -104,7 +106,7 @@ def collect_tensors(
         )
     else:  # the next rollout goes on from here
         episodes = rollout.episodes.ended(n_steps)
-    self._update_info_buffer(episodes)
+    self._update_info_buffer(episodes, np.ones(len(episodes), bool))
     self._last_obs, self._last_episode_starts = arrays_of(rollout.following(n_steps)), to_host(rollout.starts)[0]
 
     if not shared.end(complete=go_on):

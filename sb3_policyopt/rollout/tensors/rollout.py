@@ -1,6 +1,5 @@
 """One rollout of environments that give and take tensors: its memory, its time limits, its episodes."""
 
-import time
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +17,8 @@ from sb3_policyopt.rollout.finiteness import check_rows, explain
 from sb3_policyopt.rollout.info import Info
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer, observations_at, parts_of, store_observations, targets_of
 from sb3_policyopt.rollout.tensors.env import StepOfTensors, TensorEnv, resets_of
+from sb3_policyopt.rollout.tensors.episodes import Episodes
+from sb3_policyopt.rollout.tensors.shapes import Shapes
 from sb3_policyopt.rollout.transfer import observations_to_host, to_host
 
 ValuesOf = Callable[[Observations[th.Tensor]], th.Tensor]
@@ -31,6 +32,7 @@ class TensorRollout:
     :param env: the environments
     :param observations: the last ones, tensors or arrays
     :param episode_starts: whose episode starts with them, shape (n_envs,)
+    :raises ValueError: if the observations have another shape than the observation space
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class TensorRollout:
         self.final: Observations[th.Tensor] | None = None
         self.episodes = Episodes.of(buffer, self.starts)
         self.last: Observations[th.Tensor] = {}
+        self.shapes = Shapes(env, buffer.n_envs, buffer.observation_space)
+        self.shapes.check_observations(observations, method="reset_tensors")
         store_observations(buffer, 0, observations)
 
     def observations(self, step: int) -> Observations[th.Tensor]:
@@ -89,8 +93,9 @@ class TensorRollout:
 
         :param step: number of the step
         :param given: by the environments
-        :raises ValueError: if final observations are promised and missing
+        :raises ValueError: if something has another shape than it must have
         """
+        self.shapes.check_step(given)
         observations, rewards, terminated, truncated, extras = given
         self.buffer.rewards[step] = rewards
         ended = th.logical_or(terminated, truncated).to(self.device)
@@ -99,7 +104,7 @@ class TensorRollout:
         self.cut_off[step] = truncated & ~terminated
         if self.env.bootstrap == "final" and resets is None:
             self._store_final(step, extras)
-        self.episodes.note(step, original_rewards(self.env, rewards).to(self.device), ended, resets)
+        self.episodes.note(step, original_rewards(self.env, rewards).to(self.device), ended, resets, extras)
         if step + 1 < self.buffer.buffer_size:
             store_observations(self.buffer, step + 1, observations)
         else:
@@ -161,7 +166,7 @@ class TensorRollout:
         :raises NonFiniteError: if something in the rollout is not finite
         """
         buffer = self.buffer
-        cut_off, *episodes = to_host(self.cut_off, *self.episodes.of_steps)
+        cut_off, *episodes = to_host(self.cut_off, *self.episodes.columns(buffer.buffer_size))
         buffer.resets = self.resets
         last_values = values_of(self.last)
         rows, before, final_values = self._add_values_of_time_limits(values_of, gamma, cut_off, last_values)
@@ -260,98 +265,6 @@ class TensorRollout:
             )
         if error is not None:
             raise error
-
-
-class Episodes:
-    """
-    Returns and lengths of episodes, as SB3's Monitor counts them, on the device.
-
-    :param n_steps: of a rollout
-    :param n_envs: number of environments
-    :param device: where
-    """
-
-    def __init__(self, n_steps: int, n_envs: int, device: th.device) -> None:
-        kind = th.float32 if device.type == "mps" else th.float64
-        self.begun = time.time()
-        self.sums = th.zeros(n_envs, dtype=kind, device=device)
-        self.counts = th.zeros(n_envs, dtype=th.int64, device=device)
-        shape = (n_steps, n_envs)
-        self.of_steps = (
-            th.zeros(shape, dtype=th.bool, device=device),
-            th.zeros(shape, dtype=kind, device=device),
-            th.zeros(shape, dtype=th.int64, device=device),
-        )
-        """Whether an episode ended with a step, its return and its length."""
-
-    @staticmethod
-    def of(buffer: TensorRolloutBuffer, starts: th.Tensor) -> "Episodes":
-        """
-        The episodes that go on from the last rollout.
-
-        :param buffer: which keeps them between rollouts
-        :param starts: in which environments an episode starts now, bool, shape (n_envs,)
-        :return: the episodes
-        """
-        kept: Episodes | None = vars(buffer).get("episodes")
-        if kept is None or kept.sums.device != starts.device:
-            kept = Episodes(buffer.buffer_size, buffer.n_envs, starts.device)
-            buffer.episodes = kept
-        kept.sums *= ~starts
-        kept.counts *= ~starts
-        return kept
-
-    def note(self, step: int, rewards: th.Tensor, ended: th.Tensor, resets: th.Tensor | None = None) -> None:
-        """
-        Count a step.
-
-        :param step: its number
-        :param rewards: as the innermost environments gave them, shape (n_envs,)
-        :param ended: whose episode ended, bool, shape (n_envs,)
-        :param resets: who only reset itself, bool, shape (n_envs,); None for nobody
-        """
-        self.sums += rewards if resets is None else rewards.masked_fill(resets, 0)
-        self.counts += 1 if resets is None else ~resets
-        for column, now in zip(self.of_steps, (ended, self.sums, self.counts), strict=True):
-            column[step] = now
-        self.sums *= ~ended
-        self.counts *= ~ended
-
-    def infos_at(self, step: int) -> list[Info]:
-        """
-        What SB3's Monitor would put into the infos of a step.
-
-        :param step: its number
-        :return: for each environment an empty dict, or one with "episode"
-        """
-        ended, sums, counts = to_host(*(column[step] for column in self.of_steps))
-        infos: list[Info] = [{} for _ in ended]
-        for i in np.flatnonzero(ended):
-            infos[i] = self._info(sums[i], counts[i])
-        return infos
-
-    def ended(self, n_steps: int) -> list[Info]:
-        """
-        The infos of an unfinished rollout.
-
-        :param n_steps: its steps
-        :return: one for each episode that ended, in their order
-        """
-        return self.infos(*to_host(*(column[:n_steps] for column in self.of_steps)))
-
-    def infos(self, ended: NumpyArray, sums: NumpyArray, counts: NumpyArray) -> list[Info]:
-        """
-        The infos of a whole rollout.
-
-        :param ended: ``of_steps`` as arrays, shape (n_steps, n_envs) each
-        :param sums: returns
-        :param counts: lengths
-        :return: one for each episode that ended, in their order
-        """
-        return [self._info(total, length) for total, length in zip(sums[ended], counts[ended], strict=True)]
-
-    def _info(self, total: float, length: int) -> Info:
-        return {"episode": {"r": round(float(total), 6), "l": int(length), "t": round(time.time() - self.begun, 6)}}
 
 
 def original_rewards(env: TensorEnv, rewards: th.Tensor) -> th.Tensor:
