@@ -17,6 +17,7 @@ from rl_zoo3.utils import get_model_path
 
 from sb3_policyopt import registry
 from sb3_policyopt.errors import UserError, did_you_mean
+from sb3_policyopt.zoo.entry import check_storage
 from sb3_policyopt.zoo.registration import register
 
 #: Where rl-zoo3's commands look for agents, and where its ``train`` puts them.
@@ -177,12 +178,13 @@ def check_training(argv: list[str]) -> None:
         ("-i", "--trained-agent"),
         ("--n-jobs",),
     ]
-    names += [("-f", "--log-folder"), ("-tb", "--tensorboard-log"), ("--optimization-log-path",)]
+    names += [("--storage",), ("-f", "--log-folder"), ("-tb", "--tensorboard-log"), ("--optimization-log-path",)]
     options = parse(argv, *names, algo="ppo", env="CartPole-v1", log_folder=LOGS)
     import_packages(options.gym_packages)
     check_algorithm(options.algo)
     check_environment(options.env)
     check_configuration(options.conf_file)
+    check_storage(options.storage)
     if options.trained_agent and not (options.trained_agent.endswith(".zip") and Path(options.trained_agent).is_file()):
         raise UserError(f"-i {options.trained_agent}: there is no such .zip file")
     check_folder("-f", options.log_folder)
