@@ -58,7 +58,7 @@ def train(task: str, algo: str, policy: str, seed: int) -> tuple[float, float, f
 
     importlib.import_module("rl_zoo3.import_envs")  # registers the environments without velocities
     settings = TASKS[task]
-    limit = {"wrapper_class": benchmarks.environments.limited} if task == "MaskedRoute" else {}
+    limit: dict[str, Any] = {"wrapper_class": benchmarks.environments.limited} if task == "MaskedRoute" else {}
     env = make_vec_env(settings["env_id"], 8, seed=seed, **limit)
     if settings.get("normalize"):
         env = VecNormalize(env, gamma=settings["gamma"])

@@ -174,7 +174,8 @@ def test_what_is_no_environment_is_refused_wherever_it_is_given(env: Any, zips: 
 
 def test_a_name_is_no_environment_for_a_model_that_is_there(zips: Path) -> None:
     model = PPO.load(zips / "PPO", device="cpu")
-    for give in (lambda: PPO.load(zips / "PPO", env="CartPole-v1"), lambda: model.set_env("CartPole-v1")):
+    name: Any = "CartPole-v1"
+    for give in (lambda: PPO.load(zips / "PPO", env=name), lambda: model.set_env(name)):
         with pytest.raises(TypeError, match=r"or a VecEnv \(for a new model .*\), got 'CartPole-v1'; make_vec_env"):
             give()
 

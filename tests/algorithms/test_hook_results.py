@@ -24,6 +24,7 @@ def trained(base: type[Any], name: str, change: Callable[[Any], Any]) -> Any:
     return type("Mine", (base,), {name: hook})("MlpPolicy", toy(), **SMALL).learn(32)
 
 
+THREE: Any = np.ones(3)
 WRONG: list[tuple[Callable[[Any], Any], str]] = [
     (lambda pair: pair[0], r"it returned of type Tensor and shape \(\) alone"),
     (lambda pair: None, "it returned None alone"),
@@ -34,7 +35,7 @@ WRONG: list[tuple[Callable[[Any], Any], str]] = [
     (lambda pair: (pair[0].expand(3), {}), r"its loss is of type Tensor and shape \(3,\)"),
     (lambda pair: (pair[0], {"mine": "x"}), "its term 'mine' is of type str"),
     (lambda pair: (pair[0], {"mine": th.ones(3)}), r"its term 'mine' is of type Tensor and shape \(3,\)"),
-    (lambda pair: (pair[0], {"mine": Maximum(np.ones(3))}), r"its term 'mine' is of type ndarray and shape \(3,\)"),
+    (lambda pair: (pair[0], {"mine": Maximum(THREE)}), r"its term 'mine' is of type ndarray and shape \(3,\)"),
     (lambda pair: (pair[0], {1: 1.0}), "a name among its terms is of type int"),
 ]
 

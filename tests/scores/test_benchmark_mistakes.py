@@ -1,5 +1,6 @@
 """Mistakes on the command lines of the benchmarks: one sentence and exit code 2, before anything is trained."""
 
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from benchmarks import __main__ as speed
 from benchmarks.scores import entries, search, train
 from benchmarks.scores.__main__ import main
 
@@ -53,7 +53,7 @@ def test_a_mistake_of_the_speeds_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", *command.split(), "--output", str(tmp_path / "new")])
     with pytest.raises(SystemExit) as ended:
-        speed.main()
+        runpy.run_module("benchmarks", run_name="__main__")
     assert ended.value.code == 2
     assert expected in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "new").exists()
@@ -102,7 +102,7 @@ class Acting(gym.Env[Any, Any]):
     ],
 )
 def test_dimensions_are_those_over_which_contrib_takes_the_mean(space: gym.Space[Any], dimensions: int) -> None:
-    gym.register("scores/Acting-v0", entry_point=Acting, kwargs={"space": space})
+    gym.register("scores/Acting-v0", entry_point=lambda **_: Acting(space))
     try:
         assert train.action_dimensions("scores/Acting-v0") == dimensions
     finally:

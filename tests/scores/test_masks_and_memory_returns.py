@@ -1,5 +1,6 @@
 """The returns of ``python -m benchmarks.masks_and_memory`` are those of episodes that no length makes more likely."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -31,6 +32,10 @@ class Lasting(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), 1.0, self.steps == self.length, False, {}
 
 
+def monitored(length: int) -> gym.Env[Any, Any]:
+    return Monitor(Lasting(length))
+
+
 class Still:
     """A model that always takes the same action."""
 
@@ -40,5 +45,5 @@ class Still:
 
 def test_each_environment_gives_its_share_of_the_episodes() -> None:
     lengths = (1, 2, 3, 10)
-    env = DummyVecEnv([lambda length=length: Monitor(Lasting(length)) for length in lengths])
+    env = DummyVecEnv([partial(monitored, length) for length in lengths])
     assert sorted(evaluate(Still(), env, masks=False, n_episodes=10)) == [1, 1, 2, 2, 3, 3, 3, 10, 10, 10]
