@@ -26,7 +26,7 @@ def loss_and_terms(
     """
     returned = hook(batch, *arguments)
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
-        raise TypeError(f"{_loss_rule(hook, name)} it returned {_described(returned)} alone")
+        raise TypeError(f"{_loss_rule(hook, name)} it returned {_described(returned)}")
     loss, terms = returned
     if not _is_scalar_tensor(loss):
         raise TypeError(f"{_loss_rule(hook, name)} its loss is {_described(loss)}")
@@ -90,5 +90,7 @@ def _is_number(value: object) -> bool:
 def _described(value: object) -> str:
     """A value, for a message."""
     if isinstance(value, (th.Tensor, np.ndarray)):
-        return f"of type {type(value).__name__} and shape {tuple(value.shape)}"
-    return "None" if value is None else f"of type {type(value).__name__}"
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"

@@ -26,17 +26,17 @@ def trained(base: type[Any], name: str, change: Callable[[Any], Any]) -> Any:
 
 THREE: Any = np.ones(3)
 WRONG: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda pair: pair[0], r"it returned of type Tensor and shape \(\) alone"),
-    (lambda pair: None, "it returned None alone"),
-    (lambda pair: (*pair, 1), "it returned of type tuple alone"),
+    (lambda pair: pair[0], r"it returned a Tensor of shape \(\)"),
+    (lambda pair: None, "it returned None"),
+    (lambda pair: (*pair, 1), "it returned a tuple of length 3"),
     (lambda pair: (pair[0], None), "its terms are None"),
-    (lambda pair: (pair[0], [1.0]), "its terms are of type list"),
-    (lambda pair: (pair[0].item(), {}), "its loss is of type float"),
-    (lambda pair: (pair[0].expand(3), {}), r"its loss is of type Tensor and shape \(3,\)"),
-    (lambda pair: (pair[0], {"mine": "x"}), "its term 'mine' is of type str"),
-    (lambda pair: (pair[0], {"mine": th.ones(3)}), r"its term 'mine' is of type Tensor and shape \(3,\)"),
-    (lambda pair: (pair[0], {"mine": Maximum(THREE)}), r"its term 'mine' is of type ndarray and shape \(3,\)"),
-    (lambda pair: (pair[0], {1: 1.0}), "a name among its terms is of type int"),
+    (lambda pair: (pair[0], [1.0]), "its terms are a list of length 1"),
+    (lambda pair: (pair[0].item(), {}), "its loss is a value of type float"),
+    (lambda pair: (pair[0].expand(3), {}), r"its loss is a Tensor of shape \(3,\)"),
+    (lambda pair: (pair[0], {"mine": "x"}), "its term 'mine' is a value of type str"),
+    (lambda pair: (pair[0], {"mine": th.ones(3)}), r"its term 'mine' is a Tensor of shape \(3,\)"),
+    (lambda pair: (pair[0], {"mine": Maximum(THREE)}), r"its term 'mine' is a ndarray of shape \(3,\)"),
+    (lambda pair: (pair[0], {1: 1.0}), "a name among its terms is a value of type int"),
 ]
 
 
@@ -50,10 +50,10 @@ def test_a_loss_is_a_scalar_with_numbers_to_log(base: type[Any], name: str, chan
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda scalar: scalar.item(), "of type float"),
-        (lambda scalar: (scalar, {}), "of type tuple"),
+        (lambda scalar: scalar.item(), "a value of type float"),
+        (lambda scalar: (scalar, {}), "a tuple of length 2"),
         (lambda scalar: None, "None"),
-        (lambda scalar: scalar.expand(3), r"of type Tensor and shape \(3,\)"),
+        (lambda scalar: scalar.expand(3), r"a Tensor of shape \(3,\)"),
     ],
 )
 def test_a_surrogate_is_a_scalar(change: Callable[[Any], Any], found: str) -> None:
@@ -64,7 +64,7 @@ def test_a_surrogate_is_a_scalar(change: Callable[[Any], Any], found: str) -> No
 def test_a_function_on_the_object_is_named_without_a_class() -> None:
     model: Any = PPO("MlpPolicy", toy(), **SMALL)
     model.loss = lambda batch, coefficients: None
-    with pytest.raises(TypeError, match=rf"^loss {RULE}it returned None alone"):
+    with pytest.raises(TypeError, match=rf"^loss {RULE}it returned None"):
         model.learn(32)
 
 
