@@ -58,7 +58,7 @@ def train(task: str, algo: str, policy: str, seed: int) -> tuple[float, float, f
 
     importlib.import_module("rl_zoo3.import_envs")  # registers the environments without velocities
     settings = TASKS[task]
-    limit = {"wrapper_class": benchmarks.environments.limited} if task == "MaskedRoute" else {}
+    limit: dict[str, Any] = {"wrapper_class": benchmarks.environments.limited} if task == "MaskedRoute" else {}
     env = make_vec_env(settings["env_id"], 8, seed=seed, **limit)
     if settings.get("normalize"):
         env = VecNormalize(env, gamma=settings["gamma"])
@@ -78,7 +78,8 @@ def train(task: str, algo: str, policy: str, seed: int) -> tuple[float, float, f
 
 def evaluate(model: Any, env: Any, masks: bool, n_episodes: int = 100) -> list[float]:
     """
-    Returns of episodes with the most likely actions.
+    Returns of episodes with the most likely actions. Each environment gives its share of them, as in SB3's
+    ``evaluate_policy``: of those that end first, short ones would be too many.
 
     :param model: trained
     :param env: its environments
@@ -90,12 +91,16 @@ def evaluate(model: Any, env: Any, masks: bool, n_episodes: int = 100) -> list[f
 
     returns: list[float] = []
     observations, state, starts = env.reset(), None, np.ones(env.num_envs, bool)
-    while len(returns) < n_episodes:
+    left = [(n_episodes + i) // env.num_envs for i in range(env.num_envs)]
+    while any(left):
         allowed = {"action_masks": np.stack(env.env_method("action_masks"))} if masks else {}
         actions, state = model.predict(observations, state, starts, deterministic=True, **allowed)
         observations, _, starts, infos = env.step(actions)
-        returns += [info["episode"]["r"] for info in infos if "episode" in info]
-    return returns[:n_episodes]
+        for i, info in enumerate(infos):
+            if "episode" in info and left[i]:
+                left[i] -= 1
+                returns.append(info["episode"]["r"])
+    return returns
 
 
 def rows() -> list[dict[str, str]]:

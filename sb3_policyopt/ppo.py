@@ -21,6 +21,7 @@ from sb3_policyopt.rollout.batch import Batch
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.arguments import Coefficient
 from sb3_policyopt.setup.devices import Passes
+from sb3_policyopt.setup.hooks import HOOKS, refuse_hooks_of_others
 from sb3_policyopt.setup.settings import Check, integer_from, one_of
 
 SelfPPO = TypeVar("SelfPPO", bound="PPO")
@@ -96,7 +97,7 @@ class PPO(PolicyOptimization):
     n_epochs: int
     value_clipping: ValueClipping
     kl_stop: str
-    hooks: ClassVar[tuple[str, ...]] = ("loss",)
+    hooks: ClassVar[tuple[str, ...]] = HOOKS["PPO"]
 
     def __init__(
         self,
@@ -136,6 +137,7 @@ class PPO(PolicyOptimization):
         check_observations: bool = True,
         sequence_length: int | None = None,
     ) -> None:
+        refuse_hooks_of_others(type(self))
         self._take_settings(n_epochs=n_epochs, value_clipping=value_clipping, kl_stop=kl_stop)
         self.clip_range: Any = arguments.coefficient("clip_range", clip_range, self.bounds["clip_range"])
         self.clip_range_vf: Any = None

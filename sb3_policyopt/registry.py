@@ -12,8 +12,11 @@ imports neither torch nor an optional package.
 
 import importlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
+
+from sb3_policyopt.errors import UserError
 
 if TYPE_CHECKING:
     from sb3_policyopt.saving.safe_zip import SelfDescribing
@@ -111,6 +114,20 @@ def register(algorithm: Algorithm) -> None:
     if other is not None and other.name != algorithm.name:
         raise ValueError(f"{other.name} has a class of the name {algorithm.class_name}, by which saved agents are found")
     ALGORITHMS[algorithm.name] = algorithm
+
+
+def import_packages(packages: Iterable[str]) -> None:
+    """
+    Import the modules of ``--gym-packages``.
+
+    :param packages: modules that register environments or algorithms
+    :raises UserError: if there is none of that name
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--gym-packages {package}: {error}") from error
 
 
 def find(name: str) -> Algorithm:

@@ -34,6 +34,7 @@ from sb3_policyopt.rollout.minibatches import RolloutData
 from sb3_policyopt.setup import arguments
 from sb3_policyopt.setup.arguments import Coefficient
 from sb3_policyopt.setup.devices import Passes
+from sb3_policyopt.setup.hooks import HOOKS, refuse_hooks_of_others
 from sb3_policyopt.setup.settings import Check, fraction, integer_from, one_of
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -116,7 +117,7 @@ class TRPO(PolicyOptimization):
     sub_sampling_factor: int
     kl_reduction: str
     line_search: bool
-    hooks: ClassVar[tuple[str, ...]] = ("surrogate", "value_loss")
+    hooks: ClassVar[tuple[str, ...]] = HOOKS["TRPO"]
     separates_critic: ClassVar[bool] = True
 
     def __init__(
@@ -158,6 +159,7 @@ class TRPO(PolicyOptimization):
         sequence_length: int | None = None,
     ) -> None:
         refuse_methods_of_contrib(type(self))
+        refuse_hooks_of_others(type(self))
         self._take_settings(
             cg_max_steps=cg_max_steps,
             line_search_shrinking_factor=line_search_shrinking_factor,

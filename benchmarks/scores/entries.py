@@ -14,6 +14,7 @@ from sb3_contrib import TRPO as StockTRPO
 from stable_baselines3 import PPO as StockPPO
 
 from sb3_policyopt import PPO, TRPO, hyperparams
+from sb3_policyopt.errors import did_you_mean
 from sb3_policyopt.saving.constructors import parameters_of
 
 CANDIDATES = Path(__file__).resolve().parent / "candidates.yml"
@@ -42,6 +43,17 @@ def load(algo: str, env_id: str, name: str = SHIPPED, candidates: Path = CANDIDA
     if key not in entries:
         raise ValueError(f"{where} has no entry {key!r} for {algo}; it has {', '.join(sorted(entries))}")
     return {**entries[key], **dict(_change(text) for text in changes)}
+
+
+def check_environment(env_id: str) -> None:
+    """
+    Look whether an environment is registered.
+
+    :param env_id: its id
+    :raises ValueError: if it is not; the message has the most similar one
+    """
+    if _spec(env_id) is None:
+        raise ValueError(f"there is no environment {env_id}{did_you_mean(env_id, gym.envs.registry)}")
 
 
 def is_listed(algo: str, env_id: str) -> bool:
@@ -117,17 +129,15 @@ def check_stock(algo: str, entry: Mapping[str, Any]) -> None:
 
 def on_the_scale_of_contrib(entry: Mapping[str, Any], dimensions: int) -> Entry:
     """
-    TRPO's entry for sb3-contrib, whose KL divergence and Fisher matrix are ours divided by the dimensions of a Box.
+    TRPO's entry for sb3-contrib, whose KL divergence and Fisher matrix are ours divided by the dimensions of an action.
 
     :param entry: ours
-    :param dimensions: of the Box; 1 for other action spaces
+    :param dimensions: over which sb3-contrib takes the mean; 1 where it takes none
     :return: theirs
-    :raises ValueError: if ``target_kl`` is a schedule, which sb3-contrib does not have
+    :raises ValueError: if ``target_kl`` or ``cg_damping`` is a schedule, which sb3-contrib does not have
     """
-    if isinstance(entry.get("target_kl"), str):
-        raise ValueError(f"sb3-contrib's target_kl is a number, not a schedule such as {entry['target_kl']!r}")
-    return {
-        **entry,
-        "target_kl": entry.get("target_kl", 0.01) / dimensions,
-        "cg_damping": entry.get("cg_damping", 0.1) / dimensions,
-    }
+    scaled = {"target_kl": entry.get("target_kl", 0.01), "cg_damping": entry.get("cg_damping", 0.1)}
+    for name, value in scaled.items():
+        if isinstance(value, str):
+            raise ValueError(f"sb3-contrib's {name} is a number, not a schedule such as {value!r}")
+    return {**entry, **{name: value / dimensions for name, value in scaled.items()}}

@@ -96,7 +96,7 @@ def take_up(study: optuna.Study) -> None:
 
 def search(options: argparse.Namespace) -> optuna.Study:
     """
-    Make a number of trials.
+    Make a number of trials, and print those that came to their end, the best first.
 
     :param options: of the command line
     :return: the study
@@ -125,3 +125,8 @@ def search(options: argparse.Namespace) -> optuna.Study:
     for trial in sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -trial.value):
         print(f"{trial.value:10.1f}  {trial.user_attrs['entry']}")
     return study
+
+
+def has_results(study: optuna.Study) -> bool:
+    """Whether a trial of a study, of this call or of an earlier one, came to its end."""
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))

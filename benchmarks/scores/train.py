@@ -82,7 +82,7 @@ def action_dimensions(env_id: str) -> int:
     import rl_zoo3.import_envs  # noqa: F401
 
     space = gym.make(env_id).action_space
-    return int(space.shape[0]) if isinstance(space, gym.spaces.Box) else 1
+    return int(np.prod(space.shape)) if isinstance(space, (gym.spaces.Box, gym.spaces.MultiBinary)) else 1
 
 
 def child(module: str, arguments: Sequence[str], folder: Path, lock: int | None = None) -> str:

@@ -19,6 +19,7 @@ def push_main(argv: "Sequence[str] | None" = None) -> None:
     :raises UserError: if the agent is missing or cannot be read
     :raises HubError: if the Hub or the network fails
     """
+    _import_packages(argv)
     args = push_parser().parse_args(argv)
     with user_errors(OSError, ValueError):
         _push(args)
@@ -32,9 +33,22 @@ def load_main(argv: "Sequence[str] | None" = None) -> None:
     :raises UserError: if the agent is missing, cannot be read, or needs ``--trust``
     :raises HubError: if the Hub or the network fails
     """
+    _import_packages(argv)
     args = load_parser().parse_args(argv)
     with user_errors(OSError, ValueError), _flag_instead_of_argument():
         _load(args)
+
+
+def _import_packages(argv: "Sequence[str] | None") -> None:
+    """Import the modules of ``--gym-packages``, which may register further choices of ``--algo``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    _add_packages(parser)
+    registry.import_packages(parser.parse_known_args(argv)[0].gym_packages)
+
+
+def _add_packages(parser: argparse.ArgumentParser) -> None:
+    text = "modules that register the environment or an algorithm"
+    parser.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help=text)
 
 
 @contextmanager
@@ -113,6 +127,7 @@ def _common_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("-f", "--folder", default=Path("logs"), type=Path, help="log folder")
     parser.add_argument("-name", "--repo-name", help="repository name; default: ALGO-ENV")
     parser.add_argument("--revision", help="branch of the repository (to load: also a tag or a commit); default: main")
+    _add_packages(parser)
     parser.add_argument("--verbose", default=1, type=int, help="verbose mode (0: no output, 1: INFO)")
     return parser
 
@@ -141,7 +156,6 @@ def push_parser() -> argparse.ArgumentParser:
     add("-n", "--n-timesteps", default=1000, type=int, help="length of the video in steps")
     add("--no-video", "--no-render", dest="no_video", action="store_true", help="no video")
     add("--env-kwargs", nargs="+", action=_KeyValue, metavar="KEY:VALUE", help="arguments of the environment")
-    add("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules that register the environment")
     add("--device", default="auto", help="PyTorch device: auto, cpu, cuda, …")
     add("--num-threads", default=-1, type=int, help="number of threads of PyTorch (-1: its default)")
     add("--private", action="store_true", help="if the repository is created now, only its owner has access")

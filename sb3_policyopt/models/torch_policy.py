@@ -24,6 +24,7 @@ from sb3_policyopt.models.channels_last import to_channels_last
 from sb3_policyopt.models.model import TensorDecision
 from sb3_policyopt.models.tensor_model import TensorModel
 from sb3_policyopt.objectives.objective import Objective
+from sb3_policyopt.objectives.results import surrogate
 from sb3_policyopt.objectives.trust_region import SurrogateHook
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.optimiser import Optimiser
@@ -230,7 +231,7 @@ class TorchModel(TensorModel):
         """The gradient by autograd, through whatever the hook computes."""
         forward = self.actor_pass(batch)
         with unvalidated():
-            objective = hook(batch, policy_calls.log_prob(forward.distribution, batch))
+            objective = surrogate(hook, batch, policy_calls.log_prob(forward.distribution, batch))
         return objective.item(), surrogate_gradient(self.policy, self.flat, self.actor_count, objective), forward
 
     def surrogate_and_kl(
@@ -240,7 +241,7 @@ class TorchModel(TensorModel):
         self.flat.push()
         with th.no_grad(), unvalidated():
             forward = TorchPass(policy_calls.get_distribution(self.policy, batch), [], batch.sequences)
-            objective = hook(batch, policy_calls.log_prob(forward.distribution, batch))
+            objective = surrogate(hook, batch, policy_calls.log_prob(forward.distribution, batch))
             kl = forward.family.kl(old, forward.parameters).mean()
             objective_mean, kl_mean = th.stack((objective, kl)).tolist()
         return objective_mean, kl_mean

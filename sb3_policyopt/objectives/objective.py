@@ -16,6 +16,7 @@ import torch as th
 
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.objectives.outputs import Outputs, Slopes
+from sb3_policyopt.objectives.results import loss_and_terms
 from sb3_policyopt.rollout.batch import Batch, as_arrays
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -65,7 +66,7 @@ class Objective:
         """
         slopes = slopes_of(hook)
         return cls(
-            lambda batch: hook(batch, *arguments),
+            lambda batch: loss_and_terms(hook, name, batch, arguments),
             None if slopes is None else lambda outputs, batch: slopes(outputs, batch, *arguments),
             critic_only,
             name,

@@ -199,7 +199,8 @@ def _to_table(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
     if STEPS not in frame:
         return _empty_log()
     frame[NONFINITE] = [",".join(texts.columns[flags]) for flags in nonfinite.to_numpy(dtype=bool)]
-    return frame.dropna(subset=[STEPS]).sort_values(STEPS, kind="stable", ignore_index=True)
+    frame[STEPS] = pd.to_numeric(texts[STEPS], errors="coerce").astype(float)  # also where most are words
+    return frame[np.isfinite(frame[STEPS])].sort_values(STEPS, kind="stable", ignore_index=True)
 
 
 def _to_numbers(texts: pd.Series) -> pd.Series:

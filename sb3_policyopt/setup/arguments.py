@@ -235,8 +235,8 @@ def check_env(env: object) -> None:
         )
     if not (hasattr(env, "reset") and hasattr(env, "step")):  # one of OpenAI Gym has both, and SB3 converts it
         raise TypeError(
-            f"env must be an environment, a VecEnv or the name of an environment, got {env!r}; make_vec_env of "
-            "stable_baselines3.common.env_util makes a VecEnv of a name or a function"
+            f"env must be an environment or a VecEnv (for a new model also the name of an environment), got {env!r}; "
+            "make_vec_env of stable_baselines3.common.env_util makes a VecEnv of a name or a function"
         )
 
 

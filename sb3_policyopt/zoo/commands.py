@@ -51,7 +51,7 @@ COMMANDS = {
     "benchmark": ZooCommand("rl_zoo3.benchmark", preflight.check_benchmark),
     "plot_train": ZooCommand("rl_zoo3.plots:plot_train", evaluations.check_training_curves, draws=True),
     "all_plots": ZooCommand("rl_zoo3.plots:all_plots", evaluations.check_evaluations, draws=True),
-    "plot_from_file": ZooCommand("rl_zoo3.plots:plot_from_file", preflight.check_input, draws=True),
+    "plot_from_file": ZooCommand("rl_zoo3.plots:plot_from_file", evaluations.check_input, draws=True),
 }
 
 
@@ -67,7 +67,7 @@ def run(name: str, argv: list[str]) -> None:
     if command.check in (preflight.check_playing, preflight.check_filming):
         argv = preflight.with_own_runs(argv)
     if name in ("plot_train", "all_plots"):
-        argv = preflight.with_folder_names(argv)
+        argv = evaluations.with_folder_names(argv)
     if not preflight.requests_help(argv):
         command.check(argv)
     with ExitStack() as context:

@@ -1,5 +1,7 @@
-"""Checks of ``all_plots`` and ``plot_train`` for what they would draw wrongly or report with a traceback."""
+"""Checks of rl-zoo3's plots for what they would draw wrongly or report with a traceback."""
 
+import argparse
+import pickle
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +16,88 @@ Evaluations = Mapping[str, np.ndarray]
 """What an ``evaluations.npz`` holds, by name."""
 
 
+def runs_to_draw(argv: list[str]) -> argparse.Namespace:
+    """
+    Read which runs ``plot_train`` or ``all_plots`` draws.
+
+    :param argv: the command line
+    :return: lists by option
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=[])
+    parser.add_argument("-e", "--env", nargs="+", default=[])
+    parser.add_argument("-f", "--exp-folder", "--exp-folders", nargs="+", default=[])
+    parser.add_argument("-l", "--labels", nargs="+", default=[])
+    return parser.parse_known_args(argv)[0]
+
+
+def with_folder_names(argv: list[str]) -> list[str]:
+    """
+    Let ``plot_train`` and ``all_plots`` look for algorithms and environments by the names that their folders have.
+
+    :param argv: the command line
+    :return: with ``ppo`` for ``PPO`` and ``ALE-Pong-v5`` for ``ALE/Pong-v5``
+    """
+    options = runs_to_draw(argv)
+    if not (options.algo and options.env):
+        return argv
+    return [*argv, "-a", *(algo.lower() for algo in options.algo), "-e", *(env.replace("/", "-") for env in options.env)]
+
+
+def check_runs(argv: list[str]) -> None:
+    """
+    Check that there are runs for ``plot_train`` or ``all_plots``, and a label for each folder.
+
+    :param argv: the command line
+    :raises UserError: if there are none
+    """
+    options = runs_to_draw(argv)
+    if options.labels and len(options.labels) != len(options.exp_folder):
+        raise UserError(f"-l needs a label for each folder of -f: {len(options.exp_folder)}, not {len(options.labels)}")
+    if not (options.algo and options.env and options.exp_folder):
+        raise UserError("say what to draw with -a ALGORITHM, -e ENVIRONMENT and -f FOLDER")
+    for env in options.env:
+        name = env.replace("/", "-")
+        if not any(
+            list(Path(folder, algo.lower()).glob(f"*{name}*")) for folder in options.exp_folder for algo in options.algo
+        ):
+            raise UserError(f"there is no run of {' or '.join(options.algo)} on {env} in {' or '.join(options.exp_folder)}")
+
+
+def check_input(argv: list[str]) -> None:
+    """
+    Check that the file of ``plot_from_file`` exists, holds several runs of each method, and that each has a label.
+
+    :param argv: the command line
+    :raises UserError: if it does not
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-i", "--input")
+    for name in ("-iqm", "-latex", "-loc"):  # else -iqm would be -i qm
+        parser.add_argument(name, action="store_true")
+    for names in (("-l", "--labels"), ("--skip-keys",), ("--keep-keys",), ("--merge",)):
+        parser.add_argument(*names, nargs="+", default=[])
+    options = parser.parse_known_args(argv)[0]
+    given = options.input
+    if given is None:
+        raise UserError("say what to draw with -i FILE, the output of all_plots -o FILE")
+    path = Path(given if given.endswith(".pkl") else f"{given}.pkl")
+    if not path.is_file():
+        raise UserError(f"-i {given}: there is no such .pkl file")
+    for other in options.merge:
+        if not Path(other).is_file():
+            raise UserError(f"--merge {other}: there is no such file")
+    with path.open("rb") as file:
+        results = pickle.load(file)
+    results.pop("results_table", None)
+    if any(np.ndim(method["last_evals"]) == 0 for methods in results.values() for method in methods.values()):
+        raise UserError(f"-i {given}: plot_from_file compares distributions and needs at least two runs of each method")
+    methods = [name for name in next(iter(results.values()), {}) if name not in options.skip_keys]
+    drawn = [name for name in methods if name in options.keep_keys] if options.keep_keys else methods
+    if options.labels and not options.merge and len(options.labels) != len(drawn):
+        raise UserError(f"-l needs a label for each method ({', '.join(drawn)}): {len(drawn)}, not {len(options.labels)}")
+
+
 def check_training_curves(argv: list[str]) -> None:
     """
     Check what ``plot_train`` is to draw.
@@ -21,7 +105,7 @@ def check_training_curves(argv: list[str]) -> None:
     :param argv: the command line
     :raises UserError: if there are no runs, or the window has no episode
     """
-    preflight.check_runs(argv)
+    check_runs(argv)
     preflight.check_number(argv, ("-w", "--episode-window"), 1)
 
 
@@ -32,8 +116,8 @@ def check_evaluations(argv: list[str]) -> None:
     :param argv: the command line
     :raises UserError: if an environment has none, or an option does not fit them
     """
-    preflight.check_runs(argv)
-    options = preflight.runs_to_draw(argv)
+    check_runs(argv)
+    options = runs_to_draw(argv)
     given = preflight.parse(argv, ("-k", "--key"), ("-max", "--max-timesteps"), ("-o", "--output"))
     if given.output is not None and not Path(given.output).parent.is_dir():
         raise UserError(f"-o {given.output}: there is no folder {Path(given.output).parent}")

@@ -23,6 +23,7 @@ from sb3_policyopt.errors import NonFiniteError, UserError, did_you_mean
 from sb3_policyopt.hub.plain_yaml import EVALUATED
 from sb3_policyopt.recording import RunRecorder
 from sb3_policyopt.saving.constructors import parameters_of
+from sb3_policyopt.zoo.entry import check_entry, normalization
 from sb3_policyopt.zoo.torchrun import given_seed
 
 #: Command-line arguments that may contain a password, or belong to a service.
@@ -136,6 +137,7 @@ class Experiment(ExperimentManager):
     def _preprocess_hyperparams(self, hyperparams: Mapping[str, object]) -> object:
         """Store the configuration's entry of wrappers, which rl-zoo3 then replaces by functions, as it evaluates strings."""
         self.wrapper_entry = hyperparams.get("env_wrapper")
+        check_entry(hyperparams, self.n_timesteps > 0)
         try:
             return super()._preprocess_hyperparams(hyperparams)
         except (NameError, AttributeError, SyntaxError) as error:
@@ -146,6 +148,17 @@ class Experiment(ExperimentManager):
                 f"{name} of {self.env_name.gym_id} cannot be evaluated ({type(error).__name__}: {error}): write a class as "
                 "nn.ReLU, th.optim.Adam or get_class_by_name('module.Class')"
             ) from error
+
+    def _preprocess_normalization(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
+        """As rl-zoo3, with one sentence for a text that it cannot evaluate."""
+
+        def read() -> dict[str, Any]:
+            result: dict[str, Any] = super(Experiment, self)._preprocess_normalization(hyperparams)
+            if not isinstance(self.normalize_kwargs, dict):
+                raise TypeError(f"{self.normalize_kwargs!r} is no dictionary")
+            return result
+
+        return normalization(read, hyperparams.get("normalize"))
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """

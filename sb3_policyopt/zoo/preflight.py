@@ -5,25 +5,29 @@ import contextlib
 import importlib
 import io
 import os
-import pickle
 import re
 from pathlib import Path
 
 import gymnasium as gym
-import numpy as np
 import rl_zoo3
 import rl_zoo3.import_envs
 import torch as th
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import get_model_path
 
+from sb3_policyopt import registry
 from sb3_policyopt.errors import UserError, did_you_mean
+from sb3_policyopt.zoo.entry import check_storage
+from sb3_policyopt.zoo.registration import register
 
 #: Where rl-zoo3's commands look for agents, and where its ``train`` puts them.
 ZOO_FOLDER, LOGS = "rl-trained-agents", "logs"
 
 #: NumPy takes no larger seed.
 LARGEST_SEED = 2**32 - 1
+
+#: What to do where an environment or an algorithm is not registered.
+OWN = "(--gym-packages MODULE imports the module that registers one of your own)"
 
 #: What to install for environments that are not registered, by a part of their id.
 PACKAGES = {
@@ -107,39 +111,36 @@ def check_algorithm(algo: str) -> None:
     """
     if algo not in rl_zoo3.ALGOS:
         known = f" (there are {', '.join(sorted(rl_zoo3.ALGOS))})"
-        raise UserError(f"there is no algorithm {algo}{did_you_mean(algo.lower(), rl_zoo3.ALGOS, known)}")
+        raise UserError(f"there is no algorithm {algo}{did_you_mean(algo.lower(), rl_zoo3.ALGOS, known)} {OWN}")
 
 
 def import_packages(packages: list[str]) -> None:
     """
-    Import the modules of ``--gym-packages``.
+    Import the modules of ``--gym-packages``, and register the algorithms that they add with rl-zoo3.
 
-    :param packages: modules that register environments
-    :raises UserError: if there is none of that name
+    :param packages: modules that register environments or algorithms
+    :raises UserError: if there is none of that name, or an algorithm's class or functions cannot be imported
     """
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            raise UserError(f"--gym-packages {package}: {error}") from error
+    registry.import_packages(packages)
+    try:
+        register()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--gym-packages {' '.join(packages)}: an algorithm cannot be imported: {error}") from error
 
 
-def check_environment(env_id: str, packages: list[str]) -> None:
+def check_environment(env_id: str) -> None:
     """
     Check that an environment is registered.
 
     :param env_id: its id
-    :param packages: modules that register environments
-    :raises UserError: if it is not, or a module cannot be imported
+    :raises UserError: if it is not
     """
-    import_packages(packages)
     if env_id in gym.envs.registry:
         return
     for part, distribution in PACKAGES.items():
         if part in env_id and not any(part in known for known in gym.envs.registry):
             raise UserError(f"{env_id} is not registered: pip install {distribution}")
-    own = "(--gym-packages MODULE imports the module that registers one of your own)"
-    raise UserError(f"there is no environment {env_id}{did_you_mean(env_id, gym.envs.registry)} {own}")
+    raise UserError(f"there is no environment {env_id}{did_you_mean(env_id, gym.envs.registry)} {OWN}")
 
 
 def check_configuration(config: str | None) -> None:
@@ -177,11 +178,13 @@ def check_training(argv: list[str]) -> None:
         ("-i", "--trained-agent"),
         ("--n-jobs",),
     ]
-    names += [("-f", "--log-folder"), ("-tb", "--tensorboard-log"), ("--optimization-log-path",)]
+    names += [("--storage",), ("-f", "--log-folder"), ("-tb", "--tensorboard-log"), ("--optimization-log-path",)]
     options = parse(argv, *names, algo="ppo", env="CartPole-v1", log_folder=LOGS)
+    import_packages(options.gym_packages)
     check_algorithm(options.algo)
-    check_environment(options.env, options.gym_packages)
+    check_environment(options.env)
     check_configuration(options.conf_file)
+    check_storage(options.storage)
     if options.trained_agent and not (options.trained_agent.endswith(".zip") and Path(options.trained_agent).is_file()):
         raise UserError(f"-i {options.trained_agent}: there is no such .zip file")
     check_folder("-f", options.log_folder)
@@ -278,8 +281,9 @@ def check_agent(argv: list[str]) -> None:
     :raises UserError: if it does not
     """
     options = agent_options(argv)
+    import_packages(options.gym_packages)
     check_algorithm(options.algo)
-    check_environment(options.env, options.gym_packages)
+    check_environment(options.env)
     if not options.exp_id.lstrip("-").isdigit():
         return  # rl-zoo3's parser reports it
     if ZOO_FOLDER in options.folder and os.environ.get("TRUST_REMOTE_CODE"):
@@ -299,88 +303,6 @@ def check_agent(argv: list[str]) -> None:
         runs = sorted(path.name for path in Path(options.folder, options.algo).glob(f"{EnvironmentName(options.env)}_*"))
         way = f"; -f FOLDER names another folder than {ZOO_FOLDER}, the zoo's default" if options.folder == ZOO_FOLDER else ""
         raise UserError(f"{error} (runs there: {', '.join(runs) or 'none'}{way})") from error
-
-
-def runs_to_draw(argv: list[str]) -> argparse.Namespace:
-    """
-    Read which runs ``plot_train`` or ``all_plots`` draws.
-
-    :param argv: the command line
-    :return: lists by option
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=[])
-    parser.add_argument("-e", "--env", nargs="+", default=[])
-    parser.add_argument("-f", "--exp-folder", "--exp-folders", nargs="+", default=[])
-    parser.add_argument("-l", "--labels", nargs="+", default=[])
-    return parser.parse_known_args(argv)[0]
-
-
-def with_folder_names(argv: list[str]) -> list[str]:
-    """
-    Let ``plot_train`` and ``all_plots`` look for algorithms and environments by the names that their folders have.
-
-    :param argv: the command line
-    :return: with ``ppo`` for ``PPO`` and ``ALE-Pong-v5`` for ``ALE/Pong-v5``
-    """
-    options = runs_to_draw(argv)
-    if not (options.algo and options.env):
-        return argv
-    return [*argv, "-a", *(algo.lower() for algo in options.algo), "-e", *(env.replace("/", "-") for env in options.env)]
-
-
-def check_runs(argv: list[str]) -> None:
-    """
-    Check that there are runs for ``plot_train`` or ``all_plots``, and a label for each folder.
-
-    :param argv: the command line
-    :raises UserError: if there are none
-    """
-    options = runs_to_draw(argv)
-    if options.labels and len(options.labels) != len(options.exp_folder):
-        raise UserError(f"-l needs a label for each folder of -f: {len(options.exp_folder)}, not {len(options.labels)}")
-    if not (options.algo and options.env and options.exp_folder):
-        raise UserError("say what to draw with -a ALGORITHM, -e ENVIRONMENT and -f FOLDER")
-    for env in options.env:
-        name = env.replace("/", "-")
-        if not any(
-            list(Path(folder, algo.lower()).glob(f"*{name}*")) for folder in options.exp_folder for algo in options.algo
-        ):
-            raise UserError(f"there is no run of {' or '.join(options.algo)} on {env} in {' or '.join(options.exp_folder)}")
-
-
-def check_input(argv: list[str]) -> None:
-    """
-    Check that the file of ``plot_from_file`` exists, holds several runs of each method, and that each has a label.
-
-    :param argv: the command line
-    :raises UserError: if it does not
-    """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("-i", "--input")
-    for name in ("-iqm", "-latex", "-loc"):  # else -iqm would be -i qm
-        parser.add_argument(name, action="store_true")
-    for names in (("-l", "--labels"), ("--skip-keys",), ("--keep-keys",), ("--merge",)):
-        parser.add_argument(*names, nargs="+", default=[])
-    options = parser.parse_known_args(argv)[0]
-    given = options.input
-    if given is None:
-        raise UserError("say what to draw with -i FILE, the output of all_plots -o FILE")
-    path = Path(given if given.endswith(".pkl") else f"{given}.pkl")
-    if not path.is_file():
-        raise UserError(f"-i {given}: there is no such .pkl file")
-    for other in options.merge:
-        if not Path(other).is_file():
-            raise UserError(f"--merge {other}: there is no such file")
-    with path.open("rb") as file:
-        results = pickle.load(file)
-    results.pop("results_table", None)
-    if any(np.ndim(method["last_evals"]) == 0 for methods in results.values() for method in methods.values()):
-        raise UserError(f"-i {given}: plot_from_file compares distributions and needs at least two runs of each method")
-    methods = [name for name in next(iter(results.values()), {}) if name not in options.skip_keys]
-    drawn = [name for name in methods if name in options.keep_keys] if options.keep_keys else methods
-    if options.labels and not options.merge and len(options.labels) != len(drawn):
-        raise UserError(f"-l needs a label for each method ({', '.join(drawn)}): {len(drawn)}, not {len(options.labels)}")
 
 
 def check_benchmark(argv: list[str]) -> None:

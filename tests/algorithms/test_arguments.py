@@ -167,8 +167,16 @@ def test_what_is_no_environment_is_refused_wherever_it_is_given(env: Any, zips: 
     model = PPO.load(zips / "PPO", device="cpu")
     for give in (lambda: PPO("MlpPolicy", env), lambda: PPO.load(zips / "PPO", env=env), lambda: model.set_env(env)):
         with pytest.raises(
-            TypeError, match=r"env must be an environment, a VecEnv or the name of an environment, got .*make_vec"
+            TypeError, match=r"env must be an environment or a VecEnv \(for a new model also the name .*\), got .*make_vec"
         ):
+            give()
+
+
+def test_a_name_is_no_environment_for_a_model_that_is_there(zips: Path) -> None:
+    model = PPO.load(zips / "PPO", device="cpu")
+    name: Any = "CartPole-v1"
+    for give in (lambda: PPO.load(zips / "PPO", env=name), lambda: model.set_env(name)):
+        with pytest.raises(TypeError, match=r"or a VecEnv \(for a new model .*\), got 'CartPole-v1'; make_vec_env"):
             give()
 
 

@@ -12,6 +12,7 @@ from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.maths.terms import Terms
 from sb3_policyopt.models import choose_model
 from sb3_policyopt.objectives import Objective
+from sb3_policyopt.setup.hooks import refuse_hooks_of_others
 
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 32, "seed": 0, "device": "cpu"}
 
@@ -230,3 +231,45 @@ def test_a_method_of_contribs_trpo_that_would_never_be_called_is_refused(name: s
     algorithm = type("MyTRPO", (TRPO,), {name: lambda self: None})
     with pytest.raises(ValueError, match=rf"MyTRPO\.{name}.*trust_region"):
         algorithm("MlpPolicy", toy())
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "instead"),
+    [(TRPO, "loss", "surrogate or value_loss"), (PPO, "surrogate", "loss"), (PPO, "value_loss", "loss")],
+)
+def test_a_hook_of_the_other_algorithm_would_never_be_called_and_is_refused(base: Any, name: str, instead: str) -> None:
+    algorithm = type("Mine", (base,), {name: lambda self, batch, other=None: None})
+    further = type("Further", (algorithm,), {})
+    for refused in (algorithm, further):
+        rule = rf"{refused.__name__}\.{name}\(\) is a hook.*{base.__name__} has no {name}; override {instead}\."
+        with pytest.raises(ValueError, match=rule):
+            refused("MlpPolicy", toy(), **SMALL)
+
+
+def test_a_helper_with_the_name_of_the_others_hook_is_left_alone() -> None:
+    """Where it is no method, or the class names it among its own hooks."""
+    functions = {"loss": th.nn.MSELoss(), "surrogate": None, "value_loss": staticmethod(th.nn.functional.mse_loss)}
+    for base in (PPO, TRPO):
+        others: Any = {name: value for name, value in functions.items() if name not in base.hooks}
+        type("Helped", (base,), others)("MlpPolicy", toy(), **SMALL).learn(32)
+    named = type("Named", (TRPO,), {"loss": lambda self: None, "hooks": (*TRPO.hooks, "loss")})
+    assert named("MlpPolicy", toy(), **SMALL).learn(32).engine_in_use.name == "autograd"
+
+
+def test_a_class_that_inherits_both_algorithms_may_define_the_hooks_of_both() -> None:
+    class Both(PPO, TRPO):  # type: ignore[misc]  # their train() differs
+        """Updates as PPO does."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            refuse_hooks_of_others(type(self))
+
+    class Further(Both):
+        """With hooks of its own."""
+
+        def loss(self, batch: Any, coefficients: Any) -> tuple[th.Tensor, Terms]:
+            return super().loss(batch, coefficients)
+
+        def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
+            return super().surrogate(batch, log_prob)
+
+    Both(), Further()

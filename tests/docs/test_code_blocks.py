@@ -178,7 +178,10 @@ def test_every_command_is_parsed_by_its_program(tmp_path: Path) -> None:
     for name in ("my.yml", "hyperparameters.yml"):  # what the readers of these pages have
         shutil.copy(ROOT / "hyperparams" / "ppo.yml", tmp_path / name)
     (tmp_path / "reach.py").write_text(next(b.text for b in blocks("docs/own-environment.md") if b.language == "python"))
-    for algorithm, env_id in (("ppo", "CartPole-v1"), ("trpo", "CartPole-v1"), ("ppo", "Reach-v0")):
+    own = [block.text for block in blocks("docs/own-algorithm.md") if block.language == "python"]
+    (tmp_path / "mine.py").write_text(next(text for text in own if "register(" in text))
+    runs = (("ppo", "CartPole-v1"), ("trpo", "CartPole-v1"), ("ppo", "Reach-v0"), ("mine", "CartPole-v1"))
+    for algorithm, env_id in runs:
         (tmp_path / "logs" / algorithm / f"{env_id}_1").mkdir(parents=True)
         (tmp_path / "logs" / algorithm / f"{env_id}_1" / f"{env_id}.zip").touch()
     driver = [sys.executable, str(Path(__file__).parent / "parse_commands.py")]

@@ -60,7 +60,7 @@ def test_missing_run(client: Client, hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--gym-packages", "nope"), "nope, which is to register CartPole-v1, cannot be imported (ModuleNotFoundError"),
+        (("--gym-packages", "nope"), "--gym-packages nope: No module named 'nope'"),
         (("--n-envs", "0"), "n_envs must be at least 1, not 0"),
         (("--seed", "-1"), "seed must be at least 0, not -1"),
         (("-n", "-3"), "-n must be at least 0, not -3"),

@@ -12,6 +12,7 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.results_plotter import ts2xy
 
 from sb3_policyopt import PPO
+from sb3_policyopt.doctor.report import examine, to_text
 from sb3_policyopt.plots.runs import NONFINITE, RETURN, STEPS, find_runs, read_run
 
 pytestmark = pytest.mark.fast
@@ -69,6 +70,15 @@ def test_second_header_of_a_resumed_log(tmp_path: Path) -> None:
 def test_zero_bytes_after_a_crash(tmp_path: Path) -> None:
     (tmp_path / "progress.csv").write_bytes(f"{STEPS},a/x\n10,1\n20,2\n".encode() + b"\0" * 64)
     assert read_run(tmp_path).series("a/x")[1].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", ["inf", "-inf", "nan", "", "many"])
+@pytest.mark.parametrize("n_wrong", [1, 3])
+def test_rows_without_a_finite_number_of_steps_are_left_out(tmp_path: Path, wrong: str, n_wrong: int) -> None:
+    (tmp_path / "progress.csv").write_text(f"{STEPS},train/loss\n10,1\n" + f"{wrong},9\n" * n_wrong + "20,2\n")
+    run = read_run(tmp_path)
+    assert run.metrics[STEPS].tolist() == [10, 20] and run.series("train/loss")[1].tolist() == [1, 2]
+    assert "20 steps" in to_text(examine(run))
 
 
 @pytest.mark.parametrize("content", ["", "\n", f"{STEPS},a/x\n", "\0\0"])

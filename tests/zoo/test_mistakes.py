@@ -20,7 +20,7 @@ from sb3_policyopt import PPO
 from sb3_policyopt.cli import main as command_line
 from sb3_policyopt.cli.main import main
 from sb3_policyopt.errors import UserError
-from sb3_policyopt.zoo import preflight, torchrun
+from sb3_policyopt.zoo import evaluations, preflight, torchrun
 
 
 @pytest.fixture(autouse=True)
@@ -140,8 +140,8 @@ def test_folders_of_namespaced_environments_are_found() -> None:
     """rl-zoo3's plots look for the name of the environment in names of folders, which have - for /."""
     Path("logs/ppo/ALE-Pong-v5_1").mkdir(parents=True)
     given = shlex.split("-a PPO -e ALE/Pong-v5 -f logs")
-    preflight.check_runs(given)
-    assert preflight.with_folder_names(given) == [*given, "-a", "ppo", "-e", "ALE-Pong-v5"]
+    evaluations.check_runs(given)
+    assert evaluations.with_folder_names(given) == [*given, "-a", "ppo", "-e", "ALE-Pong-v5"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_plots_are_to_draw_is_there(command: str, expected: str, capsys: py
     Path("file.pkl").write_bytes(pickle.dumps({"CartPole-v1": {"a": several, "b": several}, "results_table": {}}))
     assert main(shlex.split(command)) == 2
     assert expected in capsys.readouterr().err
-    preflight.check_input(shlex.split("-i file -loc best -latex"))  # neither is -l
+    evaluations.check_input(shlex.split("-i file -loc best -latex"))  # neither is -l
 
 
 def test_a_bug_of_an_environment_keeps_its_traceback(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

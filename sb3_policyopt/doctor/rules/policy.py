@@ -3,7 +3,16 @@
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, rule, step_of_maximum, succeeded, values
+from sb3_policyopt.doctor.rule import (
+    Finding,
+    Settings,
+    as_numbers,
+    latter_half,
+    rule,
+    step_of_maximum,
+    succeeded,
+    values,
+)
 
 _LARGE_KL = 0.1
 _RUNAWAY_KL = 1.0
@@ -32,16 +41,29 @@ def exploding_kl(log: pd.DataFrame, settings: Settings) -> Finding | None:
     )
 
 
+def _clip_fractions(log: pd.DataFrame) -> np.ndarray:
+    """
+    The fractions of clipped samples where there was a clip range. One that falls to 0 is not positive at the end, also as the
+    last rollout may end after the last step; all samples are outside of it then.
+
+    :param log: the log
+    :return: shape [updates]
+    """
+    fractions, clip_range = as_numbers(log, "train/clip_fraction"), as_numbers(log, "train/clip_range")
+    counted: np.ndarray = fractions[np.isfinite(fractions) & ~(clip_range <= 0)].to_numpy(dtype=float)
+    return counted
+
+
 @rule(columns=("train/clip_fraction",))
 def clipped_away(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """Most samples are outside the clip range."""
-    fraction = float(np.median(latter_half(values(log, "train/clip_fraction"))))
-    if fraction <= 0.5 or np.any(values(log, "train/clip_range") == 0):
+    fractions = _clip_fractions(log)
+    if len(fractions) < 3 or np.median(latter_half(fractions)) <= 0.5:
         return None
     return Finding(
         "warning",
         "Most samples are clipped, and a clipped sample that would go further has no gradient.",
-        f"The median of train/clip_fraction over the second half of the run is {fraction:.2f}.",
+        f"The median of train/clip_fraction over the second half of the run is {np.median(latter_half(fractions)):.2f}.",
         _SMALLER_STEPS,
         "The gradient of the clipped objective is exactly zero where the clip is active (PPO, arXiv 1707.06347, eq. 7).",
     )
@@ -50,7 +72,7 @@ def clipped_away(log: pd.DataFrame, settings: Settings) -> Finding | None:
 @rule(columns=("train/approx_kl",))
 def policy_stands_still(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """The policy hardly changes although it is being trained."""
-    kl, clipped = values(log, "train/approx_kl"), values(log, "train/clip_fraction")
+    kl, clipped = values(log, "train/approx_kl"), _clip_fractions(log)
     # The largest, not the median: a policy that has solved its task may be constant afterwards.
     idle = len(kl) >= 3 and np.abs(kl).max() < 1e-4 and np.max(clipped, initial=0.0) < 1e-3
     if not idle or np.max(values(log, "train/learning_rate"), initial=0.0) == 0:

@@ -1,0 +1,29 @@
+"""The methods by which each algorithm says what it optimises, and the refusal of those of another algorithm."""
+
+from inspect import getattr_static, isfunction
+
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+HOOKS: dict[str, tuple[str, ...]] = {"PPO": ("loss",), "TRPO": ("surrogate", "value_loss")}
+"""By the class that calls them."""
+
+
+def refuse_hooks_of_others(algorithm: type[OnPolicyAlgorithm]) -> None:
+    """
+    A subclass may define a hook of another algorithm, which would never be called: the stock objective would be trained.
+
+    :param algorithm: PPO, TRPO or a subclass
+    :raises ValueError: if it has such a method. One that it names in its ``hooks``, and attributes that are no functions, are
+        left alone
+    """
+    bases = [base for base in algorithm.__mro__ if issubclass(base, OnPolicyAlgorithm)]
+    own = {name for base in bases for name in getattr(base, "hooks", ())}
+    for owner, names in HOOKS.items():
+        for name in names:
+            if name in own or not isfunction(getattr_static(algorithm, name, None)):
+                continue
+            base = next(base.__name__ for base in bases if base.__name__ in HOOKS)
+            raise ValueError(
+                f"{algorithm.__name__}.{name}() is a hook of {owner} and is not called here: {base} has no {name}; override "
+                f"{' or '.join(HOOKS[base])}. A method that has another purpose needs another name"
+            )
