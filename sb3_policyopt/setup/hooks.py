@@ -13,17 +13,20 @@ def refuse_hooks_of_others(algorithm: type[OnPolicyAlgorithm]) -> None:
     A subclass may define a hook of another algorithm, which would never be called: the stock objective would be trained.
 
     :param algorithm: PPO, TRPO or a subclass
-    :raises ValueError: if it has such a method. One that it names in its ``hooks``, and attributes that are no functions, are
-        left alone
+    :raises ValueError: if it has such a method. One that it names in its ``hooks``, attributes that are no functions, and
+        helpers of a class with a ``train`` or hooks of its own are left alone
     """
     bases = [base for base in algorithm.__mro__ if issubclass(base, OnPolicyAlgorithm)]
+    known = next(base for base in bases if base.__name__ in HOOKS)
+    methods = ("train", *HOOKS[known.__name__])
+    if any(getattr_static(algorithm, name) is not getattr_static(known, name) for name in methods):
+        return
     own = {name for base in bases for name in getattr(base, "hooks", ())}
     for owner, names in HOOKS.items():
         for name in names:
             if name in own or not isfunction(getattr_static(algorithm, name, None)):
                 continue
-            base = next(base.__name__ for base in bases if base.__name__ in HOOKS)
             raise ValueError(
-                f"{algorithm.__name__}.{name}() is a hook of {owner} and is not called here: {base} has no {name}; override "
-                f"{' or '.join(HOOKS[base])}. A method that has another purpose needs another name"
+                f"{algorithm.__name__}.{name}() is a hook of {owner} and is not called here: {known.__name__} has no {name}; "
+                f"override {' or '.join(HOOKS[known.__name__])}. A method that has another purpose needs another name"
             )

@@ -256,6 +256,28 @@ def test_a_helper_with_the_name_of_the_others_hook_is_left_alone() -> None:
     assert named("MlpPolicy", toy(), **SMALL).learn(32).engine_in_use.name == "autograd"
 
 
+def test_a_helper_of_a_loss_or_of_an_update_may_have_any_name() -> None:
+    """As in subclasses that were written for SB3."""
+
+    class WithHelper(SamePPO):
+        """Its loss may call the helper."""
+
+        def value_loss(self, batch: Any) -> None:
+            raise AssertionError
+
+    class WithUpdate(TRPO):
+        """Its update may call the helper."""
+
+        def loss(self, batch: Any) -> None:
+            raise AssertionError
+
+        def train(self) -> None:
+            super().train()
+
+    for algorithm in (WithHelper, WithUpdate):
+        algorithm("MlpPolicy", toy(), **SMALL).learn(32)
+
+
 def test_a_class_that_inherits_both_algorithms_may_define_the_hooks_of_both() -> None:
     class Both(PPO, TRPO):  # type: ignore[misc]  # their train() differs
         """Updates as PPO does."""
