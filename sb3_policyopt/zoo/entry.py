@@ -115,11 +115,12 @@ def check_class(name: str, value: object) -> None:
         raise UserError(f"{name}: {value} cannot be imported: the module {module} has no {attribute}")
 
 
-def normalization(read: Callable[[], ReadT], text: object) -> ReadT:
+def normalization(read: Callable[[], ReadT], env_id: str, text: object) -> ReadT:
     """
     Let rl-zoo3 read an entry ``normalize``.
 
     :param read: evaluates it
+    :param env_id: the environment whose entry it is
     :param text: the entry
     :return: what it returned
     :raises UserError: if the text cannot be evaluated
@@ -128,8 +129,8 @@ def normalization(read: Callable[[], ReadT], text: object) -> ReadT:
         return read()
     except Exception as error:  # a text of Python can raise anything
         raise UserError(
-            f"normalize cannot be evaluated ({type(error).__name__}: {error}): write true, or the arguments of VecNormalize "
-            f"as in {{norm_obs: true, norm_reward: false}}, and not {text!r}"
+            f"normalize of {env_id} cannot be evaluated ({type(error).__name__}: {error}): write true, or the arguments of "
+            f"VecNormalize as in {{norm_obs: true, norm_reward: false}}, and not {text!r}"
         ) from error
 
 

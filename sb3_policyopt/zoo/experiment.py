@@ -158,7 +158,7 @@ class Experiment(ExperimentManager):
                 raise TypeError(f"{self.normalize_kwargs!r} is no dictionary")
             return result
 
-        return normalization(read, hyperparams.get("normalize"))
+        return normalization(read, self.env_name.gym_id, hyperparams.get("normalize"))
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
