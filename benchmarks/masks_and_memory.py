@@ -23,7 +23,7 @@ TRPO: dict[str, Any] = {"n_steps": 256, "batch_size": 128, "learning_rate": 1e-3
 SMALL = {"lstm_hidden_size": 64}
 TASKS: dict[str, dict[str, Any]] = {
     "Recall": {"env_id": "benchmarks/Recall-v0", "steps": 250_000, "gamma": 0.99},
-    "CartPoleNoVel": {"env_id": "CartPoleNoVel-v1", "steps": 100_000, "gamma": 0.98, "normalize": True},
+    "CartPoleNoVel": {"env_id": "CartPoleNoVel-v1", "steps": 200_000, "gamma": 0.98, "normalize": True},
     "PendulumNoVel": {"env_id": "PendulumNoVel-v1", "steps": 200_000, "gamma": 0.9, "normalize": True},
     "MaskedRoute": {"env_id": "MaskedRoute-v0", "steps": 50_000, "gamma": 0.99},
 }
