@@ -137,7 +137,7 @@ class PPO(PolicyOptimization):
         check_observations: bool = True,
         sequence_length: int | None = None,
     ) -> None:
-        refuse_hooks_of_others(type(self))
+        refuse_hooks_of_others(type(self), PPO)
         self._take_settings(n_epochs=n_epochs, value_clipping=value_clipping, kl_stop=kl_stop)
         self.clip_range: Any = arguments.coefficient("clip_range", clip_range, self.bounds["clip_range"])
         self.clip_range_vf: Any = None

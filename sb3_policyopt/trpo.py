@@ -159,7 +159,7 @@ class TRPO(PolicyOptimization):
         sequence_length: int | None = None,
     ) -> None:
         refuse_methods_of_contrib(type(self))
-        refuse_hooks_of_others(type(self))
+        refuse_hooks_of_others(type(self), TRPO)
         self._take_settings(
             cg_max_steps=cg_max_steps,
             line_search_shrinking_factor=line_search_shrinking_factor,

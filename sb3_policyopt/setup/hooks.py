@@ -8,20 +8,19 @@ HOOKS: dict[str, tuple[str, ...]] = {"PPO": ("loss",), "TRPO": ("surrogate", "va
 """By the class that calls them."""
 
 
-def refuse_hooks_of_others(algorithm: type[OnPolicyAlgorithm]) -> None:
+def refuse_hooks_of_others(algorithm: type[OnPolicyAlgorithm], known: type[OnPolicyAlgorithm]) -> None:
     """
     A subclass may define a hook of another algorithm, which would never be called: the stock objective would be trained.
 
-    :param algorithm: PPO, TRPO or a subclass
+    :param algorithm: a subclass, or the algorithm itself
+    :param known: PPO or TRPO, whose constructor makes it
     :raises ValueError: if it has such a method. One that it names in its ``hooks``, attributes that are no functions, and
         helpers of a class with a ``train`` or hooks of its own are left alone
     """
-    bases = [base for base in algorithm.__mro__ if issubclass(base, OnPolicyAlgorithm)]
-    known = next(base for base in bases if base.__name__ in HOOKS)
     methods = ("train", *HOOKS[known.__name__])
     if any(getattr_static(algorithm, name) is not getattr_static(known, name) for name in methods):
         return
-    own = {name for base in bases for name in getattr(base, "hooks", ())}
+    own = {name for base in algorithm.__mro__ for name in getattr(base, "hooks", ())}
     for owner, names in HOOKS.items():
         for name in names:
             if name in own or not isfunction(getattr_static(algorithm, name, None)):

@@ -274,7 +274,8 @@ def test_a_helper_of_a_loss_or_of_an_update_may_have_any_name() -> None:
         def train(self) -> None:
             super().train()
 
-    for algorithm in (WithHelper, WithUpdate):
+    of_the_same_name = type("PPO", (WithHelper,), {})
+    for algorithm in (WithHelper, WithUpdate, of_the_same_name):
         algorithm("MlpPolicy", toy(), **SMALL).learn(32)
 
 
@@ -283,7 +284,7 @@ def test_a_class_that_inherits_both_algorithms_may_define_the_hooks_of_both() ->
         """Updates as PPO does."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            refuse_hooks_of_others(type(self))
+            refuse_hooks_of_others(type(self), PPO)
 
     class Further(Both):
         """With hooks of its own."""

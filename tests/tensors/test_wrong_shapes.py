@@ -50,6 +50,7 @@ def flip(observations: Any) -> Any:
 CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "one reward": (lambda s: s._replace(rewards=s.rewards.mean()), r"rewards .* \(5,\), but has \(\)"),
     "a number": (lambda s: s._replace(rewards=1.0), r"rewards .* \(5,\), but has \(\)"),
+    "a list": (lambda s: s._replace(rewards=s.rewards.tolist()), r"rewards .* \(5,\), but is a list"),
     "column": (lambda s: s._replace(rewards=s.rewards[:, None]), r"rewards .* \(5,\), but has \(5, 1\).*squeeze\(1\)"),
     "terminated": (lambda s: s._replace(terminated=s.terminated[:, None]), r"terminated .* \(5,\), but has \(5, 1\)"),
     "truncated": (lambda s: s._replace(truncated=s.truncated[:1]), r"truncated .* \(5,\), but has \(1,\)"),

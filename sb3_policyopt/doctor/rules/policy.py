@@ -58,12 +58,13 @@ def _clip_fractions(log: pd.DataFrame) -> np.ndarray:
 def clipped_away(log: pd.DataFrame, settings: Settings) -> Finding | None:
     """Most samples are outside the clip range."""
     fractions = _clip_fractions(log)
-    if len(fractions) < 3 or np.median(latter_half(fractions)) <= 0.5:
+    median = float(np.median(latter_half(fractions))) if len(fractions) >= 3 else 0.0
+    if median <= 0.5:
         return None
     return Finding(
         "warning",
         "Most samples are clipped, and a clipped sample that would go further has no gradient.",
-        f"The median of train/clip_fraction over the second half of the run is {np.median(latter_half(fractions)):.2f}.",
+        f"The median of train/clip_fraction over the second half of the run is {median:.2f}.",
         _SMALLER_STEPS,
         "The gradient of the clipped objective is exactly zero where the clip is active (PPO, arXiv 1707.06347, eq. 7).",
     )

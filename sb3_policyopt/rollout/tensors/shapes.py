@@ -93,7 +93,9 @@ class Shapes:
         :raises ValueError: if it has another shape
         """
         if getattr(value, "shape", ()) != self.one:
+            shape = tuple(np.shape(value))
+            found = f"has {shape}" if shape != self.one else f"is a {type(value).__name__}"
             raise ValueError(
-                f"{self.name}: {name} of step_tensors must have shape {self.one}, but has {tuple(np.shape(value))}. Give "
-                "one entry for each environment: squeeze(1) makes one of a column, expand(n_envs) of a number that all share"
+                f"{self.name}: {name} of step_tensors must have shape {self.one}, but {found}. Give one entry for each "
+                "environment: squeeze(1) makes one of a column, expand(n_envs) of a number that all share"
             )
