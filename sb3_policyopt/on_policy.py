@@ -22,7 +22,7 @@ from sb3_policyopt.global_state import training_modes, unchecked_arithmetic
 from sb3_policyopt.maths.arrays import ArrayT
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
-from sb3_policyopt.models import AnyModel, choose_model
+from sb3_policyopt.models import AnyModel, choose_model, with_whole_actor
 from sb3_policyopt.objectives.objective import has_slopes
 from sb3_policyopt.optimisation.flat_parameters import FlatParameters
 from sb3_policyopt.optimisation.skipping import SkipCounter
@@ -314,7 +314,8 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
         :return: the model
         """
         self._check_settings()  # others may have been assigned
-        model = self.engine_in_use = self.team.with_same_layout(self.prepare_engine())
+        engine = with_whole_actor(self.prepare_engine(), self.rollout_buffer if self.separates_critic else None)
+        model = self.engine_in_use = self.team.with_same_layout(engine)
         self._update_learning_rate(self.policy.optimizer)
         for name, value in self._update_coefficients().items():
             self.logger.record(f"train/{name}", value)
@@ -387,8 +388,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
         :param include: attributes to write although they would be left out
         """
         if isinstance(path, io.BufferedIOBase):
-            super().save(path, exclude, include)
-            return
+            return super().save(path, exclude, include)
         with self.team.saving():
             if self.team.rank == 0:
                 super().save(path, exclude, include)

@@ -69,11 +69,16 @@ class TorchFamily:
 
         :param parameters: for a batch of states
         :return: a function of a direction with the parameters' shapes
+        :raises ValueError: if torch's KL divergence does not depend on the parameters
         """
         old = tuple(parameter.detach() for parameter in parameters)
         new = tuple(parameter.detach().requires_grad_() for parameter in parameters)
         with th.enable_grad():
-            slopes = th.autograd.grad(self.kl(old, new).sum(), new, create_graph=True, materialize_grads=True)
+            kl = self.kl(old, new).sum()
+            if not kl.requires_grad:  # torch takes transforms that are equal for transforms that do not change
+                kinds = ", ".join(kind.__name__ for kind, _ in self.kinds)  # type: ignore[attr-defined]
+                raise ValueError(f"torch does not know the KL divergence of {kinds}; take another distribution, or PPO")
+            slopes = th.autograd.grad(kl, new, create_graph=True, materialize_grads=True)
 
         def product(tangent: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
             along = [(slope, part) for slope, part in zip(slopes, tangent, strict=True) if slope.requires_grad]

@@ -117,6 +117,8 @@ class EnvPoolVecEnv(VecEnv):
             raise ValueError(f"EnvPool does not accept these settings for {env_id!r}: {error}") from error
         if spec.config.max_num_players > 1:
             raise ValueError(f"{env_id!r} has several players, which SB3's VecEnv cannot express")
+        self._ends_with_life = self._is_atari and bool(spec.config.episodic_life)
+        self._lives = np.zeros(num_envs, dtype=np.int32)
         self._limit: int = min(spec.config.max_episode_steps, _LARGEST_INT32 - 1)
         self._keeps_time_limit = family in _TIME_LIMIT_KEPT_HERE
         if self._keeps_time_limit:
@@ -207,7 +209,9 @@ class EnvPoolVecEnv(VecEnv):
         if self._keeps_time_limit:
             truncated = truncated | (self._episode_lengths >= self._limit)
         elif self._is_atari:
-            terminated = terminated | (info["terminated"] > 0)
+            life_lost = (info["lives"] < self._lives) & self._ends_with_life
+            terminated = terminated | (info["terminated"] > 0) | life_lost
+            self._lives = info["lives"].copy()
         dones = terminated | truncated
         # As Monitor inside of AtariWrapper: unclipped rewards, and a game instead of a life.
         self._episode_returns += info["reward"] if self._is_atari else rewards

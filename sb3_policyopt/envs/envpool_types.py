@@ -18,6 +18,8 @@ class PoolConfig(Protocol):
 
     max_num_players: int
     max_episode_steps: int
+    episodic_life: bool
+    """Of Atari alone."""
 
 
 class PoolSpec(Protocol):

@@ -1,8 +1,10 @@
 """Which model serves a policy, and why."""
 
 from collections.abc import Mapping, Sequence
+from operator import or_
 
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
@@ -17,9 +19,10 @@ from sb3_policyopt.models.hybrid import HybridModel
 from sb3_policyopt.models.model import AnyModel
 from sb3_policyopt.models.networks.sb3_layout import features_extractors
 from sb3_policyopt.models.recurrent import RecurrentModel
-from sb3_policyopt.models.split import split_parameters
+from sb3_policyopt.models.split import split_parameters, used_by_actor
 from sb3_policyopt.models.torch_policy import TorchModel
 from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.buffers import all_observations, samples_itself
 
 MODELS: dict[str, type[AnyModel]] = {"closed_form": ClosedFormModel, "hybrid": HybridModel, "autograd": TorchModel}
 """By the name that ``engine=`` takes, the fastest first."""
@@ -71,6 +74,40 @@ def choose_model(
     model.micro_batch_size = micro_batch_size
     model.reason = _reason(name, wanted, found)
     return model
+
+
+def with_whole_actor(model: AnyModel, buffer: RolloutBuffer | None) -> AnyModel:
+    """
+    A model whose actor has all parameters that the actions of a rollout depend on.
+
+    Modules that are not SB3's may choose by the observation what they compute with, such as an expert for each of several
+    situations. A model is chosen when few observations are known.
+
+    :param model: of a policy
+    :param buffer: with a rollout; None where nobody asks which parameters are the actor's
+    :return: the same, unless there are parameters that it takes for the critic's alone
+    """
+    policy, critic = model.policy, model.flat.parameters[model.actor_count :]
+    if buffer is None or samples_itself(buffer) or not critic:
+        return model
+    if model.name != TorchModel.name and are_known(features_extractors(policy)):
+        return model
+    tensors = _as_tensors(all_observations(buffer), policy.device)
+    n = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
+    used = [False] * len(critic)
+    for start in range(0, n, model.micro_batch_size or n):
+        piece = slice(start, start + (model.micro_batch_size or n))
+        rows = {key: tensor[piece] for key, tensor in tensors.items()} if isinstance(tensors, dict) else tensors[piece]
+        used = [*map(or_, used, used_by_actor(policy, rows, critic))]
+    if not any(used):
+        return model
+    found = {id(parameter) for parameter, is_used in zip(critic, used, strict=True) if is_used}
+    actor = [*model.flat.parameters[: model.actor_count], *(parameter for parameter in critic if id(parameter) in found)]
+    rest = [parameter for parameter in critic if id(parameter) not in found]
+    channels_last = isinstance(model, (TorchModel, HybridModel)) and model.channels_last
+    whole = TorchModel(policy, (actor, rest), model.micro_batch_size, channels_last)
+    whole.reason = model.reason if model.name == whole.name else "the actions depend on parameters of the critic's networks"
+    return whole
 
 
 def computes_as_on_gpu(policy: ActorCriticPolicy) -> bool:

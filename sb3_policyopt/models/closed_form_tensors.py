@@ -200,7 +200,8 @@ class TensorClosedForm(TensorModel):
         :return: what to log
         """
         numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
-        with th.set_grad_enabled(bool(numbers)):
+        is_actors = objective.critic_only and self.policy.share_features_extractor  # with all that it computes with
+        with th.set_grad_enabled(bool(numbers) or not (self.plain_features or is_actors)):
             features = self._features(batch.observations, objective.critic_only)
         x, rows = features.detach(), of_features(batch)
         if objective.critic_only:
@@ -209,12 +210,13 @@ class TensorClosedForm(TensorModel):
             forward = self.of_rows.forward(x, rows.context.get("action_masks"))
         slopes, terms = objective.known_slopes()(forward.outputs, rows)
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
-        if numbers:
-            gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
+        if numbers or x_bar is not None:
+            first = self.actor_count if objective.critic_only else 0
+            gradients: Sequence[th.Tensor | None] = [None] * len(self.flat.parameters[first:])
             if x_bar is not None:
-                parameters = [self.flat.parameters[i] for i in numbers]
-                gradients = th.autograd.grad(features, parameters, x_bar, allow_unused=True)
-            self.flat.gather(gradients, numbers)
+                gradients = th.autograd.grad(features, self.flat.parameters[first:], x_bar, allow_unused=True)
+            self.flat.gather([gradients[i - first] for i in numbers], numbers)
+            self.flat.add(gradients, first, numbers)  # of layers above an extractor that it computes with, too
         return terms
 
     def _make_optimiser(self, first: int) -> Optimiser:

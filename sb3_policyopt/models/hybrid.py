@@ -143,10 +143,11 @@ class HybridModel(Model[th.Tensor]):
         return self.over_pieces(self._gradient, objective, batch)
 
     def _gradient(self, objective: Objective, batch: Batch[th.Tensor]) -> Terms:
-        self.flat.bring()
         numbers: Sequence[int] = self._critic_extractor if objective.critic_only else self._extractor_parameters
-        with th.set_grad_enabled(bool(numbers)):
+        # A shared extractor is the actor's, with all that it computes with.
+        with th.set_grad_enabled(bool(numbers) or not (objective.critic_only and self.policy.share_features_extractor)):
             features = self._features(batch, objective.critic_only)
+        self.flat.bring()  # an extractor may have given parameters other numbers or other memory
         networks: ActorCriticNetworks[Any] = self.tensors if self.in_torch else self.networks
         x, above = features.detach(), of_features(batch)
         rows: Batch[Any] = above if self.in_torch else as_arrays(above)
@@ -157,10 +158,12 @@ class HybridModel(Model[th.Tensor]):
             forward = networks.forward(inputs, rows.context.get("action_masks"))
         slopes, terms = objective.known_slopes()(forward.outputs, rows)
         x_bar = forward.pullback(slopes, to_features=features.requires_grad)
-        gradients: Sequence[th.Tensor | None] = [None] * len(numbers)
+        first = self.actor_count if objective.critic_only else 0
+        gradients: list[th.Tensor | None] = [None] * len(self.flat.parameters[first:])
         if x_bar is not None and features.requires_grad:
-            gradients = gradients_of(features, [self.flat.parameters[i] for i in numbers], th.as_tensor(x_bar))
-        self.flat.gather(gradients, numbers)
+            gradients = gradients_of(features, self.flat.parameters[first:], th.as_tensor(x_bar))
+        self.flat.gather([gradients[i - first] for i in numbers], numbers)
+        self.flat.add(gradients, first, numbers)  # of layers above an extractor that it computes with, too
         return terms
 
     def _make_optimiser(self, first: int) -> Optimiser:

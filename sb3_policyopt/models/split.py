@@ -22,8 +22,6 @@ def split_parameters(
     """
     Separate the actor's and the critic's parameters by the autograd graph of a real observation, never by name.
 
-    The policy is left as it was: buffers that count what they see, and random generators.
-
     :param policy: any SB3 actor-critic policy
     :param observations: real ones, as tensors on the policy's device; None if nothing needs to be separated, and the policy
         is then not called
@@ -39,6 +37,25 @@ def split_parameters(
     trainable.sort(key=lambda parameter: parameter is getattr(policy, "log_std", None))
     if observations is None:
         return trainable, []
+    in_actor = used_by_actor(policy, observations, trainable)
+    actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
+    critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
+    return actor, critic
+
+
+def used_by_actor(
+    policy: ActorCriticPolicy, observations: Observations[th.Tensor], parameters: list[nn.Parameter]
+) -> list[bool]:
+    """
+    Which parameters the distribution of the actions depends on.
+
+    The policy is left as it was: buffers that count what they see, and random generators.
+
+    :param policy: any SB3 actor-critic policy
+    :param observations: real ones, on its device
+    :param parameters: candidates
+    :return: True for each that the graph reaches
+    """
     was_training = policy.training
     policy.set_training_mode(False)
     devices = [policy.device] if policy.device.type == "cuda" else []
@@ -46,13 +63,10 @@ def split_parameters(
         with th.enable_grad(), unvalidated(), buffers_kept(policy), th.random.fork_rng(devices):
             distribution = step_distribution(policy, observations, _beginning(policy, observations))
             log_prob = distribution.log_prob(distribution.mode())
-            in_actor = _reached(log_prob.sum(), trainable)
+            return _reached(log_prob.sum(), parameters)
     finally:
         policy.set_training_mode(was_training)
         forget_distribution(policy)
-    actor = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if used]
-    critic = [parameter for parameter, used in zip(trainable, in_actor, strict=True) if not used]
-    return actor, critic
 
 
 def _beginning(policy: ActorCriticPolicy, observations: Observations[th.Tensor]) -> Context:

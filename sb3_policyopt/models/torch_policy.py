@@ -1,7 +1,7 @@
 """Any SB3 policy on any device, by torch's automatic differentiation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch as th
@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sb3_policyopt.distributions.torch_parts import TorchFamily, torch_distributions
 from sb3_policyopt.global_state import unvalidated
@@ -247,17 +248,18 @@ class TorchModel(TensorModel):
         return objective_mean, kl_mean
 
 
-def _twice_differentiable(policy: ActorCriticPolicy) -> AbstractContextManager[None]:
+@contextmanager
+def _twice_differentiable(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    A context for a forward pass that J v will be asked of: cuDNN's recurrent networks have no second derivative.
+    A context for a forward pass that J v will be asked of: fused attention has no second derivative, nor have cuDNN's
+    recurrent networks.
 
     :param policy: any SB3 actor-critic policy, or one of sb3-contrib's
-    :return: a context without cuDNN for a policy with memory on a GPU
+    :return: a context in which torch computes attention from its parts, and a policy with memory on a GPU without cuDNN
     """
-    if policy.device.type != "cuda" or not kind_of(policy).memory:
-        return nullcontext()
-    without: AbstractContextManager[None] = th.backends.cudnn.flags(enabled=False)  # type: ignore[no-untyped-call]
-    return without
+    without_cudnn = policy.device.type == "cuda" and kind_of(policy).memory
+    with sdpa_kernel(SDPBackend.MATH), th.backends.cudnn.flags(enabled=False) if without_cudnn else nullcontext():
+        yield
 
 
 class TorchPass:

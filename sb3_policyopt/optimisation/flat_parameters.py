@@ -126,6 +126,18 @@ class FlatParameters:
                 else:
                     self._gradient_places[i].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
 
+    def add(self, gradients: Sequence[th.Tensor | None], first: int, without: Sequence[int]) -> None:
+        """
+        Add gradients that torch computed to those in ``gradient``.
+
+        :param gradients: of the parameters from ``first`` on; None where there is nothing to add
+        :param first: number of the first of them
+        :param without: numbers of parameters to leave as they are
+        """
+        for i, gradient in enumerate(gradients, first):
+            if gradient is not None and i not in without:
+                self._gradient_places[i].add_(gradient)
+
     def is_of_same_kind(self) -> bool:
         """
         Whether all parameters have the shape, dtype and device that they had when the vector was made.

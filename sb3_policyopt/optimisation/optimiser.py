@@ -198,6 +198,8 @@ class NumpyOptimiser(Optimiser):
             return {"grad_norm": norm, "skipped_updates": Count(1.0)}
         if norm + 1e-6 > max_norm:
             gradient *= max_norm / (norm + 1e-6)
+        if self.flat.unwatched:
+            self.flat.bring()
         fused = self._fused_now()
         if fused is not None:
             fused.step()

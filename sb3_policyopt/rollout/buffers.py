@@ -157,6 +157,21 @@ def own_samples(buffer: RolloutBuffer, batch_size: int | None) -> Iterator[Rollo
         raise not_full(buffer) from error
 
 
+def all_observations(buffer: RolloutBuffer) -> Observations[NumpyArray]:
+    """
+    The observations of a rollout, in any order.
+
+    :param buffer: a rollout buffer, flattened or not
+    :return: views, shape (n_steps · n_envs, ...)
+    """
+
+    def rows(array: NumpyArray) -> NumpyArray:
+        return array if buffer.generator_ready else array.reshape(-1, *array.shape[2:])
+
+    observations: Observations[NumpyArray] = buffer.observations
+    return {k: rows(array) for k, array in observations.items()} if isinstance(observations, dict) else rows(observations)
+
+
 def real_observation(last: Observations[NumpyArray] | None, buffer: RolloutBuffer) -> Observations[NumpyArray]:
     """
     An observation that environments gave.

@@ -39,7 +39,8 @@ def test_masks_hold(cls: type[Any], policy: str) -> None:
 
 @pytest.mark.parametrize("cls", [PPO, TRPO])
 @pytest.mark.parametrize(
-    "policy", ["MlpPolicy", pytest.param("MlpLstmPolicy", marks=pytest.mark.slow), "MaskableMlpLstmPolicy"]
+    "policy",
+    ["MlpPolicy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("MlpLstmPolicy", "MaskableMlpLstmPolicy"))],
 )
 def test_it_trains_as_the_policy_does(cls: type[Any], policy: str) -> None:
     found = []

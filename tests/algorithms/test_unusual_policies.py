@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import (
     Categorical,
     Independent,
+    Kumaraswamy,
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
@@ -55,6 +56,7 @@ MAKERS: dict[str, Any] = {
     "moved": lambda mean, std: Independent(
         TransformedDistribution(Normal(th.zeros_like(mean), std), [AffineTransform(mean, 1.0)]), 1
     ),
+    "power": lambda mean, std: Independent(Kumaraswamy(mean.exp(), std), 1),
     "mixture": lambda mean, std: MixtureSameFamily(
         Categorical(logits=mean[:, :2]), Independent(Normal(mean[:, None].repeat(1, 2, 1), std[:, None]), 1)
     ),
@@ -120,6 +122,12 @@ def test_a_distribution_whose_kl_is_not_known_is_named(kind: str, named: str) ->
     with pytest.raises(ValueError, match=rf"{named} cannot be made again from its parameters .* or PPO"):
         TRPO(policy_around(kind), toy(action=box(3)), **SMALL).learn(64)
     PPO(policy_around(kind), toy(action=box(3)), **SMALL).learn(64)
+
+
+def test_a_distribution_whose_kl_torch_takes_for_a_constant_is_named() -> None:
+    with pytest.raises(ValueError, match=r"torch does not know the KL divergence of Kumaraswamy; .* or PPO"):
+        TRPO(policy_around("power"), toy(action=box(3)), **SMALL).learn(64)
+    PPO(policy_around("power"), toy(action=box(3)), **SMALL).learn(64)
 
 
 class InParts(Distribution):

@@ -88,6 +88,7 @@ SITUATIONS = {
 }
 
 
+@pytest.mark.thinned(2)
 @both
 @pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
 def test_callbacks_read_what_they_read_in_sb3_and_each_update_is_written_once(
