@@ -1,15 +1,15 @@
 """The examples run, as a reader would run them, for a few steps."""
 
+import os
 import pathlib
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from forked_scripts import run_python
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -29,8 +29,7 @@ EXAMPLES = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name: str, tmp_path: Path) -> None:
     steps, output = EXAMPLES[name]
-    command = [sys.executable, str(FOLDER / name), str(steps)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_python([str(FOLDER / name), str(steps)], tmp_path, os.environ)
     assert done.returncode == 0, done.stderr
     assert output in done.stdout
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from code_blocks import PAGES, ROOT, blocks, commands, console, script, short_command, words
+from forked_scripts import run_python
 
 sys.path.append(str(ROOT / "tests" / "hub"))
 from loopback import Hub
@@ -128,9 +129,7 @@ def test_python_blocks(page: str, tmp_path: Path, hub: Hub) -> None:
     """In order, in one process, in an empty folder; output that is quoted in a ``text`` block is compared."""
     code, expected = script(page, PRELUDES.get(page, ""), INSERTED.get(page, {}))
     (tmp_path / "page.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, env=environment(tmp_path, hub), capture_output=True, text=True, timeout=550
-    )
+    done = run_python(["page.py"], tmp_path, environment(tmp_path, hub), timeout=550)
     outputs = done.stdout.split("\x1e")[1:]
     last = outputs[-1].partition("\n")[0] if outputs else "the prelude"
     assert done.returncode == 0, f"{page}, block at line {last}: {done.stdout[-1500:]}{done.stderr[-3000:]}"

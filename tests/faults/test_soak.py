@@ -21,6 +21,7 @@ def parameters(model: Any) -> Any:
     return th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("engine", ["autograd", "closed_form"])
 @pytest.mark.parametrize("algorithm", [PPO, TRPO])
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])

@@ -84,6 +84,7 @@ def described(kind: str, folder: Path) -> tuple[Any, Any, Any, Card]:
     return model, agent, score, Card(agent, protocol, score, *facts, policy_class=type(model.policy))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_of_the_card_finds_the_score_and_lets_the_agent_act(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -169,7 +169,7 @@ def metrics_of(policy: Any, columns: dict[str, np.ndarray]) -> th.Tensor:
     return th.stack([block_diag(*row) for row in zip(*blocks, strict=True)])
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @cases
 def test_T5_R2_products_with_F_are_those_of_float64(policy: str, action: str, engine: str) -> None:
     """

@@ -2,25 +2,17 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked_scripts import run_python
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_process(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        stdin=subprocess.DEVNULL,
-    )
+    return run_python(arguments, folder, {**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
 @pytest.fixture(scope="session")

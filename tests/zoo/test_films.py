@@ -60,7 +60,7 @@ def test_the_folder_of_videos_in_a_run_is_guarded_too(one_agent: Path, capsys: p
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param("-f logs -o 'my films/new'", id="relative"),
+        pytest.param("-f logs -o 'my films/new'", id="relative", marks=pytest.mark.slow),
         pytest.param("-f 'my logs'", id="of the run", marks=pytest.mark.slow),
     ],
 )
@@ -94,6 +94,7 @@ def test_a_film_that_was_not_written_is_a_failure(one_agent: Path, process: Proc
     assert result.stderr.strip().splitlines()[-1] == sentence
 
 
+@pytest.mark.slow
 def test_what_stops_a_video_stops_the_film(one_agent: Path, process: Process) -> None:
     (one_agent / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").write_bytes(b"half a z")
     result = process(["-m", "sb3_policyopt", *shlex.split(FILM)], one_agent)
