@@ -86,7 +86,7 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]
     assert len(pictures) == 2
-    assert (tmp_path / "empty" / "published" / "replay.mp4").is_file()
+    assert (tmp_path / "empty" / "published_tour" / "replay.mp4").is_file()
 
 
 def test_the_course_unit_publishes_in_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_the_course_unit_without_an_account(tmp_path: Path, monkeypatch: pytest.
     client = Client("http://127.0.0.1:9", tmp_path / "client", token="")
     notebook = execute("huggingface_course_unit.ipynb", SHORT_UNIT, tmp_path / "empty", client, monkeypatch)
     assert "nothing was sent" in printed(notebook)
-    assert (tmp_path / "empty" / "published" / "ppo-LunarLander-v3.zip").is_file()
+    assert (tmp_path / "empty" / "published_unit" / "ppo-LunarLander-v3.zip").is_file()
 
 
 def test_an_expectation_that_does_not_hold_is_noticed(tmp_path: Path) -> None:
