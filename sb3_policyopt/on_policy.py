@@ -314,7 +314,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
         :return: the model
         """
         self._check_settings()  # others may have been assigned
-        engine = with_whole_actor(self.prepare_engine(), self.rollout_buffer if self.separates_critic else None)
+        engine = with_whole_actor(self.prepare_engine(), self.rollout_buffer if self.separates_critic else None, self.engine)
         model = self.engine_in_use = self.team.with_same_layout(engine)
         self._update_learning_rate(self.policy.optimizer)
         for name, value in self._update_coefficients().items():

@@ -50,8 +50,10 @@ def choose_model(
     """
     family = family_of(policy)
     found = _obstacles(policy, family, overridden)
+    if isinstance(current, TorchModel) and current.reaches_critic and current.policy is policy and current.serves():
+        found = dict.fromkeys(found, _REACHES_CRITIC)
     if found.get(wanted) is not None:
-        raise ValueError(f'engine="{wanted}" cannot serve this policy: {found[wanted]}; use engine="auto"')
+        raise _cannot_serve(wanted, found[wanted])
     name = wanted if wanted in MODELS else next(name for name in MODELS if found.get(name) is None)
     kind = _kind(policy, name)
     channels_last = not overridden and _takes_channels_last(policy)
@@ -76,7 +78,7 @@ def choose_model(
     return model
 
 
-def with_whole_actor(model: AnyModel, buffer: RolloutBuffer | None) -> AnyModel:
+def with_whole_actor(model: AnyModel, buffer: RolloutBuffer | None, wanted: str) -> AnyModel:
     """
     A model whose actor has all parameters that the actions of a rollout depend on.
 
@@ -85,7 +87,9 @@ def with_whole_actor(model: AnyModel, buffer: RolloutBuffer | None) -> AnyModel:
 
     :param model: of a policy
     :param buffer: with a rollout; None where nobody asks which parameters are the actor's
+    :param wanted: as of :func:`choose_model`
     :return: the same, unless there are parameters that it takes for the critic's alone
+    :raises ValueError: if ``wanted`` names a model for which this stands in its way
     """
     policy, critic = model.policy, model.flat.parameters[model.actor_count :]
     if buffer is None or samples_itself(buffer) or not critic:
@@ -106,8 +110,19 @@ def with_whole_actor(model: AnyModel, buffer: RolloutBuffer | None) -> AnyModel:
     rest = [parameter for parameter in critic if id(parameter) not in found]
     channels_last = isinstance(model, (TorchModel, HybridModel)) and model.channels_last
     whole = TorchModel(policy, (actor, rest), model.micro_batch_size, channels_last)
-    whole.reason = model.reason if model.name == whole.name else "the actions depend on parameters of the critic's networks"
+    whole.reason = model.reason
+    if model.name != whole.name:
+        if wanted == model.name:
+            raise _cannot_serve(wanted, _REACHES_CRITIC)
+        whole.reaches_critic, whole.reason = True, _REACHES_CRITIC
     return whole
+
+
+_REACHES_CRITIC = "the actions depend on parameters of the critic's networks"
+
+
+def _cannot_serve(wanted: str, obstacle: str | None) -> ValueError:
+    return ValueError(f'engine="{wanted}" cannot serve this policy: {obstacle}; use engine="auto"')
 
 
 def computes_as_on_gpu(policy: ActorCriticPolicy) -> bool:

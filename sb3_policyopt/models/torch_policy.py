@@ -52,6 +52,8 @@ class TorchModel(TensorModel):
     """
 
     name = "autograd"
+    reaches_critic = False
+    """Whether the actions depend on what a faster model takes for parameters of the critic alone."""
 
     def __init__(
         self,

@@ -111,6 +111,19 @@ def test_what_an_extractor_computes_with_gets_that_gradient_too(
     assert_same_updates(cls, extractor, tie, shared)
 
 
+def test_autograd_stays_where_the_actions_depend_on_the_critics_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    trpo = model(TRPO, Tied, tie_to_layers, verbose=1, **OPTIONS[TRPO]).learn(96)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Engine: ")]
+    assert [line.split()[1] for line in lines] == ["hybrid", "autograd"]
+    assert "the actions depend on parameters of the critic's networks" in lines[1]
+    for own in {trpo.policy.pi_features_extractor, trpo.policy.vf_features_extractor}:
+        own.borrowed.clear()
+    trpo.policy.features_extractor.spare = nn.Identity()  # other modules: chosen anew
+    assert trpo.prepare_engine().name == "hybrid"
+    with pytest.raises(ValueError, match='engine="hybrid" cannot serve this policy: the actions depend on parameters of the'):
+        model(TRPO, Tied, tie_to_layers, engine="hybrid", **OPTIONS[TRPO]).learn(32)
+
+
 class Experts(BaseFeaturesExtractor):
     """One of four layers for each row, by its first entries."""
 
