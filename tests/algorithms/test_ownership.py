@@ -358,7 +358,7 @@ def test_policies_see_real_observations_only_and_what_they_count_is_stocks(cls: 
         assert models[2].policy.features_extractor.calls == models[0].policy.features_extractor.calls
 
 
-def test_an_actor_that_comes_to_use_the_critics_parameters_is_an_error() -> None:
+def test_an_actor_that_comes_to_use_the_critics_parameters_moves_them() -> None:
     class Changing(ActorCriticPolicy):
         borrows = False
 
@@ -369,9 +369,17 @@ def test_an_actor_that_comes_to_use_the_critics_parameters_is_an_error() -> None
             return distribution
 
     model: Any = TRPO(Changing, toy(), **OPTIONS[TRPO]).learn(32)
+    n_parameters = sum(parameter.numel() for parameter in model.policy.parameters())
+    assert model.engine_in_use.n_actor < n_parameters
     model.policy.borrows = True
-    with pytest.raises(ValueError, match=r"depends on .*value_net.*engine_in_use = None"):
-        model.learn(32, reset_num_timesteps=False)
-    model.engine_in_use = None
     model.learn(32, reset_num_timesteps=False)
-    assert model.engine_in_use.n_actor == sum(p.numel() for p in model.policy.parameters())
+    assert model.engine_in_use.n_actor == n_parameters
+
+
+def test_a_surrogate_that_depends_on_the_critic_is_an_error() -> None:
+    class Mixed(TRPO):
+        def surrogate(self, batch: Any, log_prob: th.Tensor) -> th.Tensor:
+            return super().surrogate(batch, log_prob) + self.policy.predict_values(batch.observations).mean()
+
+    with pytest.raises(ValueError, match=r"depends on .*value_net.* compute the surrogate from log_prob"):
+        Mixed("MlpPolicy", toy(), **OPTIONS[TRPO]).learn(32)
