@@ -341,9 +341,9 @@ def surrogate_gradient(policy: ActorCriticPolicy, flat: FlatParameters, actor_co
         beyond = zip(parameters[actor_count:], gradients[actor_count:], strict=True)
         names_beyond = [names[id(p)] for p, g in beyond if g is not None]
         raise ValueError(
-            f"The surrogate depends on {', '.join(names_beyond)}, on which the distribution of the actions does not "
-            "depend, so that a policy update does not move it: compute the surrogate from log_prob. With a rollout buffer that makes its "
-            "own samples, set model.engine_in_use = None when you change what actor and critic share"
+            f"The surrogate depends on {', '.join(names_beyond)}, on which the distribution of the actions does not depend. "
+            "A policy update does not move it: compute the surrogate from log_prob. With a rollout buffer that makes its own "
+            "samples, set model.engine_in_use = None when you change what actor and critic share"
         )
     pairs = zip(parameters[:actor_count], gradients[:actor_count], strict=True)
     return th.cat([(th.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs])
