@@ -209,9 +209,10 @@ class EnvPoolVecEnv(VecEnv):
         if self._keeps_time_limit:
             truncated = truncated | (self._episode_lengths >= self._limit)
         elif self._is_atari:
-            life_lost = (info["lives"] < self._lives) & self._ends_with_life
-            terminated = terminated | (info["terminated"] > 0) | life_lost
-            self._lives = info["lives"].copy()
+            lives = info["lives"]
+            life_lost_at_limit = truncated & self._ends_with_life & (lives > 0) & (lives < self._lives)
+            terminated = terminated | (info["terminated"] > 0) | life_lost_at_limit
+            self._lives = lives.copy()
         dones = terminated | truncated
         # As Monitor inside of AtariWrapper: unclipped rewards, and a game instead of a life.
         self._episode_returns += info["reward"] if self._is_atari else rewards

@@ -1,7 +1,6 @@
 """Which model serves a policy, and why."""
 
 from collections.abc import Mapping, Sequence
-from operator import or_
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -21,11 +20,13 @@ from sb3_policyopt.models.networks.sb3_layout import features_extractors
 from sb3_policyopt.models.recurrent import RecurrentModel
 from sb3_policyopt.models.split import split_parameters, used_by_actor
 from sb3_policyopt.models.torch_policy import TorchModel
-from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.batch import Observations, each, n_rows
 from sb3_policyopt.rollout.buffers import all_observations, samples_itself
 
 MODELS: dict[str, type[AnyModel]] = {"closed_form": ClosedFormModel, "hybrid": HybridModel, "autograd": TorchModel}
 """By the name that ``engine=`` takes, the fastest first."""
+
+_REACHES_CRITIC = "the actions depend on parameters of the critic's networks"
 
 
 def choose_model(
@@ -96,20 +97,32 @@ def with_whole_actor(model: AnyModel, buffer: RolloutBuffer | None, wanted: str)
         return model
     if model.name != TorchModel.name and are_known(features_extractors(policy)):
         return model
-    tensors = _as_tensors(all_observations(buffer), policy.device)
-    n = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
-    used = [False] * len(critic)
-    for start in range(0, n, model.micro_batch_size or n):
-        piece = slice(start, start + (model.micro_batch_size or n))
-        rows = {key: tensor[piece] for key, tensor in tensors.items()} if isinstance(tensors, dict) else tensors[piece]
-        used = [*map(or_, used, used_by_actor(policy, rows, critic))]
-    if not any(used):
-        return model
-    found = {id(parameter) for parameter, is_used in zip(critic, used, strict=True) if is_used}
-    actor = [*model.flat.parameters[: model.actor_count], *(parameter for parameter in critic if id(parameter) in found)]
-    rest = [parameter for parameter in critic if id(parameter) not in found]
+    observations = all_observations(buffer)
+    size = model.micro_batch_size or n_rows(observations)
+
+    def used_in_piece(start: int) -> list[bool]:
+        piece = each(observations, lambda array: array[start : start + size])
+        return used_by_actor(policy, _as_tensors(piece, policy.device), critic)
+
+    used = [any(of_pieces) for of_pieces in zip(*map(used_in_piece, range(0, n_rows(observations), size)), strict=True)]
+    return _with_larger_actor(model, used, wanted) if any(used) else model
+
+
+def _with_larger_actor(model: AnyModel, used: Sequence[bool], wanted: str) -> TorchModel:
+    """
+    Another model of the same policy, whose actor has more parameters.
+
+    :param model: takes them for the critic's
+    :param used: for each of its critic's parameters whether the actor has it
+    :param wanted: as of :func:`choose_model`
+    :return: a model that leaves everything to torch
+    :raises ValueError: if ``wanted`` names another one
+    """
+    critic = [*zip(model.flat.parameters[model.actor_count :], used, strict=True)]
+    actor = [*model.flat.parameters[: model.actor_count], *(parameter for parameter, is_used in critic if is_used)]
+    rest = [parameter for parameter, is_used in critic if not is_used]
     channels_last = isinstance(model, (TorchModel, HybridModel)) and model.channels_last
-    whole = TorchModel(policy, (actor, rest), model.micro_batch_size, channels_last)
+    whole = TorchModel(model.policy, (actor, rest), model.micro_batch_size, channels_last)
     whole.reason = model.reason
     if model.name != whole.name:
         if wanted == model.name:
@@ -118,10 +131,14 @@ def with_whole_actor(model: AnyModel, buffer: RolloutBuffer | None, wanted: str)
     return whole
 
 
-_REACHES_CRITIC = "the actions depend on parameters of the critic's networks"
-
-
 def _cannot_serve(wanted: str, obstacle: str | None) -> ValueError:
+    """
+    The error about a model that was asked for.
+
+    :param wanted: its name
+    :param obstacle: what stands in its way
+    :return: the error
+    """
     return ValueError(f'engine="{wanted}" cannot serve this policy: {obstacle}; use engine="auto"')
 
 

@@ -31,7 +31,7 @@ from sb3_policyopt.objectives.outputs import Pass
 from sb3_policyopt.objectives.trust_region import FisherProduct, SurrogateHook, fisher_product, surrogate_and_kl
 from sb3_policyopt.optimisation.optimiser import Optimiser
 from sb3_policyopt.optimisation.replayed import ReplayedOptimiser
-from sb3_policyopt.rollout.batch import Batch, Observations, columns_of, of_features, with_columns
+from sb3_policyopt.rollout.batch import Batch, Observations, columns_of, n_rows, of_features, with_columns
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context
 from sb3_policyopt.rollout.minibatches import GatheredRows, RolloutData
 from sb3_policyopt.rollout.tensors.buffer import TensorRolloutBuffer
@@ -130,7 +130,7 @@ class TensorClosedForm(TensorModel):
 
     def decide(self, observations: Observations[th.Tensor], context: Context = NO_CONTEXT) -> TensorDecision:
         """One forward pass of the extractors and both networks, and the next piece of noise."""
-        n_envs = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        n_envs = n_rows(observations)
         if self.next_step == len(self.noise) or self.noise.shape[1] != n_envs:
             self.start_rollout(1, n_envs)
         names = list(observations) if isinstance(observations, dict) else None
@@ -215,8 +215,7 @@ class TensorClosedForm(TensorModel):
             gradients: Sequence[th.Tensor | None] = [None] * len(self.flat.parameters[first:])
             if x_bar is not None:
                 gradients = th.autograd.grad(features, self.flat.parameters[first:], x_bar, allow_unused=True)
-            self.flat.gather([gradients[i - first] for i in numbers], numbers)
-            self.flat.add(gradients, first, numbers)  # of layers above an extractor that it computes with, too
+            self.flat.gather_below(gradients, first, numbers)
         return terms
 
     def _make_optimiser(self, first: int) -> Optimiser:

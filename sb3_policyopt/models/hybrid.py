@@ -162,8 +162,7 @@ class HybridModel(Model[th.Tensor]):
         gradients: list[th.Tensor | None] = [None] * len(self.flat.parameters[first:])
         if x_bar is not None and features.requires_grad:
             gradients = gradients_of(features, self.flat.parameters[first:], th.as_tensor(x_bar))
-        self.flat.gather([gradients[i - first] for i in numbers], numbers)
-        self.flat.add(gradients, first, numbers)  # of layers above an extractor that it computes with, too
+        self.flat.gather_below(gradients, first, numbers)
         return terms
 
     def _make_optimiser(self, first: int) -> Optimiser:

@@ -12,7 +12,7 @@ from sb3_policyopt.global_state import unvalidated
 from sb3_policyopt.identity.kinds import kind_of, states_dtype, states_shape
 from sb3_policyopt.models.model import forget_distribution
 from sb3_policyopt.models.policy_calls import step_distribution
-from sb3_policyopt.rollout.batch import Observations
+from sb3_policyopt.rollout.batch import Observations, n_rows
 from sb3_policyopt.rollout.context import NO_CONTEXT, Context, Memory
 
 
@@ -79,7 +79,7 @@ def _beginning(policy: ActorCriticPolicy, observations: Observations[th.Tensor])
     """
     if not kind_of(policy).memory:
         return NO_CONTEXT
-    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    n = n_rows(observations)
     layers, hidden_size = states_shape(policy)
     zeros = th.zeros((layers, n, hidden_size), dtype=states_dtype(policy), device=policy.device)
     return Context(memory=Memory((zeros, zeros), (zeros, zeros)), episode_starts=np.ones(n, bool))

@@ -126,16 +126,18 @@ class FlatParameters:
                 else:
                     self._gradient_places[i].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
 
-    def add(self, gradients: Sequence[th.Tensor | None], first: int, without: Sequence[int]) -> None:
+    def gather_below(self, gradients: Sequence[th.Tensor | None], first: int, numbers: Sequence[int]) -> None:
         """
-        Add gradients that torch computed to those in ``gradient``.
+        Lay the gradients of a features extractor beside those of the layers above it, which are in ``gradient``. Where the
+        extractor computes with some of these layers, too, their gradient is the sum.
 
-        :param gradients: of the parameters from ``first`` on; None where there is nothing to add
+        :param gradients: through the features, of the parameters from ``first`` on; None where these do not depend on one
         :param first: number of the first of them
-        :param without: numbers of parameters to leave as they are
+        :param numbers: of the extractor's parameters
         """
+        self.gather([gradients[i - first] for i in numbers], numbers)
         for i, gradient in enumerate(gradients, first):
-            if gradient is not None and i not in without:
+            if gradient is not None and i not in numbers:
                 self._gradient_places[i].add_(gradient)
 
     def is_of_same_kind(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeAlias, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -13,6 +13,9 @@ from sb3_policyopt.rollout.sequences import Sequences
 
 Observations: TypeAlias = ArrayT | dict[str, ArrayT]
 """One array, or one for each key of a dict space."""
+
+OtherT = TypeVar("OtherT", NumpyArray, th.Tensor)
+"""The kind of array that a function makes of another one."""
 
 Index: TypeAlias = slice | NumpyArray | th.Tensor
 """Which rows: a slice, or row numbers."""
@@ -59,11 +62,8 @@ class Batch(Generic[ArrayT]):
         :param index: a slice, or row numbers
         :return: the batch of those rows
         """
-        observations = self.observations
         return Batch(
-            {key: array[index] for key, array in observations.items()}
-            if isinstance(observations, dict)
-            else observations[index],
+            each(self.observations, lambda array: array[index]),
             self.actions[index],
             self.old_values[index],
             self.old_log_prob[index],
@@ -162,6 +162,29 @@ def with_columns(batch: Batch[th.Tensor], columns: Sequence[th.Tensor], recurrin
     actions, old_values, old_log_prob, advantages, returns = (next(given) for _ in range(5))
     context = dict(zip(batch.context, given, strict=True))
     return Batch(first, actions, old_values, old_log_prob, advantages, returns, context, recurring=recurring)
+
+
+def each(observations: Observations[ArrayT], function: Callable[[ArrayT], OtherT]) -> Observations[OtherT]:
+    """
+    A function of observations, array by array.
+
+    :param observations: one array, or one for each key
+    :param function: of one of them
+    :return: its results in the same form
+    """
+    if isinstance(observations, dict):
+        return {key: function(array) for key, array in observations.items()}
+    return function(observations)
+
+
+def n_rows(observations: Observations[ArrayT]) -> int:
+    """
+    Length of the first axis.
+
+    :param observations: shape (n, ...), or a dict of such
+    :return: n
+    """
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 def one_array(observations: Observations[ArrayT]) -> ArrayT:

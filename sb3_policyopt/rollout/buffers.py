@@ -7,7 +7,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 
 from sb3_policyopt.maths.arrays import NumpyArray
-from sb3_policyopt.rollout.batch import Batch, Observations
+from sb3_policyopt.rollout.batch import Batch, Observations, each
 
 METHODS = ("reset", "add", "compute_returns_and_advantage", "get", "_get_samples", "to_torch")
 
@@ -169,7 +169,7 @@ def all_observations(buffer: RolloutBuffer) -> Observations[NumpyArray]:
         return array if buffer.generator_ready else array.reshape(-1, *array.shape[2:])
 
     observations: Observations[NumpyArray] = buffer.observations
-    return {k: rows(array) for k, array in observations.items()} if isinstance(observations, dict) else rows(observations)
+    return each(observations, rows)
 
 
 def real_observation(last: Observations[NumpyArray] | None, buffer: RolloutBuffer) -> Observations[NumpyArray]:
@@ -184,6 +184,4 @@ def real_observation(last: Observations[NumpyArray] | None, buffer: RolloutBuffe
         return last
     observations: Observations[NumpyArray] = buffer.observations
     first = slice(0, 1) if buffer.generator_ready else 0
-    if isinstance(observations, dict):
-        return {key: array[first] for key, array in observations.items()}
-    return observations[first]
+    return each(observations, lambda array: array[first])
