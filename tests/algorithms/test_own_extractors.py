@@ -29,6 +29,20 @@ class OfUnitNorm(BaseFeaturesExtractor):
         return th.tanh(self.layer(observations))
 
 
+class OfUnitNormBackward(OfUnitNorm):
+    """Does so in the backward pass."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space)
+        self.layer.register_full_backward_hook(self._to_unit_norm)
+
+    def _to_unit_norm(self, layer: Any, *_: Any) -> None:
+        layer.weight.data = nn.functional.normalize(layer.weight.data, dim=1)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.tanh(self.layer(observations))
+
+
 class Tied(BaseFeaturesExtractor):
     """Computes with a module or a parameter that is not its own."""
 
@@ -94,10 +108,13 @@ def assert_same_updates(cls: type[Any], *how: Any) -> None:
     assert all(difference({name: before[name]}, {name: reference[name]}) > 2e-4 for name in learnt)
 
 
-@ALGORITHMS
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-def test_weights_that_an_extractor_moves_are_trained(cls: type[Any], shared: bool) -> None:
-    assert_same_updates(cls, OfUnitNorm, None, shared)
+@pytest.mark.parametrize(
+    ("cls", "extractor"),
+    [(PPO, OfUnitNorm), (TRPO, OfUnitNorm), (PPO, OfUnitNormBackward)],  # TRPO's products with F are backward passes, too
+)
+def test_weights_that_an_extractor_moves_are_trained(cls: type[Any], extractor: type[Any], shared: bool) -> None:
+    assert_same_updates(cls, extractor, None, shared)
 
 
 @ALGORITHMS
