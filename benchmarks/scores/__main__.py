@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     add_training(actions, "train", "train and evaluate what has no row yet")
     add_training(actions, "stock", "the same with SB3's PPO and sb3-contrib's TRPO")
     add_search(actions)
-    actions.add_parser("table", help="write the tables of docs/scores.md")
+    actions.add_parser("table", help="write the tables of docs/scores.md and README.md")
     actions.add_parser("curves", help="draw docs/scores.png and docs/score_curves.png")
     options = parser.parse_args(argv)
     if options.action == "table":

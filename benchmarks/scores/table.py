@@ -1,4 +1,4 @@
-"""Write the tables of docs/scores.md from the CSV file."""
+"""Write the tables of docs/scores.md, and the one of README.md, from the CSV file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from benchmarks.scores.published import GOOD_MODE, PUBLISHED, SOURCES
 from benchmarks.scores.runs import OURS, SEARCH_SEEDS, STOCK, Row
 from benchmarks.scores.statistics import mean_improvement, probability_of_improvement, stratified_interval
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "scores.md"
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENT, README = REPOSITORY / "docs" / "scores.md", REPOSITORY / "README.md"
 MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Reacher", "Pusher", "Inverted", "Humanoid")
 HEADER = [
     "environment",
@@ -52,6 +53,43 @@ def main_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n\n" + _over_all(shipped, groups)
 
 
+def summary_table(rows: Sequence[Row]) -> str:
+    """
+    One line for each MuJoCo environment with a shipped entry that was trained, with both algorithms beside each other.
+
+    :param rows: of the CSV file
+    :return: Markdown
+    """
+    shipped = {(found.env_id, found.algo): found for found in group(rows) if is_shipped(found)}
+    environments = {env_id for env_id, _ in shipped if place(env_id) < len(MUJOCO)}
+    lines = ["| | PPO | published | TRPO | published | minutes |", "|---|---:|---:|---:|---:|---:|"]
+    for env_id in sorted(environments, key=lambda name: (place(name), name)):
+        ppo, trpo = shipped.get((env_id, "ppo")), shipped.get((env_id, "trpo"))
+        cells = [env_id, _reached(ppo), _best("ppo", env_id), _reached(trpo), _best("trpo", env_id)]
+        lines.append("| " + " | ".join([*cells, f"{_minutes(ppo)}, {_minutes(trpo)}"]) + " |")
+    return "\n".join(lines)
+
+
+def _reached(found: Group | None) -> str:
+    """The interquartile mean, and what is not ten seeds after 1,000,000 steps."""
+    if found is None:
+        return ""
+    seeds = [] if len(found.rows) == 10 else [f"{len(found.rows)} seed{'s' if len(found.rows) > 1 else ''}"]
+    steps = [] if found.n_timesteps == 1_000_000 else [f"{found.n_timesteps:,} steps"]
+    return number(found.iqm) + (f" ({', '.join(seeds + steps)})" if seeds + steps else "")
+
+
+def _minutes(found: Group | None) -> str:
+    """Of the shortest training, if it is known."""
+    return "" if found is None or found.minutes is None else f"{found.minutes:.1f}"
+
+
+def _best(algo: str, env_id: str) -> str:
+    """The published figure."""
+    published = PUBLISHED.get((algo, env_id))
+    return "" if published is None else number(published.mean)
+
+
 def place(env_id: str) -> int:
     """Order of the environments: MuJoCo's best known ones first."""
     return next((index for index, name in enumerate(MUJOCO) if env_id.startswith(name)), len(MUJOCO))
@@ -72,10 +110,9 @@ def _line(found: Group, stock: Group | None) -> str:
         spread = "" if published.spread is None else f" ± {number(published.spread)}"
         steps = "" if published.n_timesteps == found.n_timesteps else f" at {published.n_timesteps:,}"
         theirs = f"{number(published.mean)}{spread} ({published.source}){steps}"
-    minutes = "" if found.minutes is None else f"{found.minutes:.1f}"
     seeds = ", ".join(number(value) for value in found.returns)
     cells = [found.env_id, found.algo.upper(), f"{found.n_timesteps:,}", str(len(found.rows)), number(found.iqm) + interval]
-    return "| " + " | ".join([*cells, good, beside, better, theirs, minutes, seeds]) + " |"
+    return "| " + " | ".join([*cells, good, beside, better, theirs, _minutes(found), seeds]) + " |"
 
 
 def _over_all(shipped: Sequence[Group], groups: Sequence[Group]) -> str:
@@ -147,16 +184,28 @@ def sources() -> str:
     return "\n".join(f"- {name}: [{source.title}]({source.url}): {source.description}." for name, source in SOURCES.items())
 
 
-def write(rows: Sequence[Row], document: Path = DOCUMENT) -> None:
+def write(rows: Sequence[Row], document: Path = DOCUMENT, readme: Path = README) -> None:
     """
-    Put the tables between their marks.
+    Put the tables between their marks, ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
 
     :param rows: of the CSV file
-    :param document: has ``<!-- NAME -->`` and ``<!-- end of NAME -->`` for table, stock, tried and sources
+    :param document: has marks for table, stock, tried and sources
+    :param readme: has marks for scores
+    """
+    put(document, table=main_table(rows), stock=stock_table(rows), tried=tried_table(rows), sources=sources())
+    put(readme, scores=summary_table(rows))
+
+
+def put(document: Path, **contents: str) -> None:
+    """
+    Replace what stands between marks.
+
+    :param document: Markdown
+    :param contents: by the name of the mark
+    :raises ValueError: if the document lacks a mark
     """
     text = document.read_text(encoding="utf-8")
-    parts = {"table": main_table(rows), "stock": stock_table(rows), "tried": tried_table(rows), "sources": sources()}
-    for name, content in parts.items():
+    for name, content in contents.items():
         before, _, rest = text.partition(f"<!-- {name} -->")
         _, found, after = rest.partition(f"<!-- end of {name} -->")
         if not found:

@@ -95,6 +95,7 @@ def test_group_has_the_mean_of_the_middle_half_of_its_seeds() -> None:
 def test_minutes_are_those_of_rows_that_the_harness_made() -> None:
     assert Group((row(0, 1.0, seconds=""), row(1, 1.0, commit=""))).minutes is None
     assert Group((row(0, 1.0, seconds="600", commit=""), row(1, 1.0, seconds="120"))).minutes == 2.0
+    assert Group((row(0, 1.0, seconds="300"), row(1, 1.0, seconds="120"))).minutes == 2.0  # the one that shared the least
 
 
 def test_search_seeds_entries_and_implementations_stay_apart_and_seeds_are_in_order() -> None:

@@ -1,4 +1,4 @@
-"""What stands in docs/scores.md, from rows made for the purpose."""
+"""What stands in docs/scores.md and README.md, from rows made for the purpose."""
 
 from pathlib import Path
 from typing import Any
@@ -79,31 +79,48 @@ def test_what_was_tried_beside_it() -> None:
     assert "4,321" not in table.main_table(ROWS)
 
 
-def test_the_document_keeps_what_stands_around_the_tables(tmp_path: Path) -> None:
-    document = tmp_path / "scores.md"
+def test_the_summary_has_both_algorithms_in_a_line_and_what_is_not_ten_seeds() -> None:
+    ten = [row(seed, 5000 + seed) for seed in range(10)]
+    assert table.summary_table(ten).splitlines()[2:] == ["| HalfCheetah-v5 |  | 5,784 | 5,004 | 4,471 | , 1.5 |"]
+    assert "| 5,500 (4 seeds) |" in table.summary_table(ROWS)
+    assert "5,000 (1 seed)" in table.summary_table(ROWS[:1])
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> tuple[Path, Path]:
+    """A document and a README with old tables."""
+    document, readme = tmp_path / "scores.md", tmp_path / "README.md"
     marks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->" for name in ("table", "stock", "tried", "sources")]
     document.write_text("before\n" + "\nbetween\n".join(marks) + "\nafter\n")
-    table.write(ROWS, document)
-    text = document.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and text.count("between") == 3
-    assert "old" not in text and "5,500" in text and "4,321" in text and "Tianshou" in text
-    table.write(ROWS, document)
-    assert document.read_text() == text
+    readme.write_text("before\n<!-- scores -->\nold\n<!-- end of scores -->\nafter\n")
+    return document, readme
 
 
-def test_a_document_without_marks_is_refused(tmp_path: Path) -> None:
-    document = tmp_path / "scores.md"
-    document.write_text("nothing")
-    with pytest.raises(ValueError, match="lacks <!-- table -->"):
-        table.write(ROWS, document)
+def test_the_documents_keep_what_stands_around_the_tables(documents: tuple[Path, Path]) -> None:
+    table.write(ROWS, *documents)
+    text, summary = (document.read_text() for document in documents)
+    for written in (text, summary):
+        assert written.startswith("before\n") and written.endswith("after\n") and "old" not in written and "5,500" in written
+    assert text.count("between") == 3 and "4,321" in text and "Tianshou" in text and "4,321" not in summary
+    table.write(ROWS, *documents)
+    assert [document.read_text() for document in documents] == [text, summary]
 
 
-def test_the_document_of_the_repository_has_the_tables_of_its_csv_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "mark"), [("scores.md", "table"), ("README.md", "scores")])
+def test_a_document_without_marks_is_refused(documents: tuple[Path, Path], name: str, mark: str) -> None:
+    (documents[0].parent / name).write_text("nothing")
+    with pytest.raises(ValueError, match=f"{name} lacks <!-- {mark} -->"):
+        table.write(ROWS, *documents)
+
+
+def test_the_documents_of_the_repository_have_the_tables_of_its_csv_file(tmp_path: Path) -> None:
     """If not: ``python -m benchmarks.scores table``."""
-    document = tmp_path / "scores.md"
-    document.write_text(table.DOCUMENT.read_text())
-    table.write(runs.read(), document)
-    assert document.read_text() == table.DOCUMENT.read_text()
+    kept = (table.DOCUMENT, table.README)
+    copies = [tmp_path / document.name for document in kept]
+    for document, copy in zip(kept, copies, strict=True):
+        copy.write_text(document.read_text())
+    table.write(runs.read(), *copies)
+    assert [copy.read_text() for copy in copies] == [document.read_text() for document in kept]
 
 
 def test_both_charts_are_drawn(tmp_path: Path) -> None:
