@@ -81,4 +81,5 @@ class Workspace(Generic[ArrayT]):
 
 
 def _same_kind(one: ArrayT, other: ArrayT) -> bool:
-    return type(one) is type(other) and one.dtype == other.dtype and one.device == other.device
+    devices = [getattr(array, "device", None) for array in (one, other)]  # arrays of NumPy 1 have none
+    return type(one) is type(other) and one.dtype == other.dtype and devices[0] == devices[1]
