@@ -1,6 +1,6 @@
 """
-Settings of the process that training changes and restores: torch's gradient mode, the validation of its distributions, and the
-number of threads that NumPy's matrix products use.
+Settings of the process that training changes and restores: torch's gradient mode, the validation of its distributions, the
+cache of ``torch.autocast``, and the number of threads that NumPy's matrix products use.
 
 :func:`training_modes` surrounds a training. :func:`threads_for` surrounds single products: OpenBLAS, which NumPy's wheels
 contain, splits products as small as 64 × 64 × 128 among all cores. At that size synchronising the threads takes longer than
@@ -112,8 +112,33 @@ def training_modes() -> Iterator[None]:
             "learn() was called within torch.inference_mode(), in which parameters cannot be trained: call it outside"
         )
     threads = _blas_threads()
-    with th.enable_grad(), _validation.kept(), threads.kept() if threads else nullcontext():
+    with th.enable_grad(), uncached_casts(), _validation.kept(), threads.kept() if threads else nullcontext():
         yield
+
+
+def autocast_is_on() -> bool:
+    """Whether ``torch.autocast`` may change what networks compute."""
+    return th.is_autocast_enabled("cpu") or th.is_autocast_enabled("cuda")
+
+
+@contextmanager
+def uncached_casts() -> Iterator[None]:
+    """
+    Within ``torch.autocast`` weights are cast anew at every use. Torch keeps what it has cast until the outermost ``autocast``
+    ends, so in one around a whole training every pass would compute with the weights of the first one.
+
+    :return: a context
+    """
+    cached = th.is_autocast_cache_enabled()
+    if not (cached and autocast_is_on()):
+        yield
+        return
+    th.clear_autocast_cache()
+    th.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        th.set_autocast_cache_enabled(cached)
 
 
 def unchecked_arithmetic() -> AbstractContextManager[object]:
@@ -124,6 +149,17 @@ def unchecked_arithmetic() -> AbstractContextManager[object]:
     :return: the context, for one use
     """
     return np.errstate(all="ignore")
+
+
+@contextmanager
+def arithmetic_of_updates() -> Iterator[None]:
+    """
+    :func:`unchecked_arithmetic` and :func:`uncached_casts`, which a callback may have made necessary since the training began.
+
+    :return: a context
+    """
+    with unchecked_arithmetic(), uncached_casts():
+        yield
 
 
 def arithmetic_of_steps() -> Callable[[], AbstractContextManager[object]]:

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt import update_log
-from sb3_policyopt.global_state import training_modes, unchecked_arithmetic
+from sb3_policyopt.global_state import arithmetic_of_updates, training_modes
 from sb3_policyopt.maths.arrays import ArrayT
 from sb3_policyopt.maths.losses import explained_variance
 from sb3_policyopt.maths.terms import Terms, value_of
@@ -285,7 +285,7 @@ class PolicyOptimization(Checked, Scheduled, WithMasksAndMemory, Placed):
                 if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
                     break
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                with update_log.recording(self.logger), unchecked_arithmetic():
+                with update_log.recording(self.logger), arithmetic_of_updates():
                     self.train()
                 self.team.keep_together(self)
                 self._n_iterations += 1

@@ -83,7 +83,8 @@ class TorchFamily:
         def product(tangent: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
             along = [(slope, part) for slope, part in zip(slopes, tangent, strict=True) if slope.requires_grad]
             outputs, directions = [slope for slope, _ in along], [part for _, part in along]
-            return th.autograd.grad(outputs, new, directions, retain_graph=True, materialize_grads=True)
+            moved = th.autograd.grad(outputs, new, directions, retain_graph=True, materialize_grads=True)
+            return tuple([part.detach() for part in moved])
 
         return product
 

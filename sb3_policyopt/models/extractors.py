@@ -287,7 +287,7 @@ class ExtractedPass:
             parameters = [parameter for parameter, _ in parts]
             found = th.autograd.grad(self.features, parameters, x_bar[0], retain_graph=True, materialize_grads=True)
             for (_, place), gradient in zip(parts, found, strict=True):
-                place.copy_(gradient)
+                place.copy_(gradient.detach())
         return into
 
     def _extractor_parts(self, vector: th.Tensor) -> list[tuple[nn.Parameter, th.Tensor]]:

@@ -7,6 +7,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
 from sb3_policyopt.distributions import ActionDistribution
+from sb3_policyopt.global_state import autocast_is_on
 from sb3_policyopt.identity.kinds import is_own_gru, kind_of
 from sb3_policyopt.identity.originals import POLICY_METHODS, is_called_as_usual, is_original, replaced_methods
 from sb3_policyopt.identity.structure import GLOBAL_HOOKS, is_hooked
@@ -61,7 +62,7 @@ def overridden_methods(policy: ActorCriticPolicy) -> str | None:
         return f"{', '.join(replaced)} was replaced"
     if any(GLOBAL_HOOKS):
         return "a hook of all modules is registered"
-    if th.is_autocast_enabled("cpu") or th.is_autocast_enabled("cuda"):
+    if autocast_is_on():
         return "torch.autocast is on"
     return None
 

@@ -296,11 +296,12 @@ class TorchPass:
             self._along = [th.zeros_like(output, requires_grad=True) for output in self._outputs]
             self._transposed = self._pullback(self._along, create_graph=True)
         moved = iter(th.autograd.grad(self._transposed, self._along, direction, retain_graph=True, materialize_grads=True))
-        return tuple(next(moved) if p.requires_grad else th.zeros_like(p) for p in self.parameters)
+        return tuple(next(moved).detach() if p.requires_grad else th.zeros_like(p) for p in self.parameters)
 
     def pullback(self, slopes: tuple[th.Tensor, ...]) -> th.Tensor:
         """Jᵀ u by a backward pass."""
-        return self._pullback([u for u, p in zip(slopes, self.parameters, strict=True) if p.requires_grad])
+        needed = [u for u, p in zip(slopes, self.parameters, strict=True) if p.requires_grad]
+        return self._pullback(needed).detach()  # zeros that torch 2.8 makes for unused parameters require gradients
 
     def _pullback(self, slopes: list[th.Tensor], create_graph: bool = False) -> th.Tensor:
         """

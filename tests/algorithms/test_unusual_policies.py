@@ -196,9 +196,13 @@ def test_a_policy_in_float64_trains(cls: type[Any]) -> None:
 
 
 def test_an_update_in_float64_is_stocks() -> None:
-    models = updated(
-        *on_one_rollout(*(in_float64(kind("MlpPolicy", toy(), **SMALL)) for kind in (stable_baselines3.PPO, PPO)))
-    )
+    models = on_one_rollout(*(in_float64(kind("MlpPolicy", toy(), **SMALL)) for kind in (stable_baselines3.PPO, PPO)))
+    try:
+        updated(*models)
+    except RuntimeError as error:  # of stock, whose loss mixes both types
+        if "Found dtype Float" not in str(error):
+            raise
+        pytest.skip(f"SB3 does not train in float64 with torch {th.__version__}")
     np.testing.assert_allclose(parameter_vector(models[1].policy), parameter_vector(models[0].policy), rtol=0, atol=1e-8)
 
 

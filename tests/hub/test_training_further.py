@@ -78,6 +78,7 @@ def test_an_evaluation_without_monitor_reports_the_rewards_of_the_environment(tm
     folder = Path(push_to_hub(model, "me/x", n_eval_episodes=1, video_length=0, dry_run=tmp_path / "dry"))
     statistics = freeze(load_statistics(str(folder / "vec_normalize.npz")))
     statistics.set_venv(DummyVecEnv([lambda: gym.make("Pendulum-v1", max_episode_steps=20)]))
+    statistics.seed(0)
     rewards: list[float] = []
 
     def note(local: dict[str, object], _: object) -> None:

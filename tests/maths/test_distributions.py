@@ -118,7 +118,7 @@ def test_P3_gradient_of_the_entropy(case: Case, seed: int, scale: float) -> None
     reference = th.autograd.grad(case.family.entropy(parameters).sum(), parameters, materialize_grads=True)
     for i, (ours, parameter) in enumerate(zip(gradient, parameters, strict=True)):
         rows = ours.detach().expand(5, -1)
-        arrays_equal(rows if parameter.dim() == 2 else rows.sum(0), reference[i])
+        arrays_equal(rows if parameter.dim() == 2 else rows.sum(0), reference[i].detach())
 
         def integrand(actions: th.Tensor, i: int = i) -> th.Tensor:
             log_prob, score = case.family.log_prob_and_score(parameters, actions)
@@ -179,7 +179,8 @@ def test_numpy_and_torch_give_the_same_numbers(case: Case) -> None:
             for i, pair in enumerate(zip(*arrays, strict=True)):
                 results[f"{name}[{i}]"] = pair
         for name, (ours_numpy, ours_torch) in results.items():
-            assert isinstance(ours_numpy, np.ndarray) and ours_numpy.dtype == dtype, name
+            widened = name == "entropy" and np.lib.NumpyVersion(np.__version__) < "2.0.0"  # a scalar plus a number was float64
+            assert isinstance(ours_numpy, np.ndarray) and (ours_numpy.dtype == dtype or widened), name
             assert isinstance(ours_torch, th.Tensor), name
             np.testing.assert_allclose(ours_numpy, ours_torch.numpy(), rtol=tolerance, atol=tolerance, err_msg=name)
 
