@@ -170,7 +170,7 @@ def difference(stock: Any, ours: Any, part: str = "") -> float:
     return max(float((v - theirs[name]).abs().max()) for name, v in stock.policy.state_dict().items() if part in name)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "value"), cases(OF_PPO))
 def test_ppo_trains_with_it_to_the_parameters_of_stock(name: str, value: Any, engine: str) -> None:
     stock, ours = pair(PPO, StockPPO, name, value, engine=engine)
@@ -180,7 +180,7 @@ def test_ppo_trains_with_it_to_the_parameters_of_stock(name: str, value: Any, en
     assert difference(stock, ours) <= 3e-6
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "value"), cases(OF_TRPO))
 def test_trpo_trains_with_it_and_its_critic_is_that_of_stock(name: str, value: Any) -> None:
     """The policies differ on purpose (another solver); the critic, which has parameters of its own, does not."""
@@ -221,7 +221,7 @@ LEARNING = [
 ]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("ours", "stock", "name", "value"), LEARNING)
 def test_it_learns_and_its_zip_opens_in_stock(
     ours: type[Any], stock: type[Any], name: str, value: Any, tmp_path: Path

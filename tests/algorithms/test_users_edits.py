@@ -23,18 +23,20 @@ MODELS = pytest.mark.parametrize(
     ("cls", "space"),
     [
         (PPO, "box"),
-        *(pytest.param(*model, marks=pytest.mark.thinned(3)) for model in ((PPO, "dict"), (TRPO, "box"))),
+        *(pytest.param(*model, marks=pytest.mark.thinned(4)) for model in ((PPO, "dict"), (TRPO, "box"))),
         pytest.param(TRPO, "dict", marks=pytest.mark.slow),
     ],
 )
 
 
+@pytest.mark.thinned(2)
 @MODELS
 @pytest.mark.parametrize("edit", BETWEEN, ids=lambda edit: edit.__name__)
 def test_an_edit_between_rollouts(edit: Callable[..., Any], space: str, cls: type[Any]) -> None:
     check(cls, space, "box_6", [[], [edit], []], [[], [], []])
 
 
+@pytest.mark.thinned(2)
 @MODELS
 @pytest.mark.parametrize("edit", DURING, ids=lambda edit: edit.__name__)
 def test_an_edit_in_the_middle_of_a_rollout(edit: Callable[..., Any], space: str, cls: type[Any]) -> None:

@@ -38,6 +38,7 @@ def trained(algorithm: Any, vec_env_cls: Any, **kwargs: Any) -> Any:
     return model
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("algorithm", [PPO, TRPO, StockPPO])
 @pytest.mark.parametrize("trainer_steps", [False, True])
 def test_a_training_ends_with_the_same_bits(algorithm: Any, trainer_steps: bool) -> None:

@@ -54,7 +54,7 @@ def commands(card: str) -> list[list[str]]:
     return [line.split() for line in re.findall(r"(?:^|`)sb3-policyopt ((?:load_from_hub|enjoy|train) [^`\n]*)", card, re.M)]
 
 
-@pytest.mark.parametrize("name", ["of-sb3", "own-extractor", "own-policy"])
+@pytest.mark.parametrize("name", ["of-sb3", pytest.param("own-extractor", marks=pytest.mark.slow), "own-policy"])
 def test_the_commands_of_the_card_run(cards: dict[str, str], client: Client, name: str) -> None:
     card = cards[name]
     load, _, train = commands(card)

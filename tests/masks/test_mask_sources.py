@@ -285,6 +285,7 @@ def test_what_cannot_be_asked_for_attributes_has_no_masks_in_its_environments() 
     np.testing.assert_array_equal(buffer.action_masks, np.apply_along_axis(allowed_after, 2, buffer.observations))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("algorithm", [MaskablePPO, MaskableTRPO])
 @pytest.mark.parametrize("space", MASKABLE)
 def test_M1_forbidden_actions_are_never_drawn(algorithm: type[Any], space: str, engine: str) -> None:

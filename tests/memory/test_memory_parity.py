@@ -93,7 +93,7 @@ CASES = {
 FAST = {"box_6, separate", "discrete, shared", "multi_discrete, none"}
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.fast) if n in FAST else n for n in CASES])
 def test_R1_an_update_is_sb3_contribs(name: str, engine: str) -> None:
     assert_equal_updates(CASES[name].twins(engine=engine), TOLERANCE)

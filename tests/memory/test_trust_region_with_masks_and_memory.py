@@ -112,7 +112,7 @@ def kl_by_torch(model: Any) -> float:
     return float(total.sum(-1).mean() if total.dim() == 3 else total.mean())
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @cases
 def test_T2_kl_of_every_update_is_within_the_trust_region(policy: str, action: str, engine: str) -> None:
     model, n_accepted = model_of(policy, action, engine, target_kl=0.02), 0
@@ -169,7 +169,7 @@ def metrics_of(policy: Any, columns: dict[str, np.ndarray]) -> th.Tensor:
     return th.stack([block_diag(*row) for row in zip(*blocks, strict=True)])
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(6)
 @cases
 def test_T5_R2_products_with_F_are_those_of_float64(policy: str, action: str, engine: str) -> None:
     """

@@ -60,6 +60,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 LONG = ("a GRU of two layers, gSDE",)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "options", [pytest.param(SCENARIOS[name], marks=[pytest.mark.slow] * (name in LONG), id=name) for name in SCENARIOS]
 )
@@ -138,7 +139,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CONTEXT is None, reason="needs processes that start fast")
-@pytest.mark.parametrize("kind", ["PPO", "TRPO", pytest.param("masks and memory", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["TRPO", *(pytest.param(name, marks=pytest.mark.slow) for name in ("PPO", "masks and memory"))]
+)
 def test_kill(tmp_path: Path, kind: str) -> None:
     options: dict[str, Any] = {**SCENARIOS[kind], "save_freq": ROLLOUT}
     options.setdefault("env", "CartPole-v1")
