@@ -36,8 +36,8 @@ demo: install ## train TRPO and PPO on CartPole-v1, evaluate them, draw their le
 test: install lint type ## lint, types and the tests
 	$(BIN)/python -m pytest -n auto
 
-test-fast: install ## a few tests of every part, in less than half a minute; `make test` runs what they leave out
-	$(BIN)/python -m pytest -n auto -m fast
+test-fast: install ## a few tests of every part, in about a minute on two cores; `make test` runs what they leave out
+	$(BIN)/python -m pytest -n auto -m "fast and not slow"
 
 test-lowest: ## the fast tests with the lowest versions that pyproject.toml admits; PYTHON=python3.10 chooses another Python
 	$(MAKE) test-fast VENV=.venv-lowest-$(VERSION) CONSTRAINTS=constraints-lowest.txt EXTRA=tests

@@ -1,10 +1,9 @@
 """A third algorithm: one entry in the registry, and the zoo, the hyperparameters, plots, doctor and Hub find it."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,37 +101,6 @@ def test_without_a_stock_class_the_card_has_no_code_for_it(third: Algorithm) -> 
     agent = agent_of_run(Path("logs/third/CartPole-v1_1"), "third", "CartPole-v1")
     card = card_of(agent)
     assert card.count("```python") == 1
-
-
-MINE = """
-from sb3_policyopt import PPO
-from sb3_policyopt.registry import Algorithm, find, register
-
-class Mine(PPO):
-    "Of a module that only --gym-packages names."
-
-ppo = find("ppo")
-parts = {"panels": ppo.panels, "rules": ppo.rules, "sampler": ppo.sampler}
-register(Algorithm("mine", "mine:Mine", FILE, metric="train/mine", **parts))
-"""
-
-
-def test_the_commands_take_an_algorithm_of_a_module_that_gym_packages_names(
-    tmp_path: Path, cli: Callable[..., CompletedProcess[str]], process: Callable[..., CompletedProcess[str]]
-) -> None:
-    """Each in a process of its own, in which nothing but the command imports the module."""
-    (tmp_path / "mine.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 32, batch_size: 32}\n")
-    (tmp_path / "mine.py").write_text(MINE.replace("FILE", repr(str(tmp_path / "mine.yml"))))
-    which = "--algo mine --env CartPole-v1 --gym-packages mine"
-    cli(tmp_path, f"train {which} --seed 1 --eval-freq -1")
-    assert "Episode Reward" in cli(tmp_path, f"enjoy {which} -f logs --no-render -n 600").stdout
-    cli(tmp_path, f"push_to_hub {which} -orga me -n 20 --no-video --dry-run card")
-    assert "Mine" in (tmp_path / "card" / "README.md").read_text()
-    unknown = process(["-m", "sb3_policyopt", "train", *which.replace("--algo mine", "--algo min").split()], tmp_path)
-    assert unknown.returncode == 2 and "there is no algorithm min, did you mean mine?" in unknown.stderr
-    (tmp_path / "mine.py").write_text(MINE.replace("FILE", "'x.yml'").replace("mine:Mine", "mine:Other"))
-    broken = process(["-m", "sb3_policyopt", "train", *which.split()], tmp_path)
-    assert broken.returncode == 2 and "--gym-packages mine: an algorithm cannot be imported" in broken.stderr
 
 
 def test_a_name_is_a_key_and_a_class_has_one_entry() -> None:
