@@ -98,8 +98,9 @@ def unvalidated() -> AbstractContextManager[None]:
 @contextmanager
 def training_modes() -> Iterator[None]:
     """
-    Torch's gradients are on. At the end their mode, the validation of torch's distributions and NumPy's number of threads are
-    what they were, or what a callback set the last two to.
+    Torch's gradients are on, and autocast keeps no casts. At the end the mode of the gradients, autocast's cache, the
+    validation of torch's distributions and NumPy's number of threads are what they were, or what a callback set the last
+    two to.
 
     Each ``with`` inside restores its own setting, unless Ctrl-C arrives between the change and the ``with``: gradients would
     then stay off in an interactive session, and the next training would fail without a visible cause.
@@ -117,8 +118,8 @@ def training_modes() -> Iterator[None]:
 
 
 def autocast_is_on() -> bool:
-    """Whether ``torch.autocast`` may change what networks compute."""
-    return th.is_autocast_enabled("cpu") or th.is_autocast_enabled("cuda")
+    """Whether ``torch.autocast`` changes what networks compute, on whichever device."""
+    return any(th.is_autocast_enabled(device) for device in ("cpu", "cuda", "mps", "xpu"))
 
 
 @contextmanager

@@ -1,9 +1,14 @@
-"""Models on environments of tensors, and the same environments through NumPy."""
+"""Models on environments of tensors, the same environments through NumPy, and what Gymnasium has since 1.1."""
 
 from typing import Any
 
+import gymnasium as gym
+import pytest
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)
+gymnasium_1_1 = pytest.mark.skipif(AutoresetMode is None, reason="needs Gymnasium 1.1, which says when environments reset")
 
 
 class ThroughNumpy(VecEnvWrapper):

@@ -28,6 +28,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from no_sync import NoSync
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from tensor_models import AutoresetMode, gymnasium_1_1
 
 from sb3_policyopt.envs.tensors import (
     TensorVecEnv,
@@ -40,9 +41,7 @@ from sb3_policyopt.envs.tensors import (
 
 pytestmark = pytest.mark.fast
 N = 7
-AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # since Gymnasium 1.1
 SAME = AutoresetMode and AutoresetMode.SAME_STEP
-gymnasium_1_1 = pytest.mark.skipif(AutoresetMode is None, reason="needs Gymnasium 1.1")
 
 
 def quiet_rsl_rl(simulator: Any, **settings: Any) -> TensorVecEnv:

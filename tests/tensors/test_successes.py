@@ -16,14 +16,12 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
-from tensor_models import model_on
+from tensor_models import AutoresetMode, gymnasium_1_1, model_on
 
 from sb3_policyopt import PPO
 from sb3_policyopt.envs.tensors import TensorStep, TensorVecNormalize, from_gymnasium_vector
 
 N, T = 7, 24
-AutoresetMode: Any = getattr(gym.vector, "AutoresetMode", None)  # since Gymnasium 1.1
-gymnasium_1_1 = pytest.mark.skipif(AutoresetMode is None, reason="needs Gymnasium 1.1")
 
 
 class Judged(Clock):
@@ -88,7 +86,7 @@ def test_equal_those_of_dummy_vec_env(kind: Any, normalised: bool, tmp_path: Pat
         np.testing.assert_array_equal(np.ravel(one), np.ravel(other))
 
 
-@pytest.mark.skipif(not hasattr(gym.vector, "AutoresetMode"), reason="Gymnasium 1.0 does not say when it resets")
+@gymnasium_1_1
 @pytest.mark.parametrize("kind", [bool, float])
 def test_of_environments_that_reset_themselves_in_a_step_of_their_own(kind: Any) -> None:
     env = from_gymnasium_vector(SyncVectorEnv(functions(kind)))

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
-from tensor_models import model_on
+from tensor_models import AutoresetMode, gymnasium_1_1, model_on
 
 from sb3_policyopt import PPO
 from sb3_policyopt.envs.tensors import (
@@ -60,12 +60,12 @@ class Sees(BaseCallback):
 
 
 def vector_of_bytes(normalised: bool) -> Any:
-    env = gym.vector.SyncVectorEnv([Memory] * 4, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    env = gym.vector.SyncVectorEnv([Memory] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
     tensors = from_gymnasium_vector(env)
     return TensorVecNormalize(tensors) if normalised else tensors
 
 
-@pytest.mark.skipif(not hasattr(gym.vector, "AutoresetMode"), reason="Gymnasium 1.0 does not say when it resets")
+@gymnasium_1_1
 def test_normalised_bytes_reach_the_policy_as_they_are() -> None:
     callback = Sees()
     model = model_on(PPO, vector_of_bytes(normalised=True), **SMALL).learn(2 * 32, callback)
@@ -76,7 +76,7 @@ def test_normalised_bytes_reach_the_policy_as_they_are() -> None:
     assert (fractions != 0).mean() > 0.9
 
 
-@pytest.mark.skipif(not hasattr(gym.vector, "AutoresetMode"), reason="Gymnasium 1.0 does not say when it resets")
+@gymnasium_1_1
 def test_the_buffer_follows_a_normalisation_that_comes_later() -> None:
     model = model_on(PPO, vector_of_bytes(normalised=False), **SMALL).learn(32)
     assert model.rollout_buffer.observations.dtype == th.uint8
