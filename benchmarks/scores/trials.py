@@ -6,6 +6,7 @@ Changes of PPO that were tried and did not enter it, most of them as a callback 
 from collections.abc import Iterator
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
@@ -167,3 +168,41 @@ def coloured(rng: np.random.Generator, beta: float, n_steps: int, shape: tuple[i
     while True:
         white = np.fft.rfft(rng.standard_normal((n_steps, *shape)), axis=0)
         yield from np.fft.irfft(white * scale.reshape(-1, *[1] * len(shape)), n_steps, axis=0)
+
+
+class StaggeredEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    An environment whose first episode is cut off after a random number of steps, as ``env_wrapper``. Environments whose
+    episodes all end at the time limit are no longer in the same part of an episode at the same step.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.n_steps = 0
+        self.first_end: int | None = None
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """
+        :param action: for the environment
+        :return: what the environment returns, with ``truncated`` at the end that was drawn
+        """
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.n_steps += 1
+        if self.first_end is None:
+            limit = None if self.spec is None else self.spec.max_episode_steps
+            self.first_end = int(self.np_random.integers(1, (limit or 1) + 1))
+        return observation, reward, terminated, truncated or self.n_steps == self.first_end, info
+
+
+class StaggeredResets(Trial):
+    """
+    At the beginning of a training the i-th of n environments counts i/n of its time limit as passed (``init_at_random_ep_len``
+    of rsl_rl draws such numbers). Environments whose episodes all end at the limit are never in the same part of an episode.
+    """
+
+    def _on_training_start(self) -> None:
+        env = self.training_env
+        if self.model.num_timesteps == 0:
+            for i in range(env.num_envs):
+                (limit,) = env.env_method("get_wrapper_attr", "_max_episode_steps", indices=i)
+                env.env_method("set_wrapper_attr", "_elapsed_steps", i * limit // env.num_envs, indices=i)

@@ -16,6 +16,8 @@ from benchmarks.scores.trials import (
     FasterCritic,
     NormedTanh,
     RecomputedAdvantages,
+    StaggeredEpisodes,
+    StaggeredResets,
     coloured,
     recompute,
 )
@@ -141,3 +143,35 @@ def test_actions_have_the_coloured_noise(tmp_path: Path) -> None:
     assert np.allclose(noise, np.array(list(islice(drawn, 64)))[:, :, 0], atol=1e-4)
     assert "sample" not in vars(model.policy.action_dist)
     model.save(tmp_path / "agent")
+
+
+class Ends(BaseCallback):
+    """Keeps the steps at which episodes end, by environment."""
+
+    def _on_step(self) -> bool:
+        for i in np.flatnonzero(self.locals["dones"]):
+            self.of.setdefault(int(i), []).append(self.n_calls)
+        return True
+
+    def _on_training_start(self) -> None:
+        self.of: dict[int, list[int]] = {}
+
+
+def test_environments_are_in_different_parts_of_an_episode() -> None:
+    """The second training goes on with the episodes of the first, which are staggered already."""
+    model = PPO("MlpPolicy", make_vec_env("Pendulum-v1", 4), n_steps=250, batch_size=100, n_epochs=1, device="cpu", seed=0)
+    ends = Ends()
+    model.learn(2000, callback=[StaggeredResets(), ends])
+    assert ends.of == {0: [200, 400], 1: [150, 350], 2: [100, 300, 500], 3: [50, 250, 450]}
+    model.learn(1000, callback=[StaggeredResets(), ends], reset_num_timesteps=False)
+    assert ends.of == {0: [600], 1: [550, 750], 2: [700], 3: [650]}
+
+
+def test_the_first_episode_alone_is_cut_off_at_a_random_step() -> None:
+    env = make_vec_env("Pendulum-v1", 4, wrapper_class=StaggeredEpisodes)
+    ends = Ends()
+    PPO("MlpPolicy", env, n_steps=250, batch_size=100, n_epochs=1, device="cpu", seed=0).learn(4000, callback=ends)
+    first = [steps[0] for steps in ends.of.values()]
+    assert len(set(first)) == 4 and max(first) <= 200
+    for i, steps in ends.of.items():
+        assert np.diff(steps).tolist() == [200] * (len(steps) - 1), i
