@@ -1,8 +1,9 @@
-"""Callbacks: checkpoints from which a killed run continues to the same final bits, evaluations, records of a run, a rate."""
+"""Callbacks: checkpoints from which a killed run goes on to the same bits, evaluations, records, rates, staggered episodes."""
 
 from sb3_policyopt.callbacks.adaptive_rate import AdaptiveLearningRate
 from sb3_policyopt.callbacks.evaluation import EvalCallback
 from sb3_policyopt.callbacks.resumable import ResumableCheckpointCallback
 from sb3_policyopt.callbacks.run_recorder import RunRecorder
+from sb3_policyopt.callbacks.staggered_resets import StaggeredResets
 
-__all__ = ["AdaptiveLearningRate", "EvalCallback", "ResumableCheckpointCallback", "RunRecorder"]
+__all__ = ["AdaptiveLearningRate", "EvalCallback", "ResumableCheckpointCallback", "RunRecorder", "StaggeredResets"]

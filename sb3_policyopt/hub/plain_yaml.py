@@ -39,7 +39,7 @@ _KNOWN_WRAPPERS = re.compile(
     r"|stable_baselines3\.common\.vec_env\.(vec_frame_stack\.)?VecFrameStack"
     r"|rl_zoo3\.wrappers\.\w+"
     r"|minigrid\.wrappers\.\w+"
-    r"|sb3_policyopt\.callbacks\.AdaptiveLearningRate"
+    r"|sb3_policyopt\.callbacks\.(AdaptiveLearningRate|StaggeredResets)"
     r"|gymnasium\.wrappers\.(\w+\.)?(ClipAction|ClipReward|DelayObservation|DtypeObservation|FilterObservation|FlattenObservation"
     r"|FrameStackObservation|GrayscaleObservation|MaxAndSkipObservation|NormalizeObservation|NormalizeReward|RescaleAction"
     r"|RescaleObservation|ReshapeObservation|ResizeObservation|StickyAction|TimeAwareObservation|TimeLimit))"
