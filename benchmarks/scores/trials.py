@@ -192,17 +192,3 @@ class StaggeredEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             limit = None if self.spec is None else self.spec.max_episode_steps
             self.first_end = int(self.np_random.integers(1, (limit or 1) + 1))
         return observation, reward, terminated, truncated or self.n_steps == self.first_end, info
-
-
-class StaggeredResets(Trial):
-    """
-    At the beginning of a training the i-th of n environments counts i/n of its time limit as passed (``init_at_random_ep_len``
-    of rsl_rl draws such numbers). Environments whose episodes all end at the limit are never in the same part of an episode.
-    """
-
-    def _on_training_start(self) -> None:
-        env = self.training_env
-        if self.model.num_timesteps == 0:
-            for i in range(env.num_envs):
-                (limit,) = env.env_method("get_wrapper_attr", "_max_episode_steps", indices=i)
-                env.env_method("set_wrapper_attr", "_elapsed_steps", i * limit // env.num_envs, indices=i)

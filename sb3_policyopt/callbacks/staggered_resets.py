@@ -1,13 +1,19 @@
 """Environments that are in different parts of their episodes."""
 
 import warnings
+from collections.abc import Sequence
 
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_policyopt.parallel.launcher import rank, world_size
 
-PASSED, LIMIT = "_elapsed_steps", "_max_episode_steps"
-"""Attributes of Gymnasium's TimeLimit."""
+TIME_LIMIT = ("_elapsed_steps", "_max_episode_steps")
+"""Steps that have passed and the limit, attributes of Gymnasium's TimeLimit."""
+
+TENSORS = (("episode_length_buf", "max_episode_length"), ("elapsed", "max_episode_steps"))
+"""The same of simulators whose first attribute is a tensor of all environments: Isaac Lab and rsl_rl's, and our own."""
 
 
 class StaggeredResets(BaseCallback):
@@ -20,36 +26,81 @@ class StaggeredResets(BaseCallback):
     environments of all ranks). Its first episode, which a ``Monitor`` reports as the short one that it is, is cut off that
     much earlier; all later ones are whole. rsl_rl's ``init_at_random_ep_len`` draws such numbers at random.
 
-    Nothing is changed if an environment is already in the middle of an episode, as in ``learn(reset_num_timesteps=False)``
-    and in a training that is resumed, and, with a warning, if an environment has no ``gymnasium.wrappers.TimeLimit``, as
-    those of EnvPool and those of tensors.
+    The limit is that of ``gymnasium.wrappers.TimeLimit``, of the simulators of Isaac Lab and rsl_rl, or of our CartPole and
+    Pendulum in torch. A warning says so where an environment has none of these, as those of EnvPool; they stay as they are.
+    They also do if an environment is already in the middle of an episode, as in ``learn(reset_num_timesteps=False)`` and in
+    a training that is resumed.
 
-    :param verbose: 1 prints the steps that count as passed
+    :param verbose: 1 prints the steps that count as passed in the environments of this process
     """
 
     def _on_training_start(self) -> None:
         env = self.training_env
-        if not (env.has_attr(PASSED) and env.has_attr(LIMIT)):
+        if all(map(env.has_attr, TIME_LIMIT)):
+            passed, limits = map(env.get_attr, TIME_LIMIT)
+            if not any(passed):
+                put(staggered := steps_that_count(limits), env)
+                self._say(staggered)
+        elif (found := of_tensors(env)) is not None:
+            steps, limit = found
+            if not steps.any():
+                staggered = steps_that_count([limit] * env.num_envs)
+                steps.copy_(th.as_tensor(staggered))
+                self._say(staggered)
+        else:
             warnings.warn(
                 "StaggeredResets does nothing: it needs gymnasium.wrappers.TimeLimit around each environment, which "
                 "gymnasium.make adds where an environment is registered with max_episode_steps",
                 stacklevel=2,
             )
-            return
-        if any(env.get_attr(PASSED)):
-            return
-        first, n_envs = env.num_envs * rank(), env.num_envs * world_size()
-        passed = [(first + i) * limit // n_envs for i, limit in enumerate(env.get_attr(LIMIT))]
-        for i, n_steps in enumerate(passed):
-            env.env_method("set_wrapper_attr", PASSED, n_steps, indices=i)
-        if env.get_attr(PASSED) != passed:
-            warnings.warn(
-                "StaggeredResets does nothing: with this version of Gymnasium TimeLimit may not be the outermost wrapper; "
-                "wrap each environment by stable_baselines3.common.monitor.Monitor, as make_vec_env does",
-                stacklevel=2,
-            )
-        elif self.verbose:
-            print(f"Steps of the first episodes that count as passed: {', '.join(map(str, passed))}")
 
     def _on_step(self) -> bool:
         return True
+
+    def _say(self, staggered: Sequence[int]) -> None:
+        if self.verbose:
+            print(f"Steps of the first episodes that count as passed: {', '.join(map(str, staggered))}")
+
+
+def steps_that_count(limits: Sequence[int]) -> list[int]:
+    """
+    How many steps count as passed in each environment.
+
+    :param limits: of the environments of this rank, in steps; other ranks have as many environments
+    :return: a number from 0 to below the limit for each
+    """
+    first, n_envs = len(limits) * rank(), len(limits) * world_size()
+    return [(first + i) * limit // n_envs for i, limit in enumerate(limits)]
+
+
+def put(passed: Sequence[int], env: VecEnv) -> None:
+    """
+    Set the steps that have passed.
+
+    :param passed: for each environment
+    :param env: whose environments have Gymnasium's TimeLimit; a warning says if this version of Gymnasium cannot set it
+    """
+    name, _ = TIME_LIMIT
+    for i, n_steps in enumerate(passed):
+        env.env_method("set_wrapper_attr", name, n_steps, indices=i)
+    if env.get_attr(name) != list(passed):
+        warnings.warn(
+            "StaggeredResets does nothing: with this version of Gymnasium TimeLimit may not be the outermost wrapper; "
+            "wrap each environment by stable_baselines3.common.monitor.Monitor, as make_vec_env does",
+            stacklevel=3,
+        )
+
+
+def of_tensors(env: VecEnv) -> tuple[th.Tensor, int] | None:
+    """
+    The steps of all environments of a simulator.
+
+    :param env: the environments
+    :return: the simulator's own tensor, shape (n_envs,), and the limit; None if it has no such attributes
+    """
+    for names in TENSORS:
+        if all(map(env.has_attr, names)):
+            steps, limit = (env.get_attr(name)[0] for name in names)
+            if isinstance(steps, th.Tensor) and steps.shape == (env.num_envs,):
+                return steps, int(limit)
+    return None

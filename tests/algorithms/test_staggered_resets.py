@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback, StaggeredResets
 from sb3_policyopt.envs import SharedMemoryVecEnv
-from sb3_policyopt.envs.tensors import TensorPendulum
+from sb3_policyopt.envs.tensors import TensorPendulum, TensorVecNormalize
 
 STAGGERED = {0: [200, 400], 1: [150, 350], 2: [100, 300, 500], 3: [50, 250, 450]}
 """Of four environments with a limit of 200 steps, whose first episodes end 0, 50, 100 and 150 steps earlier."""
@@ -98,9 +98,14 @@ def test_environments_without_a_limit_are_left_as_they_are_with_a_warning(vec_en
     env.close()
 
 
-def test_tensors_have_no_such_limit() -> None:
-    with pytest.warns(UserWarning, match="StaggeredResets does nothing: it needs"):
-        agent(TensorPendulum(4)).learn(1000, callback=StaggeredResets())
+@pytest.mark.parametrize("normalize", [False, True])
+def test_environments_of_tensors_are_staggered_too(normalize: bool) -> None:
+    env: Any = TensorPendulum(4)
+    ends = Ends()
+    agent(TensorVecNormalize(env) if normalize else env).learn(2000, callback=[StaggeredResets(), ends])
+    assert ends.steps == STAGGERED
+    agent(env).learn(1000, callback=[StaggeredResets(), Ends()])  # begins with a reset
+    assert env.elapsed.tolist() == [50, 100, 150, 0]
 
 
 def test_limits_may_differ_and_be_the_outermost_wrapper() -> None:

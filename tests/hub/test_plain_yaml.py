@@ -113,7 +113,10 @@ def test_config_of_the_zoo_passes_and_others_do_not() -> None:
             {"gymnasium.wrappers.transform_observation.GrayscaleObservation": {"keep_dim": True}},
         ],
         "policy_kwargs": "dict(activation_fn=nn.GELU)",
-        "callback": [{"sb3_policyopt.callbacks.AdaptiveLearningRate": {"desired_kl": 0.02}}],
+        "callback": [
+            {"sb3_policyopt.callbacks.AdaptiveLearningRate": {"desired_kl": 0.02}},
+            "sb3_policyopt.callbacks.StaggeredResets",
+        ],
     }
     check_config(good, "config.yml")
     wrong: list[dict[str, Any]] = [

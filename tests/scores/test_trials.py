@@ -17,7 +17,6 @@ from benchmarks.scores.trials import (
     NormedTanh,
     RecomputedAdvantages,
     StaggeredEpisodes,
-    StaggeredResets,
     coloured,
     recompute,
 )
@@ -155,16 +154,6 @@ class Ends(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.of: dict[int, list[int]] = {}
-
-
-def test_environments_are_in_different_parts_of_an_episode() -> None:
-    """The second training goes on with the episodes of the first, which are staggered already."""
-    model = PPO("MlpPolicy", make_vec_env("Pendulum-v1", 4), n_steps=250, batch_size=100, n_epochs=1, device="cpu", seed=0)
-    ends = Ends()
-    model.learn(2000, callback=[StaggeredResets(), ends])
-    assert ends.of == {0: [200, 400], 1: [150, 350], 2: [100, 300, 500], 3: [50, 250, 450]}
-    model.learn(1000, callback=[StaggeredResets(), ends], reset_num_timesteps=False)
-    assert ends.of == {0: [600], 1: [550, 750], 2: [700], 3: [650]}
 
 
 def test_the_first_episode_alone_is_cut_off_at_a_random_step() -> None:

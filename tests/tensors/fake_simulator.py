@@ -171,6 +171,7 @@ class FakeIsaacLab(Simulator):
         self.single_observation_space = spaces.Dict({"policy": DICT if dicts else OBSERVATIONS, "critic": OBSERVATIONS})
         self.single_action_space = action_space
         self.max_episode_length = LIMIT
+        self.episode_length_buf = self.steps
 
     @property
     def unwrapped(self) -> "FakeIsaacLab":

@@ -30,6 +30,8 @@ from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from tensor_models import AutoresetMode, gymnasium_1_1
 
+from sb3_policyopt import PPO
+from sb3_policyopt.callbacks import StaggeredResets
 from sb3_policyopt.envs.tensors import (
     TensorVecEnv,
     TensorVecNormalize,
@@ -345,3 +347,26 @@ def test_the_fake_simulator_has_the_habits_that_are_tested() -> None:
         both |= bool((after.terminated & after.truncated).any())
         stale |= bool((~(after.terminated | after.truncated) & (final[:, 2] > 0)).any())
     assert both and stale and len(first.unique(dim=0)) == 7  # type: ignore[union-attr]
+
+
+def test_staggered_resets_set_the_steps_of_isaac_lab_and_rsl_rl() -> None:
+    """The simulator's own tensor is written to; one in the middle of its episodes, as after a step, is left alone."""
+    isaaclab, rsl_rl = FakeIsaacLab(N), FakeRslRl(N)
+    simulator: Simulator
+    for simulator, env in ((isaaclab, from_isaaclab(isaaclab)), (rsl_rl, quiet_rsl_rl(rsl_rl))):
+        callback = StaggeredResets()
+        callback.init_callback(PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu"))
+        env.reset()
+        callback.on_training_start({}, {})
+        assert simulator.steps.tolist() == [0, 0, 1, 2, 2, 3, 4]  # i · 5 // 7
+        env.step(np.zeros((N, 2), np.float32))
+        before = simulator.steps.tolist()
+        callback.on_training_start({}, {})
+        assert simulator.steps.tolist() == before
+
+
+def test_staggered_resets_say_where_there_is_no_such_tensor() -> None:
+    callback = StaggeredResets()
+    callback.init_callback(PPO("MlpPolicy", from_gymnasium_vector(FakeManiSkill(N)), n_steps=8, batch_size=8, device="cpu"))
+    with pytest.warns(UserWarning, match="StaggeredResets does nothing"):
+        callback.on_training_start({}, {})
