@@ -1,5 +1,7 @@
 """Environments begin in different parts of an episode, with every kind of VecEnv, and go on from a checkpoint."""
 
+import inspect
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import stable_baselines3
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_policyopt import PPO, TRPO
@@ -108,12 +111,27 @@ def test_environments_of_tensors_are_staggered_too(normalize: bool) -> None:
     assert env.elapsed.tolist() == [50, 100, 150, 0]
 
 
-def test_limits_may_differ_and_be_the_outermost_wrapper() -> None:
+def test_limits_may_differ() -> None:
     """The environments have 100, 200 and 40 steps; none, a third and two thirds of them count as passed."""
-    env = DummyVecEnv([partial(TimeLimit, without_limit(), limit) for limit in (100, 200, 40)])
+    env = DummyVecEnv([partial(monitored, limit) for limit in (100, 200, 40)])
     ends = Ends()
     agent(env, n_epochs=1).learn(750, callback=[StaggeredResets(), ends])
     assert ends.steps == {0: [100, 200], 1: [200 - 66], 2: list(range(40 - 26, 250, 40))}
+
+
+def monitored(limit: int) -> gym.Env[Any, Any]:
+    return Monitor(TimeLimit(without_limit(), limit))
+
+
+def test_the_limit_may_be_the_outermost_wrapper_or_a_warning_says_that_it_may_not() -> None:
+    """Gymnasium 1.0 sets attributes of the wrappers within the outermost one only."""
+    ends = Ends()
+    model = agent(DummyVecEnv([lambda: TimeLimit(without_limit(), 100)] * 2))
+    can_be_set = "force" in inspect.signature(gym.Wrapper.set_wrapper_attr).parameters  # which came with that ability
+    expected = nullcontext() if can_be_set else pytest.warns(UserWarning, match="may not be the outermost wrapper")
+    with expected:
+        model.learn(500, callback=[StaggeredResets(), ends])
+    assert ends.steps == {0: [100, 200], 1: [50, 150, 250] if can_be_set else [100, 200]}
 
 
 def test_ranks_share_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
