@@ -189,6 +189,5 @@ class StaggeredEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = super().step(action)
         self.n_steps += 1
         if self.first_end is None:
-            limit = None if self.spec is None else self.spec.max_episode_steps
-            self.first_end = int(self.np_random.integers(1, (limit or 1) + 1))
+            self.first_end = int(self.np_random.integers(1, self.get_wrapper_attr("_max_episode_steps") + 1))
         return observation, reward, terminated, truncated or self.n_steps == self.first_end, info

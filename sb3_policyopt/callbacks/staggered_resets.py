@@ -4,16 +4,18 @@ import warnings
 from collections.abc import Sequence
 
 import torch as th
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_policyopt.envs.tensors.classic_control import ClassicControl
 from sb3_policyopt.parallel.launcher import rank, world_size
 
 TIME_LIMIT = ("_elapsed_steps", "_max_episode_steps")
 """Steps that have passed and the limit, attributes of Gymnasium's TimeLimit."""
 
-TENSORS = (("episode_length_buf", "max_episode_length"), ("elapsed", "max_episode_steps"))
-"""The same of simulators whose first attribute is a tensor of all environments: Isaac Lab and rsl_rl's, and our own."""
+SIMULATOR = ("episode_length_buf", "max_episode_length")
+"""The same of simulators for Isaac Lab and rsl_rl; the first is a tensor of all environments."""
 
 
 class StaggeredResets(BaseCallback):
@@ -36,7 +38,7 @@ class StaggeredResets(BaseCallback):
 
     def _on_training_start(self) -> None:
         env = self.training_env
-        if all(map(env.has_attr, TIME_LIMIT)):
+        if all(env.env_is_wrapped(TimeLimit)):
             passed, limits = map(env.get_attr, TIME_LIMIT)
             if not any(passed):
                 put(staggered := steps_that_count(limits), env)
@@ -98,9 +100,11 @@ def of_tensors(env: VecEnv) -> tuple[th.Tensor, int] | None:
     :param env: the environments
     :return: the simulator's own tensor, shape (n_envs,), and the limit; None if it has no such attributes
     """
-    for names in TENSORS:
-        if all(map(env.has_attr, names)):
-            steps, limit = (env.get_attr(name)[0] for name in names)
-            if isinstance(steps, th.Tensor) and steps.shape == (env.num_envs,):
-                return steps, int(limit)
+    base = env.unwrapped
+    if isinstance(base, ClassicControl):
+        return base.elapsed, base.max_episode_steps
+    if all(map(env.has_attr, SIMULATOR)):
+        steps, limit = (env.get_attr(name)[0] for name in SIMULATOR)
+        if isinstance(steps, th.Tensor) and steps.shape == (env.num_envs,):
+            return steps, int(limit)
     return None

@@ -143,3 +143,16 @@ def test_ranks_share_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     callback.on_training_start({}, {})
     assert model.env.get_attr("_elapsed_steps") == [200 * 2 // 6, 200 * 3 // 6]
+
+
+class OwnNames(gym.Wrapper[Any, Any, Any, Any]):
+    """Has attributes of the same names, which mean something else, around an environment without a TimeLimit."""
+
+    _elapsed_steps, _max_episode_steps = 0, 10
+
+
+def test_other_attributes_of_the_same_names_are_not_written_to() -> None:
+    env = make_vec_env(lambda: OwnNames(without_limit()), 2)
+    with pytest.warns(UserWarning, match="StaggeredResets does nothing: it needs"):
+        agent(env).learn(500, callback=StaggeredResets())
+    assert env.get_attr("_elapsed_steps") == [0, 0]
