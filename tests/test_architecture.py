@@ -45,7 +45,8 @@ LAYERS = (
     *("parallel", "saving", "setup", "update_log"),
     *("on_policy", "ppo", "trpo", "maskable", "recurrent"),
     *("registry", "hyperparams", "evaluation"),
-    *("callbacks", "envs", "recording"),
+    "envs",
+    *("callbacks", "recording"),
     *("plots", "doctor", "hub", "zoo"),
     *("cli", "__main__"),
 )

@@ -1,10 +1,11 @@
 """Environments that are in different parts of their episodes."""
 
 import warnings
+from abc import ABC
 from collections.abc import Sequence
 
+import gymnasium as gym
 import torch as th
-from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -16,6 +17,19 @@ TIME_LIMIT = ("_elapsed_steps", "_max_episode_steps")
 
 SIMULATOR = ("episode_length_buf", "max_episode_length")
 """The same of simulators for Isaac Lab and rsl_rl; the first is a tensor of all environments."""
+
+
+class AnyTimeLimit(ABC):  # noqa: B024
+    """
+    Stands for Gymnasium's TimeLimit and its subclasses in ``env_is_wrapped``, which has to send a class to the workers.
+    Importing rl-zoo3 replaces ``gymnasium.wrappers.TimeLimit`` by a subclass: environments that were made before then have
+    another class than those made after, and the first class cannot be pickled any more.
+    """
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        original = next(base for base in gym.wrappers.TimeLimit.__mro__ if base.__module__.startswith("gymnasium."))
+        return original in other.__mro__
 
 
 class StaggeredResets(BaseCallback):
@@ -38,7 +52,7 @@ class StaggeredResets(BaseCallback):
 
     def _on_training_start(self) -> None:
         env = self.training_env
-        if all(env.env_is_wrapped(TimeLimit)):
+        if all(env.env_is_wrapped(AnyTimeLimit)):  # type: ignore[arg-type]
             passed, limits = map(env.get_attr, TIME_LIMIT)
             if not any(passed):
                 put(staggered := steps_that_count(limits), env)

@@ -1,6 +1,8 @@
 """Environments begin in different parts of an episode, with every kind of VecEnv, and go on from a checkpoint."""
 
 import inspect
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -143,6 +145,31 @@ def test_ranks_share_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     callback.on_training_start({}, {})
     assert model.env.get_attr("_elapsed_steps") == [200 * 2 // 6, 200 * 3 // 6]
+
+
+BEFORE_AND_AFTER = """
+import sys, warnings
+from sb3_policyopt import PPO
+from sb3_policyopt.callbacks import StaggeredResets
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+warnings.simplefilter("error", UserWarning)
+before = [make_vec_env("Pendulum-v1", 2, vec_env_cls=cls) for cls in (DummyVecEnv, SubprocVecEnv)]
+import rl_zoo3
+after = [make_vec_env("Pendulum-v1", 2, vec_env_cls=cls) for cls in (DummyVecEnv, SubprocVecEnv)]
+for env in before + after:
+    model = PPO("MlpPolicy", env, n_steps=64, device="cpu").learn(128, StaggeredResets())
+    print(env.get_attr("_elapsed_steps"))
+    env.close()
+"""
+
+
+def test_environments_that_were_made_before_rl_zoo3_replaced_the_wrapper_and_after() -> None:
+    """Once rl_zoo3 is imported, ``gymnasium.wrappers.TimeLimit`` is a subclass, and Gymnasium's own cannot be pickled."""
+    pytest.importorskip("rl_zoo3")
+    result = subprocess.run([sys.executable, "-c", BEFORE_AND_AFTER], capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines() == ["[64, 164]"] * 4, result.stderr
 
 
 class OwnNames(gym.Wrapper[Any, Any, Any, Any]):
