@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_policyopt import PPO, TRPO
 from sb3_policyopt.callbacks import ResumableCheckpointCallback, StaggeredResets
-from sb3_policyopt.envs import SharedMemoryVecEnv
+from sb3_policyopt.envs import SharedMemoryVecEnv, make_envpool
 from sb3_policyopt.envs.tensors import TensorPendulum, TensorVecNormalize
 
 STAGGERED = {0: [200, 400], 1: [150, 350], 2: [100, 300, 500], 3: [50, 250, 450]}
@@ -100,6 +100,18 @@ def test_environments_without_a_limit_are_left_as_they_are_with_a_warning(vec_en
     env = make_vec_env(without_limit, 2, vec_env_cls=vec_env)
     with pytest.warns(UserWarning, match=r"StaggeredResets does nothing: it needs gymnasium\.wrappers\.TimeLimit"):
         agent(env).learn(500, callback=StaggeredResets())
+    env.close()
+
+
+def test_environments_of_envpool_are_left_as_they_are_with_a_warning() -> None:
+    """They say that they have a TimeLimit, which is EnvPool's own."""
+    pytest.importorskip("envpool")
+    env = make_envpool("Pendulum-v1", 2, seed=0)
+    assert env.env_is_wrapped(TimeLimit) == [True, True]
+    ends = Ends()
+    with pytest.warns(UserWarning, match="StaggeredResets does nothing: it needs"):
+        agent(env).learn(500, callback=[StaggeredResets(), ends])
+    assert ends.steps == {0: [200], 1: [200]}
     env.close()
 
 
