@@ -49,8 +49,16 @@ def agent(env: VecEnv, cls: type[Any] = PPO, **arguments: Any) -> Any:
     return cls("MlpPolicy", env, n_steps=250, batch_size=100, device="cpu", seed=0, **arguments)
 
 
-@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv, SharedMemoryVecEnv])
-@pytest.mark.parametrize("cls", [PPO, TRPO, stable_baselines3.PPO])
+@pytest.mark.parametrize(
+    ("cls", "vec_env"),
+    [
+        (PPO, DummyVecEnv),
+        (PPO, SubprocVecEnv),
+        (PPO, SharedMemoryVecEnv),
+        (TRPO, DummyVecEnv),
+        (stable_baselines3.PPO, SubprocVecEnv),
+    ],
+)
 def test_the_first_episodes_are_shorter_by_what_counts_as_passed(cls: type[Any], vec_env: type[Any]) -> None:
     env = VecNormalize(make_vec_env("Pendulum-v1", 4, vec_env_cls=vec_env))
     ends = Ends()
@@ -107,7 +115,7 @@ def test_environments_of_envpool_are_left_as_they_are_with_a_warning() -> None:
     """They say that they have a TimeLimit, which is EnvPool's own."""
     pytest.importorskip("envpool")
     env = make_envpool("Pendulum-v1", 2, seed=0)
-    assert env.env_is_wrapped(TimeLimit) == [True, True]
+    assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [True, True]
     ends = Ends()
     with pytest.warns(UserWarning, match="StaggeredResets does nothing: it needs"):
         agent(env).learn(500, callback=[StaggeredResets(), ends])

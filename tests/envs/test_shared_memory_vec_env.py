@@ -105,7 +105,7 @@ def test_dicts_of_observations_are_of_the_same_type() -> None:
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)
-@pytest.mark.parametrize("trainer_steps", [False, True])
+@pytest.mark.parametrize("trainer_steps", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_start_methods(start_method: Any, trainer_steps: bool) -> None:
     envs = [
         DummyVecEnv([lambda: World("dict")] * 3),

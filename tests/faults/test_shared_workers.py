@@ -316,7 +316,7 @@ def running(pid: int) -> Any:
 
 
 @linux
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m == "spawn")) for m in START_METHODS])
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m != "forkserver")) for m in START_METHODS])
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 @pytest.mark.parametrize("trainer_steps", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_orphaned_processes(tmp_path: Path, method: str, how: signal.Signals, trainer_steps: bool) -> None:

@@ -175,7 +175,7 @@ class Counting(BaseCallback):
 def test_what_gathers_data_and_cannot_be_kept_is_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning) as told:
         train(tmp_path, others=[Counting()])
-    (text,) = [str(warning.message) for warning in told]
+    (text,) = [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
     assert text.startswith("Counting.functions cannot be kept in a checkpoint")
     resumed = Counting()
     train(tmp_path, others=[resumed])
