@@ -136,12 +136,12 @@ def _over_all(shipped: Sequence[Group], groups: Sequence[Group]) -> str:
 
 def list_of(groups: Sequence[Group]) -> list[str]:
     """Lines of a table of entries and their seeds, the best of each environment first."""
-    lines = ["| environment | | entry | steps | seeds | return of each |", "|---|---|---|---:|---|---|"]
+    lines = ["| environment | | entry | steps | seeds | minutes | return of each |", "|---|---|---|---:|---|---:|---|"]
     for found in sorted(groups, key=lambda found: (place(found.env_id), found.env_id, found.algo, -found.iqm)):
         seeds = ", ".join(row["seed"] for row in found.rows)
         returns = ", ".join(number(value) for value in found.returns)
-        cells = [found.env_id, found.algo.upper(), f"`{name_of(found)}`", f"{found.n_timesteps:,}", seeds, returns]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [found.env_id, found.algo.upper(), f"`{name_of(found)}`", f"{found.n_timesteps:,}", seeds]
+        lines.append("| " + " | ".join([*cells, _minutes(found), returns]) + " |")
     return lines
 
 

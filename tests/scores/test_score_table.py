@@ -58,7 +58,7 @@ def test_one_seed_is_no_probability_over_all() -> None:
 def test_another_entry_of_stock_says_so_and_both_are_listed() -> None:
     rows = [*ROWS[:4], row(0, 3000, "stock", "other", "defaults")]
     assert "| 3,000 (1, another) |" in table.main_table(rows)
-    assert table.stock_table(rows).splitlines()[2:] == ["| HalfCheetah-v5 | TRPO | `defaults` | 1,000,000 | 0 | 3,000 |"]
+    assert table.stock_table(rows).splitlines()[2:] == ["| HalfCheetah-v5 | TRPO | `defaults` | 1,000,000 | 0 | 1.5 | 3,000 |"]
 
 
 def test_only_what_is_shipped_now_is_called_so() -> None:
@@ -68,13 +68,13 @@ def test_only_what_is_shipped_now_is_called_so() -> None:
 
 def test_an_environment_without_an_entry_is_listed_as_tried() -> None:
     rows = [{**row(0, 5, entry_hash="other", entry="constructor"), "env_id": "MyEnv-v0"}]
-    assert "| MyEnv-v0 | TRPO | `constructor` | 1,000,000 | 0 | 5.0 |" in table.tried_table(rows)
+    assert "| MyEnv-v0 | TRPO | `constructor` | 1,000,000 | 0 | 1.5 | 5.0 |" in table.tried_table(rows)
     assert "MyEnv" not in table.main_table(rows)
 
 
 def test_what_was_tried_beside_it() -> None:
     lines = table.tried_table(ROWS).splitlines()
-    assert lines[2] == "| HalfCheetah-v5 | TRPO | `shared gamma=0.98` | 1,000,000 | 1000 | 4,321 |"
+    assert lines[2] == "| HalfCheetah-v5 | TRPO | `shared gamma=0.98` | 1,000,000 | 1000 | 1.5 | 4,321 |"
     assert "took 0.0 core-hours" in lines[-1]
     assert "4,321" not in table.main_table(ROWS)
 
