@@ -8,6 +8,7 @@ contender in a process of its own, in turns of about a second. Nothing else shou
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -22,12 +23,13 @@ from benchmarks.cases import libraries
 from benchmarks.charts import COLOURS
 from benchmarks.envs import compare
 from benchmarks.run import machine
-from benchmarks.scores.charts import final_returns
-from benchmarks.scores.groups import group, is_shipped, stock_for
+from benchmarks.scores.charts import STOCK_NAMES, published_line, seeds
+from benchmarks.scores.groups import Group, group, is_shipped, stocks_for
 from benchmarks.scores.runs import read
-from benchmarks.scores.table import place
+from benchmarks.scores.table import EARLIER, name_of, place
 
 ROOT = Path(__file__).resolve().parents[1]
+SHORT = {"ppo": "SB3", "trpo": "contrib"}
 FILE = ROOT / "benchmarks" / "headline.csv"
 TASKS = [
     (f"{env_id} ×{n_envs}", {"env_id": env_id, "n_envs": n_envs, "n_steps": 2048 // n_envs})
@@ -86,26 +88,43 @@ def speeds(axes: Axes, rows: list[dict[str, str]], algorithm: str) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
+def is_earlier(stock: Group) -> bool:
+    """Whether the values are rl-zoo3's, which our files once had."""
+    return name_of(stock).startswith(EARLIER)
+
+
+def returns(axes: Axes, ours: Group, stocks: Sequence[Group]) -> None:
+    """Our seeds beside stock's, with the values of our files and with those of rl-zoo3, which were ours once."""
+    names = [f"ours\n({len(ours.rows)})"]
+    seeds(axes, 0, ours, COLOURS["ours"])
+    for x, stock in enumerate(stocks, 1):
+        seeds(axes, x, stock, COLOURS[STOCK_NAMES[ours.algo]])
+        values = "rl-zoo3's" if is_earlier(stock) else "our"
+        names.append(f"{SHORT[ours.algo]},\n{values}\nvalues\n({len(stock.rows)})")
+    published_line(axes, ours)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.6, len(stocks) + 0.6)
+    axes.set_title(f"{ours.algo.upper()} {ours.env_id}\nreturn", fontsize=9)
+
+
 def draw() -> None:
-    """Speeds on the left, returns after training on the right."""
+    """Speeds above, returns after training below."""
     with FILE.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     groups = group(read())
-    shipped = [(found, stock_for(found, groups)) for found in groups if is_shipped(found) and found.env_id.endswith("-v5")]
-    chosen = sorted(
-        (pair for pair in shipped if pair[1] and min(len(g.rows) for g in pair) > 1), key=lambda pair: place(pair[0].env_id)
-    )
-    widths = [4, 4, *[1.6] * len(chosen)]
-    figure, panels = plt.subplots(1, len(widths), figsize=(1.2 * sum(widths), 3.4), width_ratios=widths)
-    for axes, algorithm in zip(panels, ("ppo", "trpo"), strict=False):
+    shipped = sorted((g for g in groups if is_shipped(g) and g.env_id.endswith("-v5")), key=lambda g: place(g.env_id))
+    stocks = [[stock for stock in stocks_for(ours, groups) if len(stock.rows) > 1] for ours in shipped]
+    chosen = [(ours, sorted(found, key=is_earlier)) for ours, found in zip(shipped, stocks, strict=True) if found]
+    figure = plt.figure(figsize=(11, 6), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    for axes, algorithm in zip(above.subplots(1, 2), ("ppo", "trpo"), strict=True):
         speeds(axes, rows, algorithm)
-    for axes, (found, stock) in zip(panels[2:], chosen, strict=True):
-        final_returns(axes, found, stock)
-        axes.set_title(f"{found.algo.upper()} {found.env_id}\nreturn", fontsize=9)
-    for axes in panels:
+    widths = [1.4 + len(found) for _, found in chosen]
+    for axes, (ours, found) in zip(below.subplots(1, len(chosen), width_ratios=widths), chosen, strict=True):
+        returns(axes, ours, found)
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.tight_layout()
     figure.savefig(ROOT / "docs" / "headline.png", dpi=110)
 
 

@@ -24,19 +24,28 @@ Panel = Callable[[Axes, Group, Group | None], None]
 
 def final_returns(axes: Axes, ours: Group, stock: Group | None) -> None:
     """Every seed as a dot, the interquartile mean with its interval, the published figure as a line."""
-    for x, (kind, found) in enumerate([("ours", ours), ("stock", stock)]):
-        if found is None:
-            continue
-        axes.plot(np.full(len(found.rows), x), found.returns, "o", color=COLOURS[kind], alpha=0.35, markersize=4)
-        low, high = found.interval
-        error = [[found.iqm - low], [high - found.iqm]]
-        axes.errorbar([x], [found.iqm], yerr=error, fmt="_", color=COLOURS[kind], markersize=18, markeredgewidth=2.5)
-    published = PUBLISHED.get((ours.algo, ours.env_id))
-    if published is not None and published.n_timesteps == ours.n_timesteps:
-        axes.axhline(published.mean, color="black", linestyle=":", linewidth=1)
+    seeds(axes, 0, ours, COLOURS["ours"])
+    if stock is not None:
+        seeds(axes, 1, stock, COLOURS["stock"])
+    published_line(axes, ours)
     names = [f"ours\n({len(ours.rows)})", "" if stock is None else f"{STOCK_NAMES[ours.algo]}\n({len(stock.rows)})"]
     axes.set_xticks([0, 1], names)
     axes.set_xlim(-0.6, 1.6)
+
+
+def seeds(axes: Axes, x: float, found: Group, colour: str) -> None:
+    """Every seed as a dot, the interquartile mean with its interval."""
+    axes.plot(np.full(len(found.rows), x), found.returns, "o", color=colour, alpha=0.35, markersize=4)
+    low, high = found.interval
+    error = [[found.iqm - low], [high - found.iqm]]
+    axes.errorbar([x], [found.iqm], yerr=error, fmt="_", color=colour, markersize=18, markeredgewidth=2.5)
+
+
+def published_line(axes: Axes, ours: Group) -> None:
+    """The published figure, if it is one at as many steps."""
+    published = PUBLISHED.get((ours.algo, ours.env_id))
+    if published is not None and published.n_timesteps == ours.n_timesteps:
+        axes.axhline(published.mean, color="black", linestyle=":", linewidth=1)
 
 
 def learning_curves(axes: Axes, ours: Group, stock: Group | None) -> None:

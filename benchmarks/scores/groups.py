@@ -84,13 +84,13 @@ def is_shipped(group_: Group) -> bool:
     return first["entry_hash"] == entries.identity(entry) and group_.n_timesteps == int(float(entry["n_timesteps"]))
 
 
-def stock_for(group_: Group, groups: Sequence[Group]) -> Group | None:
+def stocks_for(group_: Group, groups: Sequence[Group]) -> list[Group]:
     """
-    The best of SB3's or sb3-contrib's groups with the same algorithm, environment and steps, whatever their entry.
+    SB3's or sb3-contrib's groups with the same algorithm, environment and steps, whatever their entry.
 
     :param group_: ours
     :param groups: all
-    :return: None if there is none
+    :return: the best one first
     """
     same = [
         other
@@ -99,4 +99,15 @@ def stock_for(group_: Group, groups: Sequence[Group]) -> Group | None:
         and int(other.rows[0]["seed"]) < SEARCH_SEEDS
         and (other.algo, other.env_id, other.n_timesteps) == (group_.algo, group_.env_id, group_.n_timesteps)
     ]
-    return max(same, key=lambda other: other.iqm, default=None)
+    return sorted(same, key=lambda other: other.iqm, reverse=True)
+
+
+def stock_for(group_: Group, groups: Sequence[Group]) -> Group | None:
+    """
+    The best of SB3's or sb3-contrib's groups.
+
+    :param group_: ours
+    :param groups: all
+    :return: None if there is none
+    """
+    return next(iter(stocks_for(group_, groups)), None)
