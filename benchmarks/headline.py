@@ -24,6 +24,7 @@ from benchmarks.charts import COLOURS
 from benchmarks.envs import compare
 from benchmarks.run import machine
 from benchmarks.scores.charts import STOCK_NAMES, published_line, seeds
+from benchmarks.scores.entries import SHIPPED
 from benchmarks.scores.groups import Group, group, is_shipped, stocks_for
 from benchmarks.scores.runs import read
 from benchmarks.scores.table import EARLIER, name_of, place
@@ -88,9 +89,13 @@ def speeds(axes: Axes, rows: list[dict[str, str]], algorithm: str) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def is_earlier(stock: Group) -> bool:
-    """Whether the values are rl-zoo3's, which our files once had."""
-    return name_of(stock).startswith(EARLIER)
+def values_of(stock: Group) -> str:
+    """Whose values an entry has: ours, rl-zoo3's, which our files once had, or else its name."""
+    name = name_of(stock)
+    if name.startswith(EARLIER):
+        return "rl-zoo3's"
+    first, *_ = name.split()
+    return "our" if first in (SHIPPED, "shared") else first
 
 
 def returns(axes: Axes, ours: Group, stocks: Sequence[Group]) -> None:
@@ -99,8 +104,7 @@ def returns(axes: Axes, ours: Group, stocks: Sequence[Group]) -> None:
     seeds(axes, 0, ours, COLOURS["ours"])
     for x, stock in enumerate(stocks, 1):
         seeds(axes, x, stock, COLOURS[STOCK_NAMES[ours.algo]])
-        values = "rl-zoo3's" if is_earlier(stock) else "our"
-        names.append(f"{SHORT[ours.algo]},\n{values}\nvalues\n({len(stock.rows)})")
+        names.append(f"{SHORT[ours.algo]},\n{values_of(stock)}\nvalues\n({len(stock.rows)})")
     published_line(axes, ours)
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.6, len(stocks) + 0.6)
@@ -114,7 +118,7 @@ def draw() -> None:
     groups = group(read())
     shipped = sorted((g for g in groups if is_shipped(g) and g.env_id.endswith("-v5")), key=lambda g: place(g.env_id))
     stocks = [[stock for stock in stocks_for(ours, groups) if len(stock.rows) > 1] for ours in shipped]
-    chosen = [(ours, sorted(found, key=is_earlier)) for ours, found in zip(shipped, stocks, strict=True) if found]
+    chosen = [(ours, sorted(found, key=values_of)) for ours, found in zip(shipped, stocks, strict=True) if found]
     figure = plt.figure(figsize=(11, 6), layout="constrained")
     above, below = figure.subfigures(2, 1)
     for axes, algorithm in zip(above.subplots(1, 2), ("ppo", "trpo"), strict=True):

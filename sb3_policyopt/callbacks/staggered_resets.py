@@ -28,8 +28,8 @@ class AnyTimeLimit(ABC):  # noqa: B024
 
     @classmethod
     def __subclasshook__(cls, other: type) -> bool:
-        original = next(base for base in gym.wrappers.TimeLimit.__mro__ if base.__module__.startswith("gymnasium."))
-        return original in other.__mro__
+        gymnasiums = [base for base in gym.wrappers.TimeLimit.__mro__ if base.__module__.startswith("gymnasium.wrappers.")]
+        return any(base in other.__mro__ for base in gymnasiums)
 
 
 class StaggeredResets(BaseCallback):

@@ -168,7 +168,7 @@ def test_ranks_share_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BEFORE_AND_AFTER = """
-import sys, warnings
+import warnings
 from sb3_policyopt import PPO
 from sb3_policyopt.callbacks import StaggeredResets
 from stable_baselines3.common.env_util import make_vec_env
@@ -203,3 +203,12 @@ def test_other_attributes_of_the_same_names_are_not_written_to() -> None:
     with pytest.warns(UserWarning, match="StaggeredResets does nothing: it needs"):
         agent(env).learn(500, callback=StaggeredResets())
     assert env.get_attr("_elapsed_steps") == [0, 0]
+
+
+def test_where_somebody_put_another_class_in_place_of_the_wrapper_nothing_else_is_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = agent(make_vec_env(without_limit, 2))
+    monkeypatch.setattr(gym.wrappers, "TimeLimit", OwnNames)
+    with pytest.warns(UserWarning, match="StaggeredResets does nothing: it needs"):
+        model.learn(500, callback=StaggeredResets())
