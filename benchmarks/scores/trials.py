@@ -80,6 +80,30 @@ class DecayingDivergence(AdaptiveLearningRate):
         self.desired_kl = at_first
 
 
+class ShrinkingNoise(Trial):
+    """
+    A highest log standard deviation that falls linearly from its first value to ``final`` over the training, so that what is
+    trained at the end is close to the deterministic policy.
+
+    :param final: the highest log standard deviation at the end
+    :param verbose: as in SB3
+    """
+
+    def __init__(self, final: float, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.final = final
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        self.first = float(model.policy.log_std.detach().max())
+
+    def _on_rollout_start(self) -> None:
+        model: Any = self.model
+        highest = self.final + (self.first - self.final) * model._current_progress_remaining
+        with th.no_grad():
+            model.policy.log_std.clamp_(max=highest)
+
+
 class FasterCritic(Trial):
     """PPO with a rate of its own for the critic, ``FACTOR`` times that of the actor, by a second group of the optimizer."""
 
