@@ -50,6 +50,10 @@ class TRPO(PolicyOptimization):
     every action space (``kl_reduction="mean"`` gives sb3-contrib's scale); ``sub_sampling_factor`` thins only the
     Fisher-vector products; an update that cannot be made leaves the policy as it was, bit for bit, and the log has the reason.
 
+    The critic's passes train only what the actor does not depend on, as in sb3-contrib: nothing of a features extractor that
+    both share. Where it has weights (``CnnPolicy``, ``MultiInputPolicy``) give the critic one of its own by
+    ``policy_kwargs=dict(share_features_extractor=False)``.
+
     The coefficients ``learning_rate``, ``target_kl`` and ``cg_damping`` are numbers, callables of ``progress_remaining``,
     or the string "lin_X" (from X linearly to 0).
 
