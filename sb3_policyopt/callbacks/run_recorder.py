@@ -22,6 +22,7 @@ from sb3_policyopt.saving.provenance import (
     git_state,
     half_range,
     installed_versions,
+    shared_extractor_parameters,
     with_text_keys,
 )
 
@@ -67,6 +68,7 @@ class RunRecorder(BaseCallback):
             "seed": self.model.seed,
             "n_envs": self.model.n_envs,
             "action_half_range": half_range(self.model.action_space),
+            "shared_extractor_parameters": shared_extractor_parameters(self.model.policy),
             "device": str(self.model.device),
             "torch_threads": th.get_num_threads(),
             "platform": platform.platform(),

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.utils import ConstantSchedule
+from torch import nn
 
 from sb3_policyopt.saving.constructors import parameters_of
 
@@ -139,6 +140,18 @@ def half_range(space: spaces.Space[Any]) -> float | None:
     half_ranges = (space.high.astype(float) - space.low) / 2
     alike = np.ptp(half_ranges) <= 1e-6 * half_ranges.max() and half_ranges.max() < 1e6
     return float(half_ranges.mean()) if alike else None
+
+
+def shared_extractor_parameters(policy: nn.Module) -> int:
+    """
+    Count what a features extractor that actor and critic share can learn.
+
+    :param policy: of a model
+    :return: numbers in the trainable parameters that the extractors of both have; 0 for policies without such extractors
+    """
+    extractors = [getattr(policy, name, None) for name in ("pi_features_extractor", "vf_features_extractor")]
+    actors, critics = ({*part.parameters()} if isinstance(part, nn.Module) else set() for part in extractors)
+    return sum(parameter.numel() for parameter in actors & critics if parameter.requires_grad)
 
 
 class ContinuedCSV(CSVOutputFormat):

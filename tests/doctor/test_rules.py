@@ -242,25 +242,6 @@ def test_a_solved_task_has_single_large_gradients_and_a_critic_of_no_use(
     assert "exploding_gradient" not in found(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("configuration", "column", "named"),
-    [
-        ("policy: CnnPolicy\n", "train/target_kl", True),
-        ('policy: MultiInputLstmPolicy\npolicy_kwargs: "dict(net_arch=[64])"\n', "train/target_kl", True),
-        ('policy: MlpPolicy\npolicy_kwargs: "dict(features_extractor_class=Own)"\n', "train/target_kl", True),
-        ('policy: CnnPolicy\npolicy_kwargs: "dict(share_features_extractor=False)"\n', "train/target_kl", False),
-        ("policy: MlpPolicy\n", "train/target_kl", False),
-        ("policy: CnnPolicy\n", "train/clip_range", False),
-    ],
-)
-def test_a_critic_of_trpo_that_shares_its_extractor_is_told_to_have_its_own(
-    tmp_path: Path, configuration: str, column: str, named: bool
-) -> None:
-    write(tmp_path, [{STEPS: i, "train/explained_variance": -0.1, column: 0.01} for i in range(12)])
-    (tmp_path / "config.yml").write_text(configuration)
-    assert ("share_features_extractor=False" in found(tmp_path)["useless_critic"].advice) == named
-
-
 @pytest.mark.parametrize("column", ["std", "std_min", "ratio_max", "grad_norm", "approx_kl", "effective_sample_size"])
 def test_a_metric_that_is_never_finite_is_a_finding_and_no_crash(tmp_path: Path, column: str) -> None:
     write(tmp_path, [{STEPS: i, "train/loss": 1.0, f"train/{column}": np.inf} for i in range(6)])

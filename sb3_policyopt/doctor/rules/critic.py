@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, rule, step_of_maximum, succeeded, values
+from sb3_policyopt.doctor.rule import Finding, Settings, latter_half, number, rule, step_of_maximum, succeeded, values
 
 
 @rule(columns=("train/explained_variance",))
@@ -15,28 +15,23 @@ def useless_critic(log: pd.DataFrame, settings: Settings) -> Finding | None:
     median = float(np.median(latter_half(explained)))
     if median > 0.05:
         return None
+    shared = number(settings, "shared_extractor_parameters") if "n_critic_updates" in settings else None
     own_extractor = (
         "Set policy_kwargs=dict(share_features_extractor=False): TRPO's critic trains only what it does not share with the "
-        "actor, and so nothing of a features extractor that both use. "
+        f"actor, and so none of the {shared:.0f} parameters of the features extractor that both use. "
+        if shared
+        else ""
     )
     return Finding(
         "warning",
         "The critic is no better than a constant, so the advantages are little more than noise.",
         f"The median of train/explained_variance over the second half of the run is {median:.2g} (1 is perfect, 0 is a "
         "constant, below 0 is worse than a constant).",
-        (own_extractor if "train/target_kl" in log and _shares_an_extractor(settings) else "")
-        + "Normalise observations and rewards (VecNormalize), raise learning_rate, n_epochs (PPO) or n_critic_updates "
-        "(TRPO), give the critic its own or a larger network, and check that the observation holds what the return "
-        "depends on.",
+        f"{own_extractor}Normalise observations and rewards (VecNormalize), raise learning_rate, n_epochs (PPO) or "
+        "n_critic_updates (TRPO), give the critic its own or a larger network, and check that the observation holds what "
+        "the return depends on.",
         "Stable-Baselines3, explanation of logger output: explained_variance.",
     )
-
-
-def _shares_an_extractor(settings: Settings) -> bool:
-    """Whether actor and critic are known to use one features extractor with weights."""
-    policy, kwargs = str(settings.get("policy")), str(settings.get("policy_kwargs"))
-    has_weights = "Cnn" in policy or "MultiInput" in policy or "features_extractor_class" in kwargs
-    return has_weights and "share_features_extractor" not in kwargs
 
 
 @rule(columns=("train/value_loss", "rollout/ep_rew_mean"))
